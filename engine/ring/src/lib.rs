@@ -1,0 +1,204 @@
+//! The seam between the shard's logic and the machine.
+//!
+//! A [`Ring`] takes operations and gives completions. Two implementations stand behind it: the
+//! io_uring of this crate ([`Uring`]), and the simulator's in the crate `ringpost-tests`, on which
+//! a whole cluster of shards runs in one thread from one seed.
+//!
+//! This crate is the only one that sees a file descriptor or holds `unsafe`. It knows nothing of
+//! frames, sessions or stores.
+//!
+//! Rules that both implementations keep:
+//!
+//! - An operation owns its buffers until its *final* completion: the one whose
+//!   [`Completion::more`] is false. Cancelling is a request; the final completion still comes.
+//! - [`Ring::submit`] never blocks and never fails: what does not fit into the kernel's queue waits
+//!   in user space. Errors come as completions.
+//! - Operations of one batch complete in any order. Whoever needs an order submits the second
+//!   after the first has completed.
+//! - A multishot operation may end at any completion (`more` false, with or without an error). The
+//!   caller arms it again, in one place.
+
+use std::ffi::CString;
+use std::fmt;
+
+use bytes::Bytes;
+
+/// Takes operations, gives completions; owns every buffer in flight and the two clocks.
+pub trait Ring {
+    /// Queues `op`. `token` comes back in each of its completions and is not interpreted.
+    fn submit(&mut self, token: u64, op: Op) -> OpId;
+
+    /// Enters the kernel once: submits what is queued, waits at most `wait_ns` (0: not at all,
+    /// `u64::MAX`: until something happens) for a first completion, and appends completions to
+    /// `out`, at most [`COMPLETIONS_PER_ENTER_MAX`].
+    fn enter(&mut self, wait_ns: u64, out: &mut Vec<Completion>);
+
+    /// The bytes that a lease names.
+    fn bytes(&self, lease: &Lease) -> &[u8];
+
+    /// Gives a receive buffer back. Every lease is given back exactly once.
+    fn release(&mut self, lease: Lease);
+
+    /// Monotonic time in nanoseconds, as of the last [`Ring::enter`].
+    fn now_ns(&self) -> u64;
+
+    /// Wall-clock time in Unix milliseconds, as of the last [`Ring::enter`].
+    fn unix_ms(&self) -> u64;
+
+    /// Operations that have not had their final completion.
+    fn in_flight(&self) -> usize;
+
+    /// What happened since the ring was made.
+    fn counters(&self) -> RingCounters;
+}
+
+/// An operation. Sockets and files are plain numbers here: closing them is an operation too, and
+/// the shard that owns one is the only one to name it.
+#[derive(Debug)]
+pub enum Op {
+    /// Multishot accept. Completes with [`Outcome::Accepted`] until `more` is false.
+    Accept { listener: Listener },
+    /// Receives into a buffer of the ring's pool; completes with [`Outcome::Received`]. Fails with
+    /// [`Errno::NOBUFS`] when the pool is empty: arm again after a lease was released.
+    Recv { socket: Socket, multishot: bool },
+    /// Sends `data`, several chunks with one vectored call; completes with [`Outcome::Sent`], which
+    /// may be short, and hands the chunks back.
+    Send { socket: Socket, data: Vec<Bytes> },
+    /// Asks that the target ends early. The target's own final completion still comes.
+    Cancel { target: OpId },
+    /// Ends both directions; a pending receive then completes with zero bytes.
+    Shutdown { socket: Socket },
+    /// Closes the socket. Submitted only when no other operation on it is in flight.
+    CloseSocket { socket: Socket },
+
+    /// Opens a file; completes with [`Outcome::Opened`].
+    Open { path: CString, mode: OpenMode },
+    /// Reads up to `length_bytes`; completes with [`Outcome::Read`], short only at the end of file.
+    Read { file: File, offset: u64, length_bytes: u32 },
+    /// Writes all of `data`; completes with [`Outcome::Done`] or an error, never short.
+    Write { file: File, offset: u64, data: Bytes },
+    /// `fdatasync`.
+    SyncData { file: File },
+    /// `fsync`, for new files and directories.
+    SyncAll { file: File },
+    /// Closes the file.
+    CloseFile { file: File },
+    /// Removes a name from its directory.
+    Unlink { path: CString },
+
+    /// Wakes another shard's ring, which completes with [`WOKEN_TOKEN`] and [`Outcome::Woken`].
+    Wake { shard: u16 },
+}
+
+/// How [`Op::Open`] opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Read and write an existing file.
+    ReadWrite,
+    /// Read an existing file.
+    ReadOnly,
+    /// Create a file that must not exist yet, for reading and writing; mode 0600.
+    CreateNew,
+    /// A directory, to be synced.
+    Directory,
+}
+
+/// One completion.
+#[derive(Debug)]
+pub struct Completion {
+    /// The word given to [`Ring::submit`], or [`WOKEN_TOKEN`].
+    pub token: u64,
+    /// The operation that completed; unused for a wake.
+    pub op: OpId,
+    /// Whether more completions of this operation follow.
+    pub more: bool,
+    pub result: Result<Outcome, Errno>,
+}
+
+/// What an operation gave.
+#[derive(Debug)]
+pub enum Outcome {
+    Accepted(Socket),
+    /// `None`: the peer closed its side.
+    Received(Option<Lease>),
+    /// Bytes sent, and the chunks of the operation, so that a short send can go on.
+    Sent {
+        sent_bytes: usize,
+        data: Vec<Bytes>,
+    },
+    Opened(File),
+    Read(Bytes),
+    Woken,
+    Done,
+}
+
+/// A bounded region of the ring's receive pool, lent to the shard. Neither cloneable nor
+/// constructible by accident: it is returned through [`Ring::release`].
+#[derive(Debug)]
+#[must_use = "a lease that is not released starves the receive pool"]
+pub struct Lease {
+    pub buffer_index: u16,
+    pub length_bytes: u32,
+}
+
+/// Slot and generation of an operation in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpId {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// A connected stream socket.
+#[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
+pub struct Socket(pub i32);
+
+/// An open file or directory.
+#[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
+pub struct File(pub i32);
+
+/// A listening socket. Its address is known to whoever bound it.
+#[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
+pub struct Listener(pub i32);
+
+/// An operating system error number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    pub const NOBUFS: Self = Self(105);
+    pub const CANCELED: Self = Self(125);
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
+    }
+}
+
+/// Counted since the ring was made; exported as metrics by the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounters {
+    pub enters: u64,
+    pub submitted: u64,
+    pub completions: u64,
+    /// Operations that waited in user space because the submission queue was full.
+    pub spilled: u64,
+    /// Turns in which the kernel reported a completion queue overflow.
+    pub overflows: u64,
+    /// Receives that found the buffer pool empty.
+    pub receive_pool_empty: u64,
+    /// Receive buffers on loan now.
+    pub leases_out: u64,
+}
+
+/// Token of a wake from another thread.
+pub const WOKEN_TOKEN: u64 = u64::MAX;
+
+/// Completions that one [`Ring::enter`] appends at most, so that a turn stays short.
+pub const COMPLETIONS_PER_ENTER_MAX: usize = 1024;

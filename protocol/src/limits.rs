@@ -1,0 +1,41 @@
+//! Every bound of the wire protocol. Configuration may lower them, nothing raises them.
+
+/// Bytes of one frame after its length prefix.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the longest legal length prefix: 65,536 takes three groups of seven bits.
+pub const LENGTH_PREFIX_BYTES_MAX: usize = 3;
+/// Bytes of one envelope; leaves room for the routing data around it.
+pub const ENVELOPE_BYTES_MAX: usize = 60 * 1024;
+/// Bytes of a user or group id.
+pub const USER_ID_BYTES_MAX: usize = 128;
+/// Bytes of a device id.
+pub const DEVICE_ID_BYTES_MAX: usize = 64;
+/// Bytes of a token.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Devices of one user, and so envelopes of one Send to a user.
+pub const DEVICES_PER_USER_MAX: usize = 16;
+/// Sends of one device that may be unanswered.
+pub const SENDS_UNANSWERED_MAX: usize = 256;
+/// Outcomes of Sends that the home shard remembers for one device.
+pub const SEND_OUTCOMES_MAX: usize = 256;
+/// Recipients of one connection that may be blocked after a retryable refusal.
+pub const RECIPIENTS_BLOCKED_MAX: usize = 256;
+/// Delivers and Gaps of one connection that may be unacknowledged.
+pub const DELIVERS_UNACKED_MAX: usize = 256;
+/// Parts of the user space.
+pub const SLOT_COUNT: u16 = 4096;
+/// Lifetime of a message when the Send states none, and the longest one.
+pub const TTL_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+/// Heartbeat of a foreground device.
+pub const HEARTBEAT_FOREGROUND_MS: u64 = 30_000;
+/// Bounds of a background device's heartbeat.
+pub const HEARTBEAT_BACKGROUND_MS_MIN: u64 = 240_000;
+pub const HEARTBEAT_BACKGROUND_MS_MAX: u64 = 1_500_000;
+/// Time from accept to a valid Hello.
+pub const HELLO_MS_MAX: u64 = 10_000;
+
+const _: () = assert!(ENVELOPE_BYTES_MAX + 4 * USER_ID_BYTES_MAX + 1024 <= FRAME_BYTES_MAX);
+const _: () = assert!(FRAME_BYTES_MAX < 1 << (7 * LENGTH_PREFIX_BYTES_MAX));
+const _: () = assert!(SENDS_UNANSWERED_MAX <= SEND_OUTCOMES_MAX);
+const _: () = assert!(HEARTBEAT_BACKGROUND_MS_MIN <= HEARTBEAT_BACKGROUND_MS_MAX);
+const _: () = assert!((SLOT_COUNT as u32) <= u16::MAX as u32);
