@@ -1,0 +1,68 @@
+//! Every bound of the store, and its configuration.
+
+use ringpost_protocol::limits::{DEVICE_ID_BYTES_MAX, ENVELOPE_BYTES_MAX, USER_ID_BYTES_MAX};
+
+/// What one store is opened with. [`StoreConfig::new`] gives the defaults.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The storage shard; written into every segment and compared at start.
+    pub shard: u16,
+    /// Random number of the store, from `CURRENT`; files of another store are refused.
+    pub store_id: u64,
+    /// Length of one segment file.
+    pub segment_bytes: u32,
+    /// Recent batches kept in memory, so that a delivery right after its commit reads no disk.
+    pub cache_bytes: usize,
+    /// A batch that reached this length is closed and the next one begins.
+    pub batch_bytes_max: u32,
+    /// Records that wait for the disk; beyond it [`crate::StoreFull::Queue`].
+    pub queued_bytes_max: usize,
+    /// Bytes of old segments that reclaim reads per second.
+    pub reclaim_bytes_per_second: u32,
+    /// Messages of one mailbox.
+    pub mailbox_records_max: u32,
+    /// Bytes of the messages of one mailbox.
+    pub mailbox_bytes_max: u32,
+    /// One sender may hold this part of a mailbox: a quarter is 4.
+    pub sender_share: u32,
+    /// Zeros written ahead of the log in one piece.
+    pub fill_chunk_bytes: u32,
+}
+
+impl StoreConfig {
+    pub fn new(shard: u16, store_id: u64) -> Self {
+        Self {
+            shard,
+            store_id,
+            segment_bytes: 64 << 20,
+            cache_bytes: 16 << 20,
+            batch_bytes_max: 1 << 20,
+            queued_bytes_max: 64 << 20,
+            reclaim_bytes_per_second: 64 << 20,
+            mailbox_records_max: 1000,
+            mailbox_bytes_max: 4 << 20,
+            sender_share: 4,
+            fill_chunk_bytes: FILL_CHUNK_BYTES_MAX,
+        }
+    }
+}
+
+/// Format of segments and `CURRENT`; another number is refused by name.
+pub const FORMAT_VERSION: u16 = 1;
+/// Batches start on this boundary and share no block with an earlier one.
+pub const BLOCK_BYTES: u32 = 4096;
+/// Mailboxes that one message record may name.
+pub const MAILBOXES_PER_RECORD_MAX: usize = 1000;
+/// The longest record.
+pub const RECORD_BYTES_MAX: usize = ENVELOPE_BYTES_MAX
+    + 8 * MAILBOXES_PER_RECORD_MAX
+    + 2 * USER_ID_BYTES_MAX
+    + DEVICE_ID_BYTES_MAX
+    + 128;
+/// A segment holds at least its header, and one batch of one record.
+pub const SEGMENT_BYTES_MIN: u32 = 128 << 10;
+pub const SEGMENT_BYTES_MAX: u32 = 1 << 30;
+pub const BATCH_BYTES_MAX: u32 = 16 << 20;
+pub const FILL_CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// An idle store attests its last batch after this time.
+pub const ATTEST_MS: u64 = 1000;
