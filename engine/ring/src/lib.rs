@@ -17,11 +17,29 @@
 //!   after the first has completed.
 //! - A multishot operation may end at any completion (`more` false, with or without an error). The
 //!   caller arms it again, in one place.
+//! - Every operation but [`Op::Wake`] has exactly one completion with `more` false. A wake has none
+//!   at its sender: a shard that is gone needs no wake, and nothing could be done about it.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod errno;
+pub mod host;
+mod lease;
+pub mod net;
+mod op;
+pub mod probe;
+mod uring;
+pub mod wake;
 
 use std::ffi::CString;
-use std::fmt;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
+
+pub use errno::Errno;
+pub use probe::RingFault;
+pub use uring::{Uring, UringConfig};
+pub use wake::{Group, WakeHandle};
 
 /// Takes operations, gives completions; owns every buffer in flight and the two clocks.
 pub trait Ring {
@@ -30,7 +48,8 @@ pub trait Ring {
 
     /// Enters the kernel once: submits what is queued, waits at most `wait_ns` (0: not at all,
     /// `u64::MAX`: until something happens) for a first completion, and appends completions to
-    /// `out`, at most [`COMPLETIONS_PER_ENTER_MAX`].
+    /// `out`, at most [`COMPLETIONS_PER_ENTER_MAX`]. May return early with nothing: a signal, or a
+    /// completion that concerned only the ring (the first part of a long write).
     fn enter(&mut self, wait_ns: u64, out: &mut Vec<Completion>);
 
     /// The bytes that a lease names.
@@ -45,7 +64,7 @@ pub trait Ring {
     /// Wall-clock time in Unix milliseconds, as of the last [`Ring::enter`].
     fn unix_ms(&self) -> u64;
 
-    /// Operations that have not had their final completion.
+    /// Operations that have not had their final completion. Wakes are not counted.
     fn in_flight(&self) -> usize;
 
     /// What happened since the ring was made.
@@ -64,12 +83,17 @@ pub enum Op {
     /// Sends `data`, several chunks with one vectored call; completes with [`Outcome::Sent`], which
     /// may be short, and hands the chunks back.
     Send { socket: Socket, data: Vec<Bytes> },
-    /// Asks that the target ends early. The target's own final completion still comes.
+    /// Asks that the target ends early. The target's own final completion still comes, before or
+    /// after this one's: [`Outcome::Done`], or [`Errno::NOENT`] when the target had already ended,
+    /// or [`Errno::ALREADY`] when it runs and cannot be stopped (a file operation).
     Cancel { target: OpId },
     /// Ends both directions; a pending receive then completes with zero bytes.
     Shutdown { socket: Socket },
     /// Closes the socket. Submitted only when no other operation on it is in flight.
     CloseSocket { socket: Socket },
+    /// Makes a stream socket, binds it to `local` (port 0: chosen by the kernel per connection) and
+    /// connects it; completes with [`Outcome::Connected`]. A failed connect leaves no socket.
+    Connect { local: Option<SocketAddr>, remote: SocketAddr },
 
     /// Opens a file; completes with [`Outcome::Opened`].
     Open { path: CString, mode: OpenMode },
@@ -86,7 +110,9 @@ pub enum Op {
     /// Removes a name from its directory.
     Unlink { path: CString },
 
-    /// Wakes another shard's ring, which completes with [`WOKEN_TOKEN`] and [`Outcome::Woken`].
+    /// Wakes another shard's ring, which completes with [`WOKEN_TOKEN`] and [`Outcome::Woken`],
+    /// once for several wakes that arrive together. No completion here, whether or not the other
+    /// ring is up; its own shard may be named. Goes out with the next [`Ring::enter`].
     Wake { shard: u16 },
 }
 
@@ -110,7 +136,7 @@ pub struct Completion {
     pub token: u64,
     /// The operation that completed; unused for a wake.
     pub op: OpId,
-    /// Whether more completions of this operation follow.
+    /// Whether more completions of this operation follow. Always true for a wake.
     pub more: bool,
     pub result: Result<Outcome, Errno>,
 }
@@ -119,6 +145,8 @@ pub struct Completion {
 #[derive(Debug)]
 pub enum Outcome {
     Accepted(Socket),
+    /// The connected socket of [`Op::Connect`].
+    Connected(Socket),
     /// `None`: the peer closed its side.
     Received(Option<Lease>),
     /// Bytes sent, and the chunks of the operation, so that a short send can go on.
@@ -129,6 +157,7 @@ pub enum Outcome {
     Opened(File),
     Read(Bytes),
     Woken,
+    /// Everything that gives nothing back.
     Done,
 }
 
@@ -160,27 +189,6 @@ pub struct File(pub i32);
 #[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
 pub struct Listener(pub i32);
 
-/// An operating system error number.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Errno(pub i32);
-
-impl Errno {
-    pub const NOBUFS: Self = Self(105);
-    pub const CANCELED: Self = Self(125);
-}
-
-impl fmt::Debug for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
-    }
-}
-
 /// Counted since the ring was made; exported as metrics by the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingCounters {
@@ -197,7 +205,7 @@ pub struct RingCounters {
     pub leases_out: u64,
 }
 
-/// Token of a wake from another thread.
+/// Token of a wake from another shard or thread; not for operations.
 pub const WOKEN_TOKEN: u64 = u64::MAX;
 
 /// Completions that one [`Ring::enter`] appends at most, so that a turn stays short.
