@@ -113,8 +113,8 @@ pub(crate) enum RawAddress {
 impl RawAddress {
     pub(crate) fn as_raw(&self) -> (*const libc::sockaddr, libc::socklen_t) {
         match self {
-            Self::V4(address) => ((&raw const *address).cast(), size_of_val(address) as _),
-            Self::V6(address) => ((&raw const *address).cast(), size_of_val(address) as _),
+            Self::V4(address) => ((&raw const *address).cast(), socklen_of(address)),
+            Self::V6(address) => ((&raw const *address).cast(), socklen_of(address)),
         }
     }
 }
@@ -123,13 +123,13 @@ impl From<SocketAddr> for RawAddress {
     fn from(address: SocketAddr) -> Self {
         match address {
             SocketAddr::V4(address) => Self::V4(libc::sockaddr_in {
-                sin_family: libc::AF_INET as _,
+                sin_family: AF_INET,
                 sin_port: address.port().to_be(),
                 sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
                 sin_zero: [0; 8],
             }),
             SocketAddr::V6(address) => Self::V6(libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as _,
+                sin6_family: AF_INET6,
                 sin6_port: address.port().to_be(),
                 sin6_flowinfo: address.flowinfo(),
                 sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
@@ -177,7 +177,7 @@ fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result
             level,
             name,
             (&raw const value).cast(),
-            size_of_val(&value) as _,
+            socklen_of(&value),
         )
     })?;
     Ok(())
@@ -195,7 +195,7 @@ type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::sockle
 
 fn name_of(fd: RawFd, call: NameCall) -> io::Result<SocketAddr> {
     let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
-    let mut bytes: libc::socklen_t = size_of_val(&storage) as _;
+    let mut bytes: libc::socklen_t = socklen_of(&storage);
     // SAFETY: getsockname or getpeername, with the pointer and the size of `storage`.
     check(unsafe { call(fd, storage.as_mut_ptr().cast(), &raw mut bytes) })?;
     // SAFETY: zeroed, then filled by the kernel; every bit pattern is valid.
@@ -218,6 +218,10 @@ fn name_of(fd: RawFd, call: NameCall) -> io::Result<SocketAddr> {
     }
 }
 
+fn socklen_of<T>(value: &T) -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of_val(value)).expect("an address or an option is small")
+}
+
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -231,6 +235,12 @@ fn listen_fault(address: SocketAddr, errno: Errno) -> ListenFault {
         _ => ListenFault::Other { address, errno },
     }
 }
+
+/// The families in the width that an address has room for.
+#[expect(clippy::cast_possible_truncation, reason = "2 and 10")]
+const AF_INET: libc::sa_family_t = libc::AF_INET as _;
+#[expect(clippy::cast_possible_truncation, reason = "2 and 10")]
+const AF_INET6: libc::sa_family_t = libc::AF_INET6 as _;
 
 /// More than this unsent, and a socket counts as full: the backlog belongs into the mailbox.
 const UNSENT_BYTES: i32 = 16 * 1024;

@@ -37,6 +37,7 @@ pub(crate) struct OpTable {
     /// Empty slots, the last one used first.
     vacant: Vec<u32>,
     /// Send memory to use again, at most [`SEND_BLOCKS_MAX`].
+    #[expect(clippy::vec_box, reason = "the kernel has their address; they move between slots")]
     send_blocks: Vec<Box<SendBlock>>,
 }
 

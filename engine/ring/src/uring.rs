@@ -138,7 +138,7 @@ impl Uring {
         let entry = opcode::Read::new(
             Fd(self.group.bell_fd(self.shard)),
             (&raw mut **self.bell_count).cast(),
-            size_of::<u64>() as _,
+            BELL_BYTES,
         );
         self.queue(entry.build().user_data(Signal::Bell.user_data()));
     }
@@ -405,6 +405,9 @@ fn ring_bytes(config: &UringConfig) -> u64 {
 
 /// Stands where an operation's id is asked for and there is none.
 const SIGNAL_OP: OpId = OpId { slot: u32::MAX, generation: 0 };
+
+/// Size of an eventfd's counter.
+const BELL_BYTES: u32 = 8;
 
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(10);
 const DRAIN_ROUND_NS: u64 = 50_000_000;

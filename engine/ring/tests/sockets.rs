@@ -1,5 +1,7 @@
 //! Sockets on a real ring: receive, send, cancel, accept, connect.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
+
 mod support;
 
 use std::io::{Read as _, Write as _};
