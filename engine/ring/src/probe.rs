@@ -170,6 +170,42 @@ mod tests {
         assert!(memory.contains("LimitMEMLOCK"), "{memory}");
     }
 
+    /// Makes io_uring_setup fail with EPERM for the calling thread, as a container does.
+    fn block_io_uring() {
+        let statement = |code: u32, jt, jf, k| libc::sock_filter {
+            code: u16::try_from(code).unwrap(),
+            jt,
+            jf,
+            k,
+        };
+        let setup = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+        let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
+        let mut filter = [
+            // The number of the system call is the first word of the data.
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, setup),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, refuse),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+        // SAFETY: `program` describes `filter`; both live through the call, which copies them.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program), 0);
+        }
+    }
+
+    #[test]
+    fn a_blocked_ring_is_told_from_a_missing_one() {
+        let fault = std::thread::spawn(|| {
+            block_io_uring();
+            probe().unwrap_err()
+        });
+        let fault = fault.join().unwrap();
+        assert_eq!(fault, RingFault::Blocked { errno: Errno::PERM });
+    }
+
     #[test]
     fn a_missing_opcode_is_named() {
         let mut features = probe().unwrap();
