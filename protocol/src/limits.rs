@@ -18,8 +18,10 @@ pub const DEVICES_PER_USER_MAX: usize = 16;
 pub const SENDS_UNANSWERED_MAX: usize = 256;
 /// Outcomes of Sends that the home shard remembers for one device.
 pub const SEND_OUTCOMES_MAX: usize = 256;
-/// Recipients of one connection that may be blocked after a retryable refusal.
-pub const RECIPIENTS_BLOCKED_MAX: usize = 256;
+/// Recipients of one connection that may be blocked after a retryable refusal. Beyond it the oldest
+/// block ends. By then its refusal has been sent at least 256 Sends ago, so that a client with at
+/// most 256 unanswered knows of it and sets `after_reject` without being made to.
+pub const RECIPIENTS_BLOCKED_MAX: usize = 2 * SENDS_UNANSWERED_MAX;
 /// Delivers and Gaps of one connection that may be unacknowledged.
 pub const DELIVERS_UNACKED_MAX: usize = 256;
 /// Parts of the user space.
@@ -33,6 +35,8 @@ pub const HEARTBEAT_BACKGROUND_MS_MIN: u64 = 240_000;
 pub const HEARTBEAT_BACKGROUND_MS_MAX: u64 = 1_500_000;
 /// Time from accept to a valid Hello.
 pub const HELLO_MS_MAX: u64 = 10_000;
+/// Time that a client waits for the Welcome.
+pub const WELCOME_MS_MAX: u64 = 20_000;
 
 const _: () = assert!(ENVELOPE_BYTES_MAX + 4 * USER_ID_BYTES_MAX + 1024 <= FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX < 1 << (7 * LENGTH_PREFIX_BYTES_MAX));

@@ -1,0 +1,313 @@
+//! Numbers and answers of Sends, beyond one connection: what makes a replay harmless.
+//!
+//! [`SendMemory`] belongs to the sender's home shard: it gives each Send exactly one answer and
+//! keeps the order after a refusal. [`ReceiveMarks`] belongs to the receiving client: it drops what
+//! was stored twice because a crash took the send memory.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::fault::PeerFault;
+use crate::id::{DeviceAddress, InstallId, SendSeq, UserId};
+use crate::limits::{RECIPIENTS_BLOCKED_MAX, SEND_OUTCOMES_MAX, SENDS_UNANSWERED_MAX};
+use crate::message::{Outcome, Recipient};
+
+/// What the home shard remembers of one sending device, across its connections.
+///
+/// Call order: [`connection_started`](Self::connection_started) when the device's session opens,
+/// then for each Send [`admit`](Self::admit), and for each one admitted as [`Admission::New`]
+/// later [`settle`](Self::settle), also when the connection is gone by then.
+#[derive(Clone, Debug)]
+pub struct SendMemory {
+    install_id: InstallId,
+    /// Highest number seen; 0 before the first.
+    high_mark: SendSeq,
+    /// Sends that are pending or remembered, by rising number.
+    sends: VecDeque<Remembered>,
+    /// Numbers of the answered ones, in the order in which their answer last went out. Forgetting
+    /// in this order, not by number, never forgets an outcome that the client still lacks: those
+    /// are at most as many as it may have unanswered, and they went out last.
+    answered: VecDeque<SendSeq>,
+    /// Recipients with a retryable refusal that no `after_reject` has passed yet; the oldest first.
+    blocks: Vec<Block>,
+}
+
+/// What becomes of a Send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Store it, then settle.
+    New,
+    /// It is being stored already; [`SendMemory::settle`] will bring its answer.
+    Pending,
+    /// Answer this at once: it is remembered, or a block refuses it.
+    Answered(Outcome),
+}
+
+#[derive(Clone, Debug)]
+struct Remembered {
+    send_seq: SendSeq,
+    recipient: RecipientHash,
+    after_reject: bool,
+    state: SendState,
+}
+
+#[derive(Clone, Debug)]
+enum SendState {
+    /// `awaited`: the current connection has sent it, and must get the answer.
+    Pending {
+        awaited: bool,
+    },
+    /// Accepted, no device skipped: nearly all of them, so they stay small.
+    Accepted {
+        server_time_ms: u64,
+    },
+    Other(Box<Outcome>),
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    recipient: RecipientHash,
+    outcome: Outcome,
+}
+
+/// Stands for a recipient. Two that collide can only share a block, which costs a retry.
+type RecipientHash = u64;
+
+impl SendMemory {
+    pub fn new(install_id: InstallId) -> Self {
+        Self {
+            install_id,
+            high_mark: SendSeq::default(),
+            sends: VecDeque::new(),
+            answered: VecDeque::new(),
+            blocks: Vec::new(),
+        }
+    }
+
+    pub fn install_id(&self) -> InstallId {
+        self.install_id
+    }
+
+    /// Highest number admitted so far; 0 before the first.
+    pub fn high_mark(&self) -> SendSeq {
+        self.high_mark
+    }
+
+    /// Sends that have no outcome yet.
+    pub fn unanswered(&self) -> usize {
+        self.sends.len() - self.answered.len()
+    }
+
+    /// A session of the device has opened. Blocks are of one connection; a new installation starts
+    /// from nothing.
+    pub fn connection_started(&mut self, install_id: InstallId) {
+        if install_id != self.install_id {
+            *self = Self::new(install_id);
+            return;
+        }
+        self.blocks.clear();
+        // The client replays what it has no answer for; it gets the answer then, and only then.
+        for send in &mut self.sends {
+            if let SendState::Pending { awaited } = &mut send.state {
+                *awaited = false;
+            }
+        }
+    }
+
+    /// Takes a Send as it comes from the connection.
+    pub fn admit(
+        &mut self,
+        send_seq: SendSeq,
+        to: &Recipient,
+        after_reject: bool,
+    ) -> Result<Admission, PeerFault> {
+        if send_seq == SendSeq::default() {
+            return Err(PeerFault::SendSeqZero);
+        }
+        let recipient = hash_recipient(to);
+        if send_seq <= self.high_mark {
+            return self.replay(send_seq, recipient, after_reject);
+        }
+        let block = self.blocks.iter().position(|block| block.recipient == recipient);
+        if let Some(block) = block
+            && !after_reject
+        {
+            let outcome = self.blocks[block].outcome.clone();
+            self.push(send_seq, recipient, false, SendState::of(&outcome));
+            self.answer_sent(send_seq);
+            return Ok(Admission::Answered(outcome));
+        }
+        if self.unanswered() == SENDS_UNANSWERED_MAX {
+            return Err(PeerFault::WindowExceeded);
+        }
+        if let Some(block) = block {
+            self.blocks.remove(block);
+        }
+        self.push(send_seq, recipient, after_reject, SendState::Pending { awaited: true });
+        Ok(Admission::New)
+    }
+
+    /// A Send seen before: the same effects on blocks as the first time, no second delivery.
+    fn replay(
+        &mut self,
+        send_seq: SendSeq,
+        recipient: RecipientHash,
+        after_reject: bool,
+    ) -> Result<Admission, PeerFault> {
+        let Ok(index) = self.sends.binary_search_by_key(&send_seq, |send| send.send_seq) else {
+            return Err(PeerFault::SendSeqForgotten { send_seq, mark: self.high_mark });
+        };
+        if after_reject {
+            self.blocks.retain(|block| block.recipient != recipient);
+        }
+        let outcome = match &mut self.sends[index].state {
+            SendState::Pending { awaited } => {
+                *awaited = true;
+                return Ok(Admission::Pending);
+            }
+            SendState::Accepted { server_time_ms } => {
+                Outcome::Accepted { server_time_ms: *server_time_ms, skipped: Vec::new() }
+            }
+            SendState::Other(outcome) => Outcome::clone(outcome),
+        };
+        if outcome.is_retryable() {
+            self.block(recipient, &outcome);
+        }
+        self.answered.retain(|&answered| answered != send_seq);
+        self.answered.push_back(send_seq);
+        Ok(Admission::Answered(outcome))
+    }
+
+    /// The outcome of a Send that was admitted as new. Returns whether to answer it now, on the
+    /// device's current connection; otherwise the outcome is kept for the replay.
+    ///
+    /// `install_id` is the one that was current at [`admit`](Self::admit): an outcome for an
+    /// installation that is gone must not answer another Send of the same number.
+    #[must_use]
+    pub fn settle(&mut self, install_id: InstallId, send_seq: SendSeq, outcome: &Outcome) -> bool {
+        if install_id != self.install_id {
+            return false;
+        }
+        let Ok(index) = self.sends.binary_search_by_key(&send_seq, |send| send.send_seq) else {
+            return false;
+        };
+        let SendState::Pending { awaited } = self.sends[index].state else { return false };
+        self.sends[index].state = SendState::of(outcome);
+        let recipient = self.sends[index].recipient;
+        // A Send that the client let pass after it saw an earlier refusal must not be followed by
+        // a block that is older than it.
+        let passed = |send: &Remembered| send.after_reject && send.recipient == recipient;
+        if outcome.is_retryable() && !self.sends.range(index + 1..).any(passed) {
+            self.block(recipient, outcome);
+        }
+        self.answer_sent(send_seq);
+        awaited
+    }
+
+    /// Later Sends to `recipient` are refused with `outcome`.
+    fn block(&mut self, recipient: RecipientHash, outcome: &Outcome) {
+        self.blocks.retain(|block| block.recipient != recipient);
+        if self.blocks.len() == RECIPIENTS_BLOCKED_MAX {
+            self.blocks.remove(0);
+        }
+        self.blocks.push(Block { recipient, outcome: outcome.clone() });
+    }
+
+    fn push(
+        &mut self,
+        send_seq: SendSeq,
+        recipient: RecipientHash,
+        after_reject: bool,
+        state: SendState,
+    ) {
+        self.high_mark = send_seq;
+        self.sends.push_back(Remembered { send_seq, recipient, after_reject, state });
+    }
+
+    /// Notes that an answer goes out, and forgets the one that went out longest ago.
+    fn answer_sent(&mut self, send_seq: SendSeq) {
+        self.answered.push_back(send_seq);
+        if self.answered.len() <= SEND_OUTCOMES_MAX {
+            return;
+        }
+        let oldest = self.answered.pop_front().expect("more than SEND_OUTCOMES_MAX are answered");
+        let index = self
+            .sends
+            .binary_search_by_key(&oldest, |send| send.send_seq)
+            .expect("every answered Send is remembered");
+        self.sends.remove(index);
+    }
+}
+
+impl SendState {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Accepted { server_time_ms, skipped } if skipped.is_empty() => {
+                Self::Accepted { server_time_ms: *server_time_ms }
+            }
+            _ => Self::Other(Box::new(outcome.clone())),
+        }
+    }
+}
+
+fn hash_recipient(to: &Recipient) -> RecipientHash {
+    match to {
+        Recipient::User(id) => xxh3_64_with_seed(id.as_str().as_bytes(), 2),
+        Recipient::Group(id) => xxh3_64_with_seed(id.as_str().as_bytes(), 3),
+    }
+}
+
+/// The highest number received from each sending device, its installation, and direct or group.
+///
+/// Order is first in, first out within each, so one number is enough to tell what is new. The
+/// client keeps them durably, in the same transaction as what it received.
+#[derive(Clone, Debug, Default)]
+pub struct ReceiveMarks {
+    marks: BTreeMap<DeviceAddress, Vec<Mark>>,
+}
+
+#[derive(Clone, Debug)]
+struct Mark {
+    install_id: InstallId,
+    group: Option<UserId>,
+    up_to: SendSeq,
+}
+
+impl ReceiveMarks {
+    /// Whether a Deliver is seen for the first time, and takes note of it.
+    pub fn is_new(
+        &mut self,
+        from: &DeviceAddress,
+        install_id: InstallId,
+        group: Option<&UserId>,
+        send_seq: SendSeq,
+    ) -> bool {
+        if !self.marks.contains_key(from) {
+            self.marks.insert(from.clone(), Vec::new());
+        }
+        let marks = self.marks.get_mut(from).expect("inserted above");
+        let known =
+            marks.iter_mut().find(|m| m.install_id == install_id && m.group.as_ref() == group);
+        match known {
+            Some(mark) if send_seq <= mark.up_to => false,
+            Some(mark) => {
+                mark.up_to = send_seq;
+                true
+            }
+            None => {
+                marks.push(Mark { install_id, group: group.cloned(), up_to: send_seq });
+                true
+            }
+        }
+    }
+
+    /// All marks, to be kept; [`ReceiveMarks::is_new`] on an empty value takes each back in.
+    pub fn entries(
+        &self,
+    ) -> impl Iterator<Item = (&DeviceAddress, InstallId, Option<&UserId>, SendSeq)> {
+        self.marks.iter().flat_map(|(from, marks)| {
+            marks.iter().map(move |m| (from, m.install_id, m.group.as_ref(), m.up_to))
+        })
+    }
+}
