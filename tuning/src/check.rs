@@ -195,10 +195,14 @@ fn memory(readings: &Readings, plan: Plan) -> Check {
         plan.connections * (USER_BYTES + KERNEL_BYTES) + plan.shards * SHARD_BYTES + PROCESS_BYTES;
     at_least("memory", readings.memory_bytes, wanted, bytes)
         .why(format!(
-            "estimate: {USER_BYTES} B of ours + {KERNEL_BYTES} B of the kernel per idle connection, {} per shard",
+            "estimate: {USER_BYTES} B of ours + {KERNEL_BYTES} B of the kernel per idle \
+             connection, {} per shard",
             bytes(SHARD_BYTES)
         ))
-        .fix("a larger host, a larger memory limit of the control group, or fewer connections".to_owned())
+        .fix(
+            "a larger host, a larger memory limit of the control group, or fewer connections"
+                .to_owned(),
+        )
 }
 
 fn conntrack(readings: &Readings, plan: Plan) -> Check {
@@ -216,7 +220,8 @@ fn conntrack(readings: &Readings, plan: Plan) -> Check {
     at_least("net.netfilter.nf_conntrack_max", Some(max), wanted, count)
         .why("new connections are dropped when the table is full".to_owned())
         .fix(format!(
-            "keep the port out of it (nft: tcp dport 7443 notrack, and the way back), or sysctl -w net.netfilter.nf_conntrack_max={wanted}"
+            "keep the port out of it (nft: tcp dport 7443 notrack, and the way back), or \
+             sysctl -w net.netfilter.nf_conntrack_max={wanted}"
         ))
 }
 

@@ -75,13 +75,14 @@ pub trait Ring {
 /// the shard that owns one is the only one to name it.
 #[derive(Debug)]
 pub enum Op {
-    /// Multishot accept. Completes with [`Outcome::Accepted`] until `more` is false.
+    /// Multishot accept. Completes with [`Outcome::Accepted`] until `more` is false. Without
+    /// descriptors it ends with [`Errno::MFILE`]: arm again after one was closed, not at once.
     Accept { listener: Listener },
     /// Receives into a buffer of the ring's pool; completes with [`Outcome::Received`]. Fails with
     /// [`Errno::NOBUFS`] when the pool is empty: arm again after a lease was released.
     Recv { socket: Socket, multishot: bool },
     /// Sends `data`, several chunks with one vectored call; completes with [`Outcome::Sent`], which
-    /// may be short, and hands the chunks back.
+    /// may be short, and hands the chunks back (not with an error). Waits while the socket is full.
     Send { socket: Socket, data: Vec<Bytes> },
     /// Asks that the target ends early. The target's own final completion still comes, before or
     /// after this one's: [`Outcome::Done`], or [`Errno::NOENT`] when the target had already ended,
@@ -89,6 +90,9 @@ pub enum Op {
     Cancel { target: OpId },
     /// Ends both directions; a pending receive then completes with zero bytes.
     Shutdown { socket: Socket },
+    /// Ends our direction alone: the peer sees the end after the last byte sent, and a receive goes
+    /// on.
+    ShutdownWrite { socket: Socket },
     /// Closes the socket. Submitted only when no other operation on it is in flight.
     CloseSocket { socket: Socket },
     /// Makes a stream socket, binds it to `local` (port 0: chosen by the kernel per connection) and

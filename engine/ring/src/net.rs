@@ -11,12 +11,14 @@ use crate::{Errno, Listener, Socket};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenFault {
     #[error(
-        "{address} is in use by another process: find it with `ss -ltnp 'sport = :{port}'` and stop it, or configure another address",
+        "{address} is in use by another process: find it with `ss -ltnp 'sport = :{port}'` and stop \
+         it, or configure another address",
         port = .address.port()
     )]
     InUse { address: SocketAddr },
     #[error(
-        "port {port} is privileged: use a port from 1024 on, or grant CAP_NET_BIND_SERVICE, or set net.ipv4.ip_unprivileged_port_start={port}"
+        "port {port} is privileged: use a port from 1024 on, or grant CAP_NET_BIND_SERVICE, or set \
+         net.ipv4.ip_unprivileged_port_start={port}"
     )]
     Privileged { port: u16 },
     #[error("{ip} is no address of this host: see `ip address`, or use 0.0.0.0 or [::]", ip = .address.ip())]

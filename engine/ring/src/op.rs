@@ -132,6 +132,10 @@ impl OpTable {
                 let entry = opcode::Shutdown::new(Fd(socket.0), libc::SHUT_RDWR).build();
                 self.start_with(token, State::Shutdown, |_| entry)
             }
+            Op::ShutdownWrite { socket } => {
+                let entry = opcode::Shutdown::new(Fd(socket.0), libc::SHUT_WR).build();
+                self.start_with(token, State::Shutdown, |_| entry)
+            }
             Op::CloseSocket { socket: Socket(fd) } | Op::CloseFile { file: File(fd) } => {
                 self.start_with(token, State::Close, |_| opcode::Close::new(Fd(fd)).build())
             }

@@ -12,19 +12,25 @@ use crate::Errno;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingFault {
     #[error(
-        "io_uring is switched off on this host (kernel.io_uring_disabled={value}): run `sysctl -w kernel.io_uring_disabled=0`, or with 1 add this user's group to kernel.io_uring_group"
+        "io_uring is switched off on this host (kernel.io_uring_disabled={value}): run \
+         `sysctl -w kernel.io_uring_disabled=0`, or with 1 add this user's group to kernel.io_uring_group"
     )]
     Disabled { value: u32 },
     #[error(
-        "io_uring is blocked for this process ({errno}), as the default seccomp profiles of Docker and containerd do: run with tuning/seccomp.json (--security-opt seccomp=...), which adds io_uring_setup, io_uring_enter and io_uring_register"
+        "io_uring is blocked for this process ({errno}), as the default seccomp \
+         profiles of Docker and containerd do: run with tuning/seccomp.json (--security-opt \
+         seccomp=...), which allows io_uring_setup, io_uring_enter and io_uring_register"
     )]
     Blocked { errno: Errno },
     #[error(
-        "this kernel has no io_uring, or a sandbox hides it: use Linux 6.1 or later with CONFIG_IO_URING=y; under gVisor use another runtime"
+        "this kernel has no io_uring, or a sandbox hides it: use Linux 6.1 or later with \
+         CONFIG_IO_URING=y; under gVisor use another runtime"
     )]
     NoKernelSupport,
     #[error(
-        "not enough locked memory for a ring of about {ring_bytes} bytes (limit {memlock}): set LimitMEMLOCK=infinity in the service, or `ulimit -l unlimited`, or use smaller rings; with an unlimited limit the memory cgroup is full"
+        "not enough locked memory for a ring of about {ring_bytes} bytes (limit {memlock}): \
+         set LimitMEMLOCK=infinity in the service, or `ulimit -l unlimited`, or use smaller \
+         rings; with an unlimited limit the memory cgroup is full"
     )]
     LockedMemory { ring_bytes: u64, memlock: String },
     #[error(
@@ -32,7 +38,8 @@ pub enum RingFault {
     )]
     OpenFiles,
     #[error(
-        "the kernel refuses this ring: it needs SINGLE_ISSUER, DEFER_TASKRUN and provided-buffer rings, that is Linux 6.1 or later"
+        "the kernel refuses this ring: it needs SINGLE_ISSUER, DEFER_TASKRUN and provided-buffer \
+         rings, that is Linux 6.1 or later"
     )]
     KernelTooOld,
     #[error("the kernel lacks {feature}, which {needed_by} needs: use Linux {since} or later")]

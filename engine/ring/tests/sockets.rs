@@ -209,6 +209,22 @@ fn a_receive_ends_when_the_peer_closes_or_we_shut_down() {
 }
 
 #[test]
+fn after_shutting_down_our_direction_the_peer_may_still_send() {
+    let (socket, mut peer) = pair();
+    let mut ring = ring();
+    let end = ring.submit(3, Op::ShutdownWrite { socket });
+    assert!(completion_of(&mut ring, end).result.is_ok());
+    assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
+    peer.write_all(b"still here").unwrap();
+    let recv = ring.submit(RECV, Op::Recv { socket, multishot: false });
+    let Ok(Outcome::Received(Some(lease))) = completion_of(&mut ring, recv).result else {
+        panic!()
+    };
+    assert_eq!(ring.bytes(&lease), b"still here");
+    ring.release(lease);
+}
+
+#[test]
 fn a_send_to_a_full_socket_waits_for_the_reader() {
     let (socket, mut peer) = pair();
     let mut ring = ring();
