@@ -1,0 +1,2 @@
+//! Talks in a terminal.
+fn main() {}

@@ -1,0 +1,450 @@
+//! The task behind a [`Client`](crate::Client): connects, moves events between the session and the
+//! [`Ledger`], writes batches on a blocking thread, and gives the app its events.
+//!
+//! While a batch is written, commands and deliveries gather for the next one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringpost_protocol::id::DeviceId;
+use ringpost_protocol::message::{ClientEvent, ErrorCode, Mode};
+use ringpost_protocol::session::{ClientHello, ClientSession};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::client::TlsStream;
+
+use crate::event::{Event, EventId, NewSend, SendId, Status};
+use crate::ledger::{Ledger, SendFault};
+use crate::limits::{
+    CLOSE_MS_MAX, COMMANDS_PER_TURN_MAX, CONNECT_MS_MAX, GO_AWAY_MS_MAX, OUTPUT_BYTES_MAX,
+};
+use crate::link::{Link, LinkFault, Tls};
+use crate::reconnect::Reconnect;
+use crate::store::{StoreFault, Written};
+use crate::token::{TokenFault, TokenSource};
+
+pub(crate) enum Command {
+    Send(NewSend, oneshot::Sender<Result<SendId, SendFault>>),
+    Confirm(EventId, oneshot::Sender<()>),
+    Mode(Mode),
+    RenewToken(String),
+    Reconnect,
+    Close(oneshot::Sender<()>),
+}
+
+pub(crate) struct Driver {
+    pub(crate) ledger: Ledger,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) tls: Tls,
+    pub(crate) token_source: Arc<dyn TokenSource>,
+    pub(crate) device: DeviceId,
+    pub(crate) mode: Mode,
+    pub(crate) reconnect: Reconnect,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) started: Instant,
+    pub(crate) phase: Phase,
+    /// Answers for the app, by the batch that must be durable first.
+    pub(crate) waiters: VecDeque<(u64, Waiter)>,
+    pub(crate) writing: Option<JoinHandle<Result<Written, StoreFault>>>,
+    /// Taken from the ledger, waiting for room in the channel.
+    pub(crate) next_event: Option<Event>,
+    /// Named by a GoAway; tried once, before the configured ones.
+    pub(crate) other_address: Option<String>,
+    /// In a row, without a Welcome between.
+    pub(crate) token_refusal_count: u32,
+}
+
+pub(crate) enum Waiter {
+    Send(SendId, oneshot::Sender<Result<SendId, SendFault>>),
+    Confirm(oneshot::Sender<()>),
+}
+
+pub(crate) enum Phase {
+    /// Until the app asks.
+    Stopped,
+    Waiting {
+        until_ms: u64,
+    },
+    Connecting(JoinHandle<Result<(String, TlsStream<TcpStream>), ConnectFault>>),
+    Online {
+        link: Box<Link>,
+        /// The server said GoAway: the wait it asked for, and when we stop listening.
+        leaving: Option<(u64, u64)>,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectFault {
+    #[error(transparent)]
+    Link(#[from] LinkFault),
+    #[error(transparent)]
+    Token(#[from] TokenFault),
+    #[error("no connection within {CONNECT_MS_MAX} ms")]
+    TimedOut,
+}
+
+/// What one turn waited for.
+enum Input {
+    Commands(usize),
+    Connected(Result<(String, TlsStream<TcpStream>), ConnectFault>),
+    Link(Result<(), LinkFault>),
+    Written(Result<Written, StoreFault>),
+    EventGiven,
+    AppGone,
+    Timer,
+}
+
+/// Why a connection is given up.
+enum End {
+    Fault(String),
+    GoAway { wait_ms: u64 },
+    Replaced,
+    TokenRefused(String),
+}
+
+impl Driver {
+    /// Runs until the app closes the client or drops every handle of it.
+    pub(crate) async fn run(mut self) {
+        let mut commands = Vec::new();
+        let closing = loop {
+            self.turn();
+            match self.next_input(&mut commands).await {
+                Input::Commands(0) | Input::AppGone => break Some(None),
+                Input::Commands(_) => {
+                    if let Some(reply) = self.handle_commands(&mut commands) {
+                        break Some(Some(reply));
+                    }
+                }
+                Input::Connected(Ok((token, stream))) => self.open_session(token, stream),
+                Input::Connected(Err(fault)) => self.handle_connect_fault(fault),
+                Input::Link(result) => self.handle_link(result),
+                Input::Written(Ok(written)) => {
+                    self.ledger.finish_commit(written);
+                    self.answer_waiters();
+                }
+                Input::Written(Err(fault)) => {
+                    self.fail(&fault);
+                    break None;
+                }
+                Input::EventGiven => {}
+                Input::Timer => self.handle_timer(),
+            }
+        };
+        // Memory and disk of a database that failed may differ: nothing more may come of it.
+        let Some(reply) = closing else { return };
+        self.close().await;
+        // The database is free again when the app hears of it.
+        drop(self);
+        if let Some(reply) = reply {
+            // The app may have stopped waiting.
+            let _ = reply.send(());
+        }
+    }
+
+    /// Everything that follows from the last input.
+    fn turn(&mut self) {
+        let now_ms = self.now_ms();
+        if self.writing.is_none()
+            && let Some(batch) = self.ledger.begin_commit(now_ms)
+        {
+            self.writing = Some(tokio::task::spawn_blocking(move || batch.write()));
+        }
+        self.answer_waiters();
+        if let Phase::Online { link, .. } = &mut self.phase {
+            while self.ledger.transmit(&mut link.session) && link.collect(now_ms) < OUTPUT_BYTES_MAX
+            {
+            }
+            link.collect(now_ms);
+        }
+        if self.next_event.is_none() {
+            self.next_event = self.ledger.poll_event();
+        }
+    }
+
+    async fn next_input(&mut self, commands: &mut Vec<Command>) -> Input {
+        let deadline = self.deadline();
+        let started = self.started;
+        let now_ms = move || elapsed_ms(started);
+        let (connecting, link) = match &mut self.phase {
+            Phase::Stopped | Phase::Waiting { .. } => (None, None),
+            Phase::Connecting(task) => (Some(task), None),
+            Phase::Online { link, .. } => (None, Some(link)),
+        };
+        let next_event = &mut self.next_event;
+        tokio::select! {
+            count = self.commands.recv_many(commands, COMMANDS_PER_TURN_MAX) => {
+                Input::Commands(count)
+            }
+            result = join(&mut self.writing), if self.writing.is_some() => Input::Written(result),
+            result = async { connecting.expect("guarded").await }, if connecting.is_some() => {
+                Input::Connected(result.expect("connecting does not panic and is not aborted"))
+            }
+            result = async { link.expect("guarded").drive(now_ms).await }, if link.is_some() => {
+                Input::Link(result)
+            }
+            permit = self.events.reserve(), if next_event.is_some() => match permit {
+                Ok(permit) => {
+                    permit.send(next_event.take().expect("guarded"));
+                    Input::EventGiven
+                }
+                Err(_) => Input::AppGone,
+            },
+            () = sleep_until(deadline) => Input::Timer,
+        }
+    }
+
+    /// Gives the reply to a Close.
+    fn handle_commands(&mut self, commands: &mut Vec<Command>) -> Option<oneshot::Sender<()>> {
+        let now_ms = self.now_ms();
+        for command in commands.drain(..) {
+            match command {
+                Command::Send(send, reply) => match self.ledger.enqueue(send) {
+                    Ok(id) => {
+                        self.waiters.push_back((self.ledger.last_batch(), Waiter::Send(id, reply)));
+                    }
+                    Err(fault) => drop(reply.send(Err(fault))),
+                },
+                Command::Confirm(id, reply) => {
+                    self.ledger.confirm(id);
+                    self.waiters.push_back((self.ledger.last_batch(), Waiter::Confirm(reply)));
+                }
+                Command::Mode(mode) => {
+                    self.mode = mode;
+                    if let Phase::Online { link, .. } = &mut self.phase {
+                        link.session.set_mode(now_ms, mode);
+                    }
+                }
+                Command::RenewToken(token) => {
+                    if let Phase::Online { link, .. } = &mut self.phase {
+                        link.session.renew_token(&token);
+                    }
+                }
+                Command::Reconnect => {
+                    if matches!(self.phase, Phase::Stopped | Phase::Waiting { .. }) {
+                        self.token_refusal_count = 0;
+                        self.reconnect.reset();
+                        self.connect();
+                    }
+                }
+                Command::Close(reply) => return Some(reply),
+            }
+        }
+        None
+    }
+
+    fn handle_timer(&mut self) {
+        let now_ms = self.now_ms();
+        match &mut self.phase {
+            Phase::Waiting { until_ms } if *until_ms <= now_ms => self.connect(),
+            &mut Phase::Online { leaving: Some((wait_ms, until_ms)), .. } if until_ms <= now_ms => {
+                self.end(End::GoAway { wait_ms });
+            }
+            Phase::Online { link, .. } => {
+                if let Err(fault) = link.session.handle_timeout(now_ms) {
+                    self.end(End::Fault(fault.to_string()));
+                }
+            }
+            // Else the ledger has something to release, and the next turn does.
+            Phase::Stopped | Phase::Waiting { .. } | Phase::Connecting(_) => {}
+        }
+    }
+
+    fn connect(&mut self) {
+        let address = self
+            .other_address
+            .take()
+            .unwrap_or_else(|| self.addresses[self.reconnect.address_index()].clone());
+        let (tls, token_source) = (self.tls.clone(), self.token_source.clone());
+        let attempt = async move {
+            let token = token_source.token().await?;
+            let stream = tls.connect(&address).await?;
+            Ok((token, stream))
+        };
+        let limit = Duration::from_millis(CONNECT_MS_MAX);
+        self.phase = Phase::Connecting(tokio::spawn(async move {
+            timeout(limit, attempt).await.unwrap_or(Err(ConnectFault::TimedOut))
+        }));
+    }
+
+    fn open_session(&mut self, token: String, stream: TlsStream<TcpStream>) {
+        let identity = self.ledger.identity();
+        let hello = ClientHello {
+            token,
+            device: self.device.clone(),
+            install_id: identity.install_id,
+            mailbox_id: identity.mailbox_id,
+            acked_up_to: identity.acked_up_to,
+            mode: self.mode,
+            capabilities: 0,
+        };
+        let session = ClientSession::new(self.now_ms(), hello);
+        self.phase = Phase::Online { link: Box::new(Link::new(stream, session)), leaving: None };
+    }
+
+    fn handle_connect_fault(&mut self, fault: ConnectFault) {
+        let end = match fault {
+            ConnectFault::Token(TokenFault::Denied(reason)) => {
+                self.token_refusal_count = TOKEN_REFUSALS_MAX;
+                End::TokenRefused(reason)
+            }
+            fault => End::Fault(fault.to_string()),
+        };
+        self.end(end);
+    }
+
+    /// Takes what came in even when the connection has ended: it may be the reason.
+    fn handle_link(&mut self, result: Result<(), LinkFault>) {
+        let now_ms = self.now_ms();
+        while let Phase::Online { link, leaving } = &mut self.phase {
+            let Some(event) = link.session.poll_event() else { break };
+            match &event {
+                ClientEvent::Welcome(_) => {
+                    self.token_refusal_count = 0;
+                    self.reconnect.handle_welcome(now_ms);
+                    tracing::info!("connected");
+                }
+                ClientEvent::GoAway { reason, reconnect_after_ms, other_address } => {
+                    tracing::info!(?reason, reconnect_after_ms, "the server asks to leave");
+                    *leaving = Some((*reconnect_after_ms, now_ms + GO_AWAY_MS_MAX));
+                    self.other_address.clone_from(other_address);
+                }
+                ClientEvent::Error { code, text, fatal: true, .. } => {
+                    let end = match code {
+                        ErrorCode::Replaced => End::Replaced,
+                        ErrorCode::TokenInvalid | ErrorCode::TokenExpired => {
+                            self.token_refusal_count += 1;
+                            End::TokenRefused(text.clone())
+                        }
+                        _ => End::Fault(format!("{code:?}: {text}")),
+                    };
+                    return self.end(end);
+                }
+                ClientEvent::Error { code, .. } => tracing::warn!(?code, "the server complains"),
+                _ => {}
+            }
+            if let Err(flooded) = self.ledger.handle_event(now_ms, event) {
+                return self.end(End::Fault(flooded.to_string()));
+            }
+        }
+        if let (Err(fault), Phase::Online { leaving, .. }) = (result, &self.phase) {
+            let end = match leaving {
+                Some((wait_ms, _)) => End::GoAway { wait_ms: *wait_ms },
+                None => End::Fault(fault.to_string()),
+            };
+            self.end(end);
+        }
+    }
+
+    fn end(&mut self, end: End) {
+        self.ledger.connection_ended();
+        let now_ms = self.now_ms();
+        let (told_ms, reason) = match end {
+            End::Replaced => {
+                tracing::warn!("a newer connection of this device took over");
+                self.phase = Phase::Stopped;
+                return self.ledger.report(Status::Replaced);
+            }
+            End::TokenRefused(reason) if self.token_refusal_count >= TOKEN_REFUSALS_MAX => {
+                tracing::warn!(reason, "the token was refused");
+                self.phase = Phase::Stopped;
+                return self.ledger.report(Status::TokenRefused { reason });
+            }
+            End::TokenRefused(reason) => (Some(0), reason),
+            End::GoAway { wait_ms } => (Some(wait_ms), "the server asked to leave".into()),
+            End::Fault(reason) => (None, reason),
+        };
+        let retry_in_ms = self.reconnect.handle_end(now_ms, told_ms);
+        tracing::info!(reason, retry_in_ms, "disconnected");
+        self.phase = Phase::Waiting { until_ms: now_ms.saturating_add(retry_in_ms) };
+        self.ledger.report(Status::Disconnected { retry_in_ms, reason });
+    }
+
+    fn answer_waiters(&mut self) {
+        let written = self.ledger.batches_written();
+        while let Some((_, waiter)) = self.waiters.pop_front_if(|(batch, _)| *batch <= written) {
+            // The app may have stopped waiting.
+            match waiter {
+                Waiter::Send(id, reply) => drop(reply.send(Ok(id))),
+                Waiter::Confirm(reply) => drop(reply.send(())),
+            }
+        }
+    }
+
+    /// Tells the app and ends; what was not written is not answered.
+    fn fail(&mut self, fault: &StoreFault) {
+        tracing::error!(%fault, "the database failed");
+        let reason = fault.to_string();
+        // A full channel does not hide it: the stream of events ends behind what is in there.
+        let _ = self.events.try_send(Event::Status(Status::StoreFailed { reason }));
+    }
+
+    /// Writes what gathered, says Bye.
+    async fn close(&mut self) {
+        if let Phase::Connecting(task) = &self.phase {
+            task.abort();
+        }
+        loop {
+            if self.writing.is_some() {
+                match join(&mut self.writing).await {
+                    Ok(written) => self.ledger.finish_commit(written),
+                    Err(fault) => {
+                        tracing::error!(%fault, "the database failed");
+                        break;
+                    }
+                }
+            }
+            self.turn();
+            if self.writing.is_none() {
+                break;
+            }
+        }
+        let now_ms = self.now_ms();
+        if let Phase::Online { link, .. } = &mut self.phase {
+            link.session.bye();
+            link.collect(now_ms);
+            // A peer that does not read gets no Bye.
+            let _ = timeout(Duration::from_millis(CLOSE_MS_MAX), link.flush()).await;
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let phase_ms = match &self.phase {
+            Phase::Stopped | Phase::Connecting(_) => None,
+            Phase::Waiting { until_ms } => Some(*until_ms),
+            Phase::Online { link, leaving } => {
+                let leave_ms = leaving.map_or(u64::MAX, |(_, until_ms)| until_ms);
+                Some(link.session.poll_timeout().min(leave_ms))
+            }
+        };
+        // While a batch is written, its end leads to the next look at the ledger.
+        let ledger_ms = self.ledger.poll_timeout().filter(|_| self.writing.is_none());
+        let due_ms = phase_ms.into_iter().chain(ledger_ms).min();
+        self.started + Duration::from_millis(due_ms.unwrap_or(u64::MAX).min(FAR_MS))
+    }
+
+    fn now_ms(&self) -> u64 {
+        elapsed_ms(self.started)
+    }
+}
+
+/// Waits for the blocking thread; leaves `None` behind.
+async fn join(
+    writing: &mut Option<JoinHandle<Result<Written, StoreFault>>>,
+) -> Result<Written, StoreFault> {
+    let task = writing.as_mut().expect("asked only while a batch is written");
+    let result = task.await.expect("writing does not panic and is not aborted");
+    *writing = None;
+    result
+}
+
+fn elapsed_ms(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+const TOKEN_REFUSALS_MAX: u32 = 2;
+/// A deadline that no process lives to see.
+const FAR_MS: u64 = 100 * 365 * 24 * 3600 * 1000;

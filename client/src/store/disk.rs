@@ -1,0 +1,99 @@
+//! A disk in memory that loses what was not synced, for tests and the simulator.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use redb::StorageBackend;
+
+/// Handle of a disk. Give [`Self::backend`] to redb, [`Self::crash`] it, and open it again.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: Vec<u8>,
+    synced: Vec<u8>,
+    /// Backends of before the last crash no longer reach the disk.
+    power_cycle: u64,
+}
+
+#[derive(Debug)]
+struct Backend {
+    disk: MemoryDisk,
+    power_cycle: u64,
+}
+
+impl MemoryDisk {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One open of the disk; it ends with the next crash.
+    pub fn backend(&self) -> impl StorageBackend + use<> {
+        Backend { disk: self.clone(), power_cycle: self.lock().power_cycle }
+    }
+
+    /// Forgets every write since the last sync. A database that is still open gets errors from
+    /// now on, so dropping it changes nothing.
+    pub fn crash(&self) {
+        let mut state = self.lock();
+        state.current = state.synced.clone();
+        state.power_cycle += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds the lock")
+    }
+}
+
+impl Backend {
+    fn lock(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.disk.lock();
+        if state.power_cycle != self.power_cycle {
+            return Err(io::Error::other("the disk lost power"));
+        }
+        Ok(state)
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.lock()?.current.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.lock()?;
+        let (start, end) = range(offset, out.len())?;
+        let data = state.current.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let (len, _) = range(len, 0)?;
+        self.lock()?.current.resize(len, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let state = &mut *self.lock()?;
+        state.synced.clone_from(&state.current);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = self.lock()?;
+        let (start, end) = range(offset, data.len())?;
+        let target = state.current.get_mut(start..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+        target.copy_from_slice(data);
+        Ok(())
+    }
+}
+
+fn range(offset: u64, length: usize) -> io::Result<(usize, usize)> {
+    let start = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let end = start.checked_add(length).ok_or(io::ErrorKind::FileTooLarge)?;
+    Ok((start, end))
+}
