@@ -11,8 +11,8 @@ use crate::{Errno, Listener, Socket};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenFault {
     #[error(
-        "{address} is in use by another process: find it with `ss -ltnp 'sport = :{port}'` and stop \
-         it, or configure another address",
+        "{address} is in use by another process: find it with `ss -ltnp 'sport = :{port}'` and \
+         stop it, or configure another address",
         port = .address.port()
     )]
     InUse { address: SocketAddr },
@@ -21,7 +21,10 @@ pub enum ListenFault {
          net.ipv4.ip_unprivileged_port_start={port}"
     )]
     Privileged { port: u16 },
-    #[error("{ip} is no address of this host: see `ip address`, or use 0.0.0.0 or [::]", ip = .address.ip())]
+    #[error(
+        "{ip} is no address of this host: see `ip address`, or use 0.0.0.0 or [::]",
+        ip = .address.ip()
+    )]
     NotLocal { address: SocketAddr },
     #[error(
         "no descriptor left for a listener: raise the open file limit (LimitNOFILE=, ulimit -n)"

@@ -13,7 +13,8 @@ use crate::Errno;
 pub enum RingFault {
     #[error(
         "io_uring is switched off on this host (kernel.io_uring_disabled={value}): run \
-         `sysctl -w kernel.io_uring_disabled=0`, or with 1 add this user's group to kernel.io_uring_group"
+         `sysctl -w kernel.io_uring_disabled=0`, or with 1 add this user's group to \
+         kernel.io_uring_group"
     )]
     Disabled { value: u32 },
     #[error(
@@ -34,7 +35,8 @@ pub enum RingFault {
     )]
     LockedMemory { ring_bytes: u64, memlock: String },
     #[error(
-        "no descriptor left for a ring: raise the open file limit (LimitNOFILE=, ulimit -n, fs.file-max)"
+        "no descriptor left for a ring: raise the open file limit (LimitNOFILE=, ulimit -n, \
+         fs.file-max)"
     )]
     OpenFiles,
     #[error(

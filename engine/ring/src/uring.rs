@@ -12,7 +12,7 @@
 //! cancels asynchronously after the close, and a worker thread may be writing into a buffer even
 //! then. So `drop` first cancels everything and waits for every final completion, on this thread
 //! (the type is not `Send`); only then nothing in the kernel points here, and the memory goes. If a
-//! worker hangs longer than [`DRAIN_WAIT_MAX`], the memory is leaked: a leak is safe, a free is not.
+//! worker hangs longer than [`DRAIN_WAIT_MAX`], the memory is leaked: that is safe, freeing is not.
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
