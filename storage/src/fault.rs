@@ -43,6 +43,8 @@ pub enum OpenFault {
     Version { segment: SegmentId, found: u16, supported: u16 },
     #[error("{segment} offset {offset}: record type {kind} ({name}) version {version} is unknown")]
     UnknownRecord { segment: SegmentId, offset: u32, kind: u8, name: &'static str, version: u8 },
+    #[error("{segment} has {bytes} bytes, more than any segment")]
+    TooLong { segment: SegmentId, bytes: u64 },
     #[error("the store was opened 2^24 times")]
     OpensUsedUp,
 }

@@ -3,10 +3,16 @@
 
 pub mod limits;
 pub mod disk;
-pub mod record;
 pub mod fault;
-pub mod recovery;
+pub mod record;
+mod batch;
+mod segment;
+mod queue;
 pub mod store;
+mod commit;
+mod reclaim;
+pub mod recovery;
+mod rebuild;
 pub mod current;
 
 pub use current::{Current, CurrentFault};

@@ -1,12 +1,80 @@
-//! The store of one shard: commands in, disk operations out.
+//! The store of one shard: commands in, events out. Its disk operations are in `commit` and
+//! `reclaim`, its beginning in `recovery`.
 
-use ringpost_protocol::id::{MailboxId, Seq};
+use std::collections::VecDeque;
 
-use crate::disk::{DiskError, DiskOp, DiskOpId, DiskOutcome, SegmentId};
+use bytes::Bytes;
+use hashbrown::HashMap;
+use ringpost_protocol::id::{DeviceAddress, MailboxId, Seq};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::commit::{Cache, Commit, Forming, Task};
+use crate::disk::SegmentId;
 use crate::fault::{Fault, StoreFull};
-use crate::record::{DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredRecord};
+use crate::limits::{MAILBOXES_PER_RECORD_MAX, RECORD_BYTES_MAX, StoreConfig};
+use crate::queue::{Entry, HashSeed, Kind, Mailboxes, Place, remove_if_empty};
+use crate::reclaim::Reclaim;
+use crate::record::{self, DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredRecord};
+use crate::segment::{Log, Preparation};
 
-/// Number of a command within this open, from 1. Zero: before the first.
+/// One shard's store. Made by [`crate::Opening`].
+///
+/// Four kinds of methods. Commands (`append_message`, `put_receipt`, `ack`, ...) take effect in
+/// memory at once, get a [`RecordNumber`], and join the forming batch. Getters see durable entries
+/// only. `poll_disk` gives operations until `None`; `handle_disk` takes each result; then
+/// `poll_event` until `None`, and `poll_disk` again. `poll_timeout` says when to poll though
+/// nothing happened.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) config: StoreConfig,
+    pub(crate) open_count: u32,
+    /// Number of the last command.
+    pub(crate) last_assigned: u64,
+    pub(crate) durable_record: u64,
+    pub(crate) durable_batch: u64,
+    pub(crate) mailboxes: Mailboxes,
+    pub(crate) entries: u64,
+    pub(crate) devices: Devices,
+    pub(crate) log: Log,
+    pub(crate) forming: Forming,
+    pub(crate) commit: Commit,
+    pub(crate) preparations: VecDeque<Preparation>,
+    pub(crate) cache: Cache,
+    pub(crate) tasks: HashMap<u64, Task, HashSeed>,
+    pub(crate) last_op: u64,
+    pub(crate) reads: VecDeque<ReadTask>,
+    pub(crate) last_read: u64,
+    pub(crate) reclaim: Reclaim,
+    /// When the idle store writes an empty batch that attests the last one.
+    pub(crate) attest_at_ms: Option<u64>,
+    pub(crate) events: VecDeque<StoreEvent>,
+    pub(crate) failed: bool,
+    pub(crate) stats: StoreStats,
+}
+
+pub(crate) type Devices = HashMap<DeviceAddress, DeviceSlot, HashSeed>;
+
+/// A device and its record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceSlot {
+    pub(crate) mailbox: u64,
+    pub(crate) created_unix_ms: u64,
+    pub(crate) place: Place,
+    pub(crate) length: u32,
+}
+
+/// A read that needs the disk. Its place stays valid: the segment counts it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadTask {
+    pub(crate) id: ReadId,
+    pub(crate) mailbox: u64,
+    pub(crate) seq: u64,
+    pub(crate) place: Place,
+    pub(crate) length: u32,
+}
+
+/// Number of a command within this open, from 1. Zero: before the first. Commands of one batch
+/// may share one: it says only which batch must be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct RecordNumber(pub u64);
 
@@ -17,7 +85,9 @@ pub struct ReadId(pub u64);
 /// How a read begins.
 #[derive(Clone, Debug)]
 pub enum ReadStart {
+    /// The batch is in memory; the record shares its bytes.
     Ready(StoredRecord),
+    /// [`StoreEvent::ReadDone`] follows.
     Pending(ReadId),
     /// No such durable entry: acknowledged or replaced meanwhile.
     Gone,
@@ -43,7 +113,7 @@ pub enum StoreEvent {
         id: ReadId,
         result: Result<StoredRecord, Fault>,
     },
-    /// Reclaim found records whose bytes on disk are damaged; they are lost.
+    /// Reclaim found records whose bytes on disk are damaged; these entries are lost.
     Damaged {
         segment: SegmentId,
         entries: u64,
@@ -56,10 +126,11 @@ pub enum StoreEvent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
     pub segments: u64,
-    /// Bytes of all segment files.
+    /// Bytes of the log: whole segments, the newest up to its last batch.
     pub file_bytes: u64,
     /// Bytes of records that are still needed.
     pub live_bytes: u64,
+    /// Mailboxes that hold something.
     pub mailboxes: u64,
     pub entries: u64,
     pub devices: u64,
@@ -76,10 +147,6 @@ pub struct StoreStats {
     pub damaged_records: u64,
 }
 
-/// One shard's store. Made by [`crate::Opening`].
-#[derive(Debug)]
-pub struct Store {}
-
 impl RecordNumber {
     /// The number that must be durable for `seq`, a seq of this open, to be durable.
     pub fn of(seq: Seq) -> Self {
@@ -88,103 +155,315 @@ impl RecordNumber {
 }
 
 impl Store {
-    pub fn append_message(&mut self, _message: &NewMessage<'_>) -> Result<Seq, StoreFull> {
-        unimplemented!()
+    /// Appends one record for all of the message's mailboxes. Ask [`Self::room`] before: the
+    /// bounds are not enforced here, so that the caller can name the mailboxes it skips.
+    pub fn append_message(&mut self, message: &NewMessage<'_>) -> Result<Seq, StoreFull> {
+        if self.cannot_number() {
+            return Err(StoreFull::Failed);
+        }
+        if self.forming.queued_bytes() >= self.config.queued_bytes_max {
+            return Err(StoreFull::Queue);
+        }
+        let count = message.mailboxes.len();
+        assert!((1..=MAILBOXES_PER_RECORD_MAX).contains(&count), "a message has mailboxes");
+        let length = record::message_bytes(message);
+        assert!(length <= RECORD_BYTES_MAX, "the protocol bounds envelopes and ids");
+        let place = self.reserve(length);
+        let seq = self.assign();
+        let sender = message.from.hash32();
+        record::put_message(message, seq.0, sender, self.forming.buffer());
+        let mailboxes = u32::try_from(count).expect("at most MAILBOXES_PER_RECORD_MAX");
+        let entry = Entry::new(seq.0, place, to_u32(length), Kind::Message { sender, mailboxes });
+        for mailbox in message.mailboxes {
+            self.insert(mailbox.0, entry);
+        }
+        Ok(seq)
     }
 
-    pub fn room(&self, _mailbox: MailboxId, _sender_hash: u32, _envelope_bytes: usize) -> Room {
-        unimplemented!()
+    /// Whether `mailbox` takes one more message from the sender with this
+    /// [`DeviceAddress::hash32`]. It may pass its bound in bytes by the head of one record.
+    pub fn room(&self, mailbox: MailboxId, sender_hash: u32, envelope_bytes: usize) -> Room {
+        let Some(mailbox) = self.mailboxes.get(&mailbox.0) else {
+            return Room::Free;
+        };
+        let bytes = u32::try_from(envelope_bytes).unwrap_or(u32::MAX);
+        let full = |records: u32, held: u32, share: u32| {
+            records >= (self.config.mailbox_records_max / share).max(1)
+                || held.saturating_add(bytes) > self.config.mailbox_bytes_max / share
+        };
+        let share = self.config.sender_share.max(1);
+        // One sender holds at most what all hold: most mailboxes need no count per sender.
+        if !full(mailbox.messages, mailbox.message_bytes, share) {
+            return Room::Free;
+        }
+        if full(mailbox.messages, mailbox.message_bytes, 1) {
+            return Room::Full;
+        }
+        let (records, held) = mailbox.held_by(sender_hash);
+        if full(records, held, share) { Room::SenderShare } else { Room::Free }
     }
 
+    /// Tells the mailbox that something is missing here. Outside the bound; one per reason: a
+    /// later gap replaces the earlier one, so that it comes after all messages that were stored
+    /// before. A gap that is still the newest entry and not yet durable serves for both.
     pub fn append_gap(
         &mut self,
-        _mailbox: MailboxId,
-        _reason: GapReason,
-        _group: Option<&str>,
+        mailbox: MailboxId,
+        reason: GapReason,
+        group: Option<&str>,
     ) -> Seq {
-        unimplemented!()
+        let kind = Kind::Gap { reason };
+        if let Some(queue) = self.mailboxes.get(&mailbox.0)
+            && let Some(gap) = queue.replaceable(kind)
+            && queue.entries.back().is_some_and(|last| last.seq == gap.seq)
+            && gap.seq > self.durable_seq()
+        {
+            return Seq(gap.seq);
+        }
+        if self.cannot_number() {
+            return self.last_seq();
+        }
+        let group = group.unwrap_or_default();
+        let length = record::gap_bytes(group);
+        let place = self.reserve(length);
+        let seq = self.assign();
+        record::put_gap(mailbox.0, seq.0, reason, group, self.forming.buffer());
+        self.replace(mailbox.0, Entry::new(seq.0, place, to_u32(length), kind), kind);
+        seq
     }
 
-    pub fn put_device(&mut self, _device: &DeviceRecord) -> RecordNumber {
-        unimplemented!()
+    /// Records a device, or replaces its record.
+    pub fn put_device(&mut self, device: &DeviceRecord) -> RecordNumber {
+        if self.cannot_number() {
+            return self.last_assigned();
+        }
+        let length = record::device_bytes(device);
+        let place = self.reserve(length);
+        record::put_device(device, self.forming.buffer());
+        let slot = DeviceSlot {
+            mailbox: device.mailbox.0,
+            created_unix_ms: device.created_unix_ms,
+            place,
+            length: to_u32(length),
+        };
+        self.install_device(device.address.clone(), slot);
+        self.number_in_batch()
     }
 
+    /// All devices, in no order.
     pub fn devices(&self) -> impl Iterator<Item = DeviceRecord> + '_ {
-        std::iter::empty()
+        self.devices.iter().map(|(address, slot)| DeviceRecord {
+            address: address.clone(),
+            mailbox: MailboxId(slot.mailbox),
+            created_unix_ms: slot.created_unix_ms,
+        })
     }
 
-    pub fn put_receipt(&mut self, _mailbox: MailboxId, _receipt: &ReceiptRecord) -> Seq {
-        unimplemented!()
+    /// Queues a receipt. It replaces the queued one of the same peer, group and installation.
+    pub fn put_receipt(&mut self, mailbox: MailboxId, receipt: &ReceiptRecord) -> Seq {
+        if self.cannot_number() {
+            return self.last_seq();
+        }
+        let slot = self.receipt_slot(receipt);
+        let length = record::receipt_bytes(receipt);
+        let place = self.reserve(length);
+        let seq = self.assign();
+        record::put_receipt(mailbox.0, seq.0, slot, receipt, self.forming.buffer());
+        let kind = Kind::Receipt { slot };
+        self.replace(mailbox.0, Entry::new(seq.0, place, to_u32(length), kind), kind);
+        seq
     }
 
-    pub fn ack(&mut self, _mailbox: MailboxId, _up_to: Seq) -> RecordNumber {
-        unimplemented!()
+    /// Deletes everything up to `up_to`. The number to wait for when the deletion must be durable.
+    pub fn ack(&mut self, mailbox: MailboxId, up_to: Seq) -> RecordNumber {
+        if self.failed || !self.mailboxes.contains_key(&mailbox.0) || self.cannot_number() {
+            return self.last_assigned();
+        }
+        let Some(queue) = self.mailboxes.get_mut(&mailbox.0) else {
+            return self.last_assigned();
+        };
+        // The record holds what was really deleted, never a larger number a client may claim.
+        let mut deleted = 0;
+        while let Some(entry) = queue.pop(up_to.0) {
+            self.log.sub_live(entry.place.segment, entry.share());
+            self.entries -= 1;
+            deleted = entry.seq;
+        }
+        if deleted == 0 {
+            return self.last_assigned();
+        }
+        queue.acked = deleted;
+        remove_if_empty(&mut self.mailboxes, mailbox.0);
+        if !self.forming.has_ack(mailbox.0) {
+            self.reserve(record::ACK_BYTES);
+        }
+        self.forming.put_ack(mailbox.0, deleted);
+        self.number_in_batch()
     }
 
     /// The first durable entry after `after`.
-    pub fn next(&self, _mailbox: MailboxId, _after: Seq) -> Option<Seq> {
-        unimplemented!()
+    pub fn next(&self, mailbox: MailboxId, after: Seq) -> Option<Seq> {
+        let entry = self.mailboxes.get(&mailbox.0)?.next(after.0)?;
+        (entry.seq <= self.durable_seq()).then_some(Seq(entry.seq))
     }
 
     /// The newest durable entry; zero when there is none.
-    pub fn tail(&self, _mailbox: MailboxId) -> Seq {
-        unimplemented!()
+    pub fn tail(&self, mailbox: MailboxId) -> Seq {
+        let queue = self.mailboxes.get(&mailbox.0);
+        let last = queue.and_then(|queue| queue.last(self.durable_seq()));
+        last.map_or(Seq(0), |entry| Seq(entry.seq))
     }
 
     /// Entries queued, durable or not.
-    pub fn len(&self, _mailbox: MailboxId) -> usize {
-        unimplemented!()
+    pub fn len(&self, mailbox: MailboxId) -> usize {
+        self.mailboxes.get(&mailbox.0).map_or(0, |queue| queue.entries.len())
+    }
+
+    /// Whether nothing is queued, durable or not.
+    pub fn is_empty(&self, mailbox: MailboxId) -> bool {
+        !self.mailboxes.contains_key(&mailbox.0)
     }
 
     /// The highest acknowledged seq; zero when unknown: an empty mailbox is forgotten.
-    pub fn acked(&self, _mailbox: MailboxId) -> Seq {
-        unimplemented!()
+    pub fn acked(&self, mailbox: MailboxId) -> Seq {
+        Seq(self.mailboxes.get(&mailbox.0).map_or(0, |queue| queue.acked))
     }
 
-    pub fn read(&mut self, _mailbox: MailboxId, _seq: Seq) -> ReadStart {
-        unimplemented!()
+    /// Begins to read an entry that [`Self::next`] named.
+    pub fn read(&mut self, mailbox: MailboxId, seq: Seq) -> ReadStart {
+        let queue = self.mailboxes.get(&mailbox.0);
+        let entry = queue.and_then(|queue| queue.find(seq.0)).copied();
+        let Some(entry) = entry.filter(|_| !self.failed && seq.0 <= self.durable_seq()) else {
+            return ReadStart::Gone;
+        };
+        let (place, length) = (entry.place, entry.length());
+        if let Some(bytes) = self.cache.get(place, length)
+            && let Some(record) = record::read_entry(&bytes, mailbox.0, seq.0)
+        {
+            self.stats.reads_from_cache += 1;
+            return ReadStart::Ready(record);
+        }
+        self.stats.reads_from_disk += 1;
+        self.last_read += 1;
+        let id = ReadId(self.last_read);
+        self.log.get_mut(place.segment).reads += 1;
+        self.reads.push_back(ReadTask { id, mailbox: mailbox.0, seq: seq.0, place, length });
+        ReadStart::Pending(id)
     }
 
     pub fn open_count(&self) -> u32 {
-        unimplemented!()
+        self.open_count
     }
 
     pub fn last_assigned(&self) -> RecordNumber {
-        unimplemented!()
+        RecordNumber(self.last_assigned)
     }
 
     pub fn durable_up_to(&self) -> RecordNumber {
-        unimplemented!()
-    }
-
-    pub fn poll_disk(&mut self, _now_ms: u64) -> Option<(DiskOpId, DiskOp)> {
-        unimplemented!()
-    }
-
-    pub fn handle_disk(
-        &mut self,
-        _now_ms: u64,
-        _id: DiskOpId,
-        _result: Result<DiskOutcome, DiskError>,
-    ) {
-        unimplemented!()
+        RecordNumber(self.durable_record)
     }
 
     pub fn poll_event(&mut self) -> Option<StoreEvent> {
-        unimplemented!()
-    }
-
-    /// When to call `poll_disk` again though nothing happened.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        unimplemented!()
+        self.events.pop_front()
     }
 
     pub fn stats(&self) -> StoreStats {
-        unimplemented!()
+        StoreStats {
+            segments: self.log.len() as u64,
+            file_bytes: self.log.file_bytes,
+            live_bytes: self.log.live_bytes,
+            mailboxes: self.mailboxes.len() as u64,
+            entries: self.entries,
+            devices: self.devices.len() as u64,
+            queued_records: self.last_assigned - self.durable_record,
+            queued_bytes: self.forming.queued_bytes() as u64,
+            cache_bytes: self.cache.bytes() as u64,
+            ..self.stats
+        }
     }
 
     /// Every command is durable.
     pub fn is_idle(&self) -> bool {
-        unimplemented!()
+        self.forming.is_empty() && self.commit.is_idle()
     }
+
+    /// The highest seq that getters may show. Older opens and copies are below it.
+    fn durable_seq(&self) -> u64 {
+        Seq::new(self.open_count, self.durable_record).0
+    }
+
+    fn last_seq(&self) -> Seq {
+        Seq::new(self.open_count, self.last_assigned)
+    }
+
+    /// A number for the record being written; after `reserve`, which may begin a new batch.
+    fn assign(&mut self) -> Seq {
+        self.last_assigned += 1;
+        self.forming.last_record = self.last_assigned;
+        self.last_seq()
+    }
+
+    /// A number for a command without a seq: any of its batch will do.
+    fn number_in_batch(&mut self) -> RecordNumber {
+        if self.forming.last_record == 0 {
+            self.assign();
+        }
+        RecordNumber(self.forming.last_record)
+    }
+
+    fn cannot_number(&mut self) -> bool {
+        if !self.failed && self.last_assigned + 1 >= 1 << Seq::RECORD_BITS {
+            self.fail(Fault::NumbersUsedUp);
+        }
+        self.failed
+    }
+
+    fn insert(&mut self, mailbox: u64, entry: Entry) {
+        self.log.add_live(entry.place.segment, entry.share());
+        self.entries += 1;
+        self.mailboxes.entry(mailbox).or_default().insert(entry);
+    }
+
+    fn replace(&mut self, mailbox: u64, entry: Entry, kind: Kind) {
+        if let Some(queue) = self.mailboxes.get_mut(&mailbox)
+            && let Some(old) = queue.replaceable(kind)
+        {
+            queue.remove(old.seq);
+            self.log.sub_live(old.place.segment, old.share());
+            self.entries -= 1;
+        }
+        self.insert(mailbox, entry);
+    }
+
+    pub(crate) fn install_device(&mut self, address: DeviceAddress, slot: DeviceSlot) {
+        self.log.add_live(slot.place.segment, slot.length);
+        if let Some(old) = self.devices.insert(address, slot) {
+            self.log.sub_live(old.place.segment, old.length);
+        }
+    }
+
+    /// Keyed, so that nobody can make two slots of a stranger's mailbox meet.
+    fn receipt_slot(&self, receipt: &ReceiptRecord) -> u64 {
+        let user = xxh3_64_with_seed(receipt.peer.user.as_str().as_bytes(), self.config.store_id);
+        let device = xxh3_64_with_seed(receipt.peer.device.as_str().as_bytes(), user);
+        let group = receipt.group.as_ref().map_or("", |group| group.as_str());
+        let group = xxh3_64_with_seed(group.as_bytes(), device);
+        xxh3_64_with_seed(&receipt.install_id.0.to_le_bytes(), group)
+    }
+
+    pub(crate) fn finish_read(&mut self, task: ReadTask, read: Result<Bytes, Fault>) {
+        self.log.get_mut(task.place.segment).reads -= 1;
+        let result = read.and_then(|bytes| {
+            record::read_entry(&bytes, task.mailbox, task.seq).ok_or_else(|| {
+                self.stats.damaged_records += 1;
+                let Place { segment, offset } = task.place;
+                Fault::Corrupt { segment, offset }
+            })
+        });
+        self.events.push_back(StoreEvent::ReadDone { id: task.id, result });
+    }
+}
+
+fn to_u32(length: usize) -> u32 {
+    u32::try_from(length).expect("at most RECORD_BYTES_MAX")
 }

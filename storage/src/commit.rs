@@ -1,0 +1,486 @@
+//! Group commit: what gathered while one batch was synced is the next batch. Also the order of
+//! all disk operations of an open store, and the preparation of segments.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use crate::batch::{BATCH_HEAD_BYTES, BatchHead, index, padded};
+use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
+use crate::fault::Fault;
+use crate::limits::{ATTEST_MS, BLOCK_BYTES};
+use crate::queue::{HashSeed, Place};
+use crate::reclaim::Moved;
+use crate::record::{self, ACK_BYTES};
+use crate::segment::{Header, Preparation, PrepareOp};
+use crate::store::{ReadTask, RecordNumber, Store, StoreEvent};
+
+/// The batch that commands join, and the closed ones before it. Every record knows its place when
+/// it is written: a batch is closed before it would leave its segment.
+#[derive(Debug)]
+pub(crate) struct Forming {
+    pub(crate) number: u64,
+    pub(crate) segment: SegmentId,
+    /// Where the batch begins.
+    base: u32,
+    buffer: Vec<u8>,
+    records: u32,
+    /// Number of the last command in it; zero when none has one.
+    pub(crate) last_record: u64,
+    /// Written at the end of the batch, so once per mailbox and behind every copy that was made
+    /// while the messages were still needed.
+    acks: HashMap<u64, u64, HashSeed>,
+    /// Entries that move when the batch is durable.
+    pub(crate) copies: Vec<Moved>,
+    closed: VecDeque<Batch>,
+    closed_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Batch {
+    number: u64,
+    segment: SegmentId,
+    base: u32,
+    /// Length without padding.
+    length: u32,
+    records: u32,
+    buffer: Vec<u8>,
+    last_record: u64,
+    copies: Vec<Moved>,
+}
+
+/// The one batch in flight.
+#[derive(Debug)]
+pub(crate) enum Commit {
+    Idle,
+    Writing(InFlight),
+    Written(InFlight),
+    Syncing(InFlight),
+}
+
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    number: u64,
+    pub(crate) segment: SegmentId,
+    records: u32,
+    last_record: u64,
+    copies: Vec<Moved>,
+}
+
+/// What an operation under way is for.
+#[derive(Debug)]
+pub(crate) enum Task {
+    WriteBatch,
+    SyncBatch,
+    Prepare(SegmentId, PrepareOp),
+    Read(ReadTask),
+    ReclaimRead { offset: u32, length_bytes: u32 },
+    Unlink,
+    UnlinkSync,
+}
+
+impl Forming {
+    pub(crate) fn new(number: u64, segment: SegmentId, seed: HashSeed) -> Self {
+        Self {
+            number,
+            segment,
+            base: BLOCK_BYTES,
+            buffer: Vec::new(),
+            records: 0,
+            last_record: 0,
+            acks: HashMap::with_hasher(seed),
+            copies: Vec::new(),
+            closed: VecDeque::new(),
+            closed_bytes: 0,
+        }
+    }
+
+    /// Nothing waits to be written.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffer.is_empty() && self.closed.is_empty()
+    }
+
+    /// The last batch that something waits for.
+    pub(crate) fn last_number(&self) -> u64 {
+        if self.buffer.is_empty() { self.number - 1 } else { self.number }
+    }
+
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.closed_bytes + self.length()
+    }
+
+    /// The oldest segment that a batch still waits for.
+    pub(crate) fn oldest_segment(&self) -> SegmentId {
+        self.closed.front().map_or(self.segment, |batch| batch.segment)
+    }
+
+    /// Where the current record is to be encoded; after [`Store::reserve`].
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    pub(crate) fn has_ack(&self, mailbox: u64) -> bool {
+        self.acks.contains_key(&mailbox)
+    }
+
+    pub(crate) fn put_ack(&mut self, mailbox: u64, up_to: u64) {
+        self.acks.insert(mailbox, up_to);
+    }
+
+    /// Bytes of the batch with its acks.
+    fn length(&self) -> usize {
+        self.buffer.len() + self.acks.len() * ACK_BYTES
+    }
+
+    fn end(&self) -> u32 {
+        self.base + padded(to_u32(self.length()))
+    }
+
+    /// Closes the batch; the next one begins behind it.
+    fn close(&mut self) {
+        for (mailbox, up_to) in self.acks.drain() {
+            record::put_ack(mailbox, up_to, &mut self.buffer);
+        }
+        let length = to_u32(self.buffer.len());
+        let whole = padded(length);
+        let next = Vec::with_capacity(self.buffer.capacity().min(index(whole)));
+        let mut buffer = std::mem::replace(&mut self.buffer, next);
+        buffer.resize(index(whole), 0);
+        self.closed_bytes += buffer.len();
+        self.closed.push_back(Batch {
+            number: self.number,
+            segment: self.segment,
+            base: self.base,
+            length,
+            records: self.records,
+            buffer,
+            last_record: self.last_record,
+            copies: std::mem::take(&mut self.copies),
+        });
+        self.number += 1;
+        self.base += whole;
+        self.records = 0;
+        self.last_record = 0;
+    }
+}
+
+impl Commit {
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle)
+    }
+
+    pub(crate) fn segment(&self) -> Option<SegmentId> {
+        match self {
+            Self::Idle => None,
+            Self::Writing(batch) | Self::Written(batch) | Self::Syncing(batch) => {
+                Some(batch.segment)
+            }
+        }
+    }
+
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Idle)
+    }
+}
+
+impl Store {
+    /// The next disk operation. Call until `None`.
+    pub fn poll_disk(&mut self, now_ms: u64) -> Option<(DiskOpId, DiskOp)> {
+        if self.failed {
+            return None;
+        }
+        let (task, op) = self
+            .poll_commit(now_ms)
+            .or_else(|| self.poll_read())
+            .or_else(|| self.poll_preparations())
+            .or_else(|| self.poll_reclaim(now_ms))?;
+        self.last_op += 1;
+        self.tasks.insert(self.last_op, task);
+        Some((DiskOpId(self.last_op), op))
+    }
+
+    /// Takes the result of an operation.
+    pub fn handle_disk(
+        &mut self,
+        now_ms: u64,
+        id: DiskOpId,
+        result: Result<DiskOutcome, DiskError>,
+    ) {
+        let task = self.tasks.remove(&id.0).expect("each operation is answered once");
+        if self.failed {
+            return;
+        }
+        let (outcome, error) = match result {
+            Ok(DiskOutcome::Read(bytes)) => (bytes, None),
+            Ok(_) => (Bytes::new(), None),
+            Err(error) => (Bytes::new(), Some(error)),
+        };
+        match (task, error) {
+            (Task::Read(task), error) => {
+                let fault = error.map(|error| fault("read", task.place.segment, error));
+                self.finish_read(task, fault.map_or(Ok(outcome), Err));
+            }
+            // After a failed write or sync the page cache may hold what the disk does not:
+            // nothing from here on could be promised.
+            (task, Some(error)) => self.fail_task(&task, error),
+            (Task::WriteBatch, None) => {
+                if let Commit::Writing(batch) = self.commit.take() {
+                    self.commit = Commit::Written(batch);
+                }
+            }
+            (Task::SyncBatch, None) => {
+                if let Commit::Syncing(batch) = self.commit.take() {
+                    self.batch_durable(now_ms, batch);
+                }
+            }
+            (Task::Prepare(segment, op), None) => {
+                let mut preparations = self.preparations.iter_mut();
+                if let Some(found) = preparations.find(|known| known.segment == segment) {
+                    found.done(op);
+                }
+            }
+            (Task::ReclaimRead { offset, length_bytes }, None) => {
+                self.reclaim_read(offset, length_bytes, outcome);
+            }
+            (Task::Unlink, None) => self.unlinked(),
+            (Task::UnlinkSync, None) => self.unlink_durable(),
+        }
+    }
+
+    /// When to call [`Self::poll_disk`] again though nothing happened.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        if self.failed {
+            return None;
+        }
+        let attest = self.attest_at_ms.filter(|_| self.is_idle());
+        [attest, self.reclaim_timeout()].into_iter().flatten().min()
+    }
+
+    pub(crate) fn fail(&mut self, fault: Fault) {
+        self.failed = true;
+        self.events.push_back(StoreEvent::Failed(fault));
+    }
+
+    /// Makes room for a record of `length` bytes in the forming batch, in the next batch, or in
+    /// the next segment; the place where it is to be encoded.
+    pub(crate) fn reserve(&mut self, length: usize) -> Place {
+        let filled = self.forming.length();
+        if filled > 0 && filled + length > index(self.config.batch_bytes_max) {
+            self.close_batch();
+        }
+        let needed = self.forming.length().max(BATCH_HEAD_BYTES) + length;
+        if needed > index(self.config.segment_bytes - self.forming.base) {
+            if !self.forming.buffer.is_empty() {
+                self.close_batch();
+            }
+            self.begin_segment();
+        }
+        let forming = &mut self.forming;
+        if forming.buffer.is_empty() {
+            forming.buffer.reserve(index(padded(to_u32(BATCH_HEAD_BYTES + length))));
+            forming.buffer.resize(BATCH_HEAD_BYTES, 0);
+        }
+        forming.records += 1;
+        let offset = forming.base + to_u32(forming.buffer.len());
+        Place { segment: forming.segment, offset }
+    }
+
+    /// Names the segment of the next batch; its file is prepared meanwhile, or already was.
+    fn begin_segment(&mut self) {
+        let segment = next_segment(self.forming.segment);
+        self.forming.segment = segment;
+        self.forming.base = BLOCK_BYTES;
+        self.start_segment();
+    }
+
+    /// The forming batch is the first of its segment.
+    pub(crate) fn start_segment(&mut self) {
+        let segment = self.forming.segment;
+        self.log.push(segment, BLOCK_BYTES);
+        let header = Header { open_count: self.open_count, first_batch: self.forming.number };
+        let mut preparations = self.preparations.iter_mut();
+        if let Some(spare) = preparations.find(|known| known.segment == segment) {
+            spare.start(header);
+        } else {
+            let mut preparation = Preparation::new(segment);
+            preparation.start(header);
+            self.preparations.push_back(preparation);
+        }
+    }
+
+    fn close_batch(&mut self) {
+        self.forming.close();
+        self.log.extend(self.forming.segment, self.forming.base);
+    }
+
+    fn poll_commit(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
+        match self.commit.take() {
+            Commit::Idle => {}
+            Commit::Written(batch) => {
+                let segment = batch.segment;
+                self.commit = Commit::Syncing(batch);
+                return Some((Task::SyncBatch, DiskOp::SyncData { segment }));
+            }
+            other => {
+                self.commit = other;
+                return None;
+            }
+        }
+        if self.forming.is_empty() {
+            self.attest_at_ms.filter(|at| *at <= now_ms)?;
+            self.attest_at_ms = None;
+            self.reserve(0);
+            self.forming.records = 0;
+        }
+        let (segment, end) = match self.forming.closed.front() {
+            Some(batch) => (batch.segment, batch.base + to_u32(batch.buffer.len())),
+            None => (self.forming.segment, self.forming.end()),
+        };
+        let mut preparations = self.preparations.iter();
+        if !preparations.any(|known| known.segment == segment && known.is_ready(end)) {
+            return None;
+        }
+        if self.forming.closed.is_empty() {
+            self.close_batch();
+        }
+        let batch = self.forming.closed.pop_front().expect("one was just closed");
+        Some((Task::WriteBatch, self.write(batch)))
+    }
+
+    fn write(&mut self, batch: Batch) -> DiskOp {
+        let Batch { number, segment, base, length, records, mut buffer, last_record, copies } =
+            batch;
+        assert!(number == self.durable_batch + 1, "one batch in flight");
+        let open_count = self.open_count;
+        let durable_up_to = self.durable_batch;
+        let head = BatchHead { length, records, number, durable_up_to, open_count };
+        head.seal(self.config.origin(), segment, base, &mut buffer);
+        self.forming.closed_bytes -= buffer.len();
+        self.stats.batches_written += 1;
+        self.stats.batch_bytes_written += buffer.len() as u64;
+        let cost = buffer.capacity();
+        let data = Bytes::from(buffer);
+        self.cache.insert(Place { segment, offset: base }, data.clone(), cost);
+        self.preparations.retain(|known| known.segment >= segment);
+        self.commit = Commit::Writing(InFlight { number, segment, records, last_record, copies });
+        DiskOp::Write { segment, offset: u64::from(base), data }
+    }
+
+    fn batch_durable(&mut self, now_ms: u64, batch: InFlight) {
+        self.durable_batch = batch.number;
+        // The empty batch attests its predecessor and needs no attestation itself.
+        self.attest_at_ms = (batch.records > 0).then_some(now_ms + ATTEST_MS);
+        for moved in batch.copies {
+            self.move_entry(moved);
+        }
+        if batch.last_record > self.durable_record {
+            self.durable_record = batch.last_record;
+            let up_to = RecordNumber(self.durable_record);
+            self.events.push_back(StoreEvent::Durable { up_to });
+        }
+    }
+
+    fn poll_read(&mut self) -> Option<(Task, DiskOp)> {
+        let task = self.reads.pop_front()?;
+        let Place { segment, offset } = task.place;
+        let op = DiskOp::Read { segment, offset: u64::from(offset), length_bytes: task.length };
+        Some((Task::Read(task), op))
+    }
+
+    /// Keeps zeros ahead of the log: some in the segment in use, and the next one whole by the
+    /// time this one is three quarters full.
+    fn poll_preparations(&mut self) -> Option<(Task, DiskOp)> {
+        let config = &self.config;
+        let current = self.forming.segment;
+        let end = self.forming.end();
+        let spare_bytes = end.saturating_sub(config.segment_bytes / 4).saturating_mul(2);
+        if spare_bytes > 0 && self.preparations.back().is_none_or(|last| last.segment == current) {
+            self.preparations.push_back(Preparation::new(next_segment(current)));
+        }
+        for preparation in &mut self.preparations {
+            let want = if preparation.segment > current {
+                spare_bytes
+            } else if preparation.segment == current {
+                end.saturating_add(FILL_AHEAD_CHUNKS * config.fill_chunk_bytes)
+            } else {
+                config.segment_bytes
+            };
+            let want = want.min(config.segment_bytes);
+            if let Some((op, disk_op)) = preparation.poll(want, config) {
+                return Some((Task::Prepare(preparation.segment, op), disk_op));
+            }
+        }
+        None
+    }
+
+    fn fail_task(&mut self, task: &Task, error: DiskError) {
+        let oldest = self.log.oldest().map_or(self.forming.segment, |segment| segment.id);
+        let in_flight = self.commit.segment().unwrap_or(self.forming.segment);
+        let (step, segment) = match task {
+            Task::WriteBatch => ("write of a batch", in_flight),
+            Task::SyncBatch => ("sync of a batch", in_flight),
+            Task::Prepare(segment, _) => ("preparation", *segment),
+            Task::Read(task) => ("read", task.place.segment),
+            Task::ReclaimRead { .. } => ("read for reclaim", oldest),
+            Task::Unlink | Task::UnlinkSync => ("removal", oldest),
+        };
+        self.fail(fault(step, segment, error));
+    }
+}
+
+/// Recent batches in log order, so that what was just committed is delivered without a read.
+#[derive(Debug, Default)]
+pub(crate) struct Cache {
+    batches: VecDeque<(Place, usize, Bytes)>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Cache {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, ..Self::default() }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn insert(&mut self, place: Place, batch: Bytes, cost: usize) {
+        self.bytes += cost;
+        self.batches.push_back((place, cost, batch));
+        while self.bytes > self.bytes_max
+            && let Some((_, cost, _)) = self.batches.pop_front()
+        {
+            self.bytes -= cost;
+        }
+    }
+
+    /// The bytes of one record, shared.
+    pub(crate) fn get(&self, place: Place, length: u32) -> Option<Bytes> {
+        let key = |place: Place| (place.segment, place.offset);
+        let after = self.batches.partition_point(|(start, ..)| key(*start) <= key(place));
+        let (start, _, batch) = self.batches.get(after.checked_sub(1)?)?;
+        let from = index(place.offset - start.offset.min(place.offset));
+        let within = start.segment == place.segment && from + index(length) <= batch.len();
+        within.then(|| batch.slice(from..from + index(length)))
+    }
+}
+
+pub(crate) fn next_segment(segment: SegmentId) -> SegmentId {
+    SegmentId(segment.0.checked_add(1).expect("2^32 segments are 2^58 bytes of log"))
+}
+
+fn fault(step: &'static str, segment: SegmentId, error: DiskError) -> Fault {
+    match error.kind {
+        DiskErrorKind::Full => Fault::Full { step, segment, error },
+        DiskErrorKind::Io => Fault::Io { step, segment, error },
+    }
+}
+
+fn to_u32(length: usize) -> u32 {
+    u32::try_from(length).expect("a batch fits its segment")
+}
+
+/// Zeros ahead of the log in the segment in use.
+const FILL_AHEAD_CHUNKS: u32 = 4;

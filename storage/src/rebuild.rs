@@ -1,0 +1,230 @@
+//! Replays batches into the index, in log order. Knows no disk.
+
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+
+use crate::batch::{BATCH_HEAD_BYTES, BatchHead, padded};
+use crate::commit::{Cache, Commit, Forming, next_segment};
+use crate::disk::SegmentId;
+use crate::fault::OpenFault;
+use crate::limits::{BLOCK_BYTES, StoreConfig};
+use crate::queue::{Entry, HashSeed, Kind, Mailboxes, Place};
+use crate::reclaim::Reclaim;
+use crate::record::{DeviceRecord, RawRecord, RecordFault, View};
+use crate::segment::Log;
+use crate::store::{DeviceSlot, Devices, Store, StoreStats};
+
+/// The index as far as the log was read.
+#[derive(Debug)]
+pub(crate) struct Rebuild {
+    seed: HashSeed,
+    mailboxes: Mailboxes,
+    /// Highest ack seen of each mailbox. By the order of the log nothing at or below it can
+    /// follow; a log that breaks this rule still resurrects nothing.
+    acked: HashMap<u64, u64, HashSeed>,
+    devices: Devices,
+    log: Log,
+    entries: u64,
+    /// The highest of all batches.
+    pub(crate) open_count: u32,
+    /// End of the last good batch of the segment at hand.
+    end: (SegmentId, u32),
+    /// Segments that hold nothing were never pushed to the log.
+    is_pushed: bool,
+}
+
+impl Rebuild {
+    pub(crate) fn new(hash_seed: u64) -> Self {
+        let seed = HashSeed(hash_seed);
+        Self {
+            seed,
+            mailboxes: HashMap::with_hasher(seed),
+            acked: HashMap::with_hasher(seed),
+            devices: HashMap::with_hasher(seed),
+            log: Log::default(),
+            entries: 0,
+            open_count: 0,
+            end: (SegmentId(0), BLOCK_BYTES),
+            is_pushed: false,
+        }
+    }
+
+    pub(crate) fn begin_segment(&mut self, segment: SegmentId) {
+        self.end = (segment, BLOCK_BYTES);
+        self.is_pushed = false;
+    }
+
+    /// Where the good batches of `segment` end, if it is the one at hand.
+    pub(crate) fn log_end(&self, segment: SegmentId) -> u32 {
+        if self.end.0 == segment { self.end.1 } else { BLOCK_BYTES }
+    }
+
+    /// The file ends at `bytes`: all of it counts as space taken.
+    pub(crate) fn end_segment(&mut self, bytes: u32) {
+        let (segment, end) = self.end;
+        self.push_segment();
+        self.log.extend(segment, bytes.max(end));
+    }
+
+    pub(crate) fn drop_segment(&self) {
+        assert!(!self.is_pushed, "an unused segment holds no batch");
+    }
+
+    fn push_segment(&mut self) {
+        if !self.is_pushed {
+            self.log.push(self.end.0, BLOCK_BYTES);
+            self.is_pushed = true;
+        }
+    }
+
+    /// Applies a verified batch that stands at `offset` of `segment`.
+    pub(crate) fn batch(
+        &mut self,
+        segment: SegmentId,
+        offset: u32,
+        head: &BatchHead,
+        records: &[u8],
+    ) -> Result<(), OpenFault> {
+        self.push_segment();
+        self.open_count = self.open_count.max(head.open_count);
+        let mut rest = records;
+        while !rest.is_empty() {
+            let at = BATCH_HEAD_BYTES + records.len() - rest.len();
+            let at = u32::try_from(at).expect("a batch has at most LENGTH_MAX bytes");
+            let place = Place { segment, offset: offset + at };
+            let (raw, next) = RawRecord::split(rest).map_err(|_| malformed(place, rest))?;
+            let view = raw.parse().map_err(|fault| refuse(place, raw, fault))?;
+            self.record(view, raw, place);
+            rest = next;
+        }
+        self.end = (segment, offset + padded(head.length));
+        Ok(())
+    }
+
+    fn record(&mut self, view: View<'_>, raw: RawRecord<'_>, place: Place) {
+        let length = u32::try_from(raw.bytes.len()).expect("within a batch");
+        match view {
+            View::Message(view) => {
+                let mailboxes = view.mailboxes();
+                let count = u32::try_from(mailboxes.len()).expect("a u16 on disk");
+                let kind = Kind::Message { sender: view.sender, mailboxes: count };
+                for mailbox in mailboxes {
+                    self.entry(mailbox, Entry::new(view.seq, place, length, kind));
+                }
+            }
+            View::Receipt(view) => {
+                let kind = Kind::Receipt { slot: view.slot };
+                self.replace(view.mailbox, Entry::new(view.seq, place, length, kind), kind);
+            }
+            View::Gap(view) => {
+                let kind = Kind::Gap { reason: view.reason };
+                self.replace(view.mailbox, Entry::new(view.seq, place, length, kind), kind);
+            }
+            View::Device(view) => {
+                if let Some(DeviceRecord { address, mailbox, created_unix_ms }) = view.to_record() {
+                    let slot = DeviceSlot { mailbox: mailbox.0, created_unix_ms, place, length };
+                    self.log.add_live(place.segment, length);
+                    if let Some(old) = self.devices.insert(address, slot) {
+                        self.log.sub_live(old.place.segment, old.length);
+                    }
+                }
+            }
+            View::Ack { mailbox, up_to } => self.ack(mailbox, up_to),
+        }
+    }
+
+    /// A message, or a copy of one that is already known: the later place counts.
+    fn entry(&mut self, mailbox: u64, entry: Entry) {
+        if self.acked.get(&mailbox).is_some_and(|acked| entry.seq <= *acked) {
+            return;
+        }
+        let queue = self.mailboxes.entry(mailbox).or_default();
+        if let Some(old) = queue.remove(entry.seq) {
+            self.log.sub_live(old.place.segment, old.share());
+            self.entries -= 1;
+        }
+        queue.insert(entry);
+        self.log.add_live(entry.place.segment, entry.share());
+        self.entries += 1;
+    }
+
+    fn replace(&mut self, mailbox: u64, entry: Entry, kind: Kind) {
+        if let Some(queue) = self.mailboxes.get_mut(&mailbox)
+            && let Some(old) = queue.replaceable(kind)
+        {
+            if old.seq > entry.seq {
+                return;
+            }
+            queue.remove(old.seq);
+            self.log.sub_live(old.place.segment, old.share());
+            self.entries -= 1;
+        }
+        self.entry(mailbox, entry);
+    }
+
+    fn ack(&mut self, mailbox: u64, up_to: u64) {
+        let acked = self.acked.entry(mailbox).or_default();
+        *acked = up_to.max(*acked);
+        if let Some(queue) = self.mailboxes.get_mut(&mailbox) {
+            queue.acked = *acked;
+            while let Some(entry) = queue.pop(up_to) {
+                self.log.sub_live(entry.place.segment, entry.share());
+                self.entries -= 1;
+            }
+        }
+    }
+
+    /// The store, about to begin the segment after `last`.
+    pub(crate) fn finish(
+        self,
+        config: StoreConfig,
+        open_count: u32,
+        next_batch: u64,
+        last: SegmentId,
+    ) -> Store {
+        let Self { seed, mut mailboxes, devices, log, entries, .. } = self;
+        mailboxes.retain(|_, queue| !queue.entries.is_empty());
+        mailboxes.shrink_to_fit();
+        let mut store = Store {
+            open_count,
+            last_assigned: 0,
+            durable_record: 0,
+            durable_batch: next_batch - 1,
+            mailboxes,
+            entries,
+            devices,
+            log,
+            forming: Forming::new(next_batch, next_segment(last), seed),
+            commit: Commit::Idle,
+            preparations: VecDeque::new(),
+            cache: Cache::new(config.cache_bytes),
+            tasks: HashMap::with_hasher(seed),
+            last_op: 0,
+            reads: VecDeque::new(),
+            last_read: 0,
+            reclaim: Reclaim::default(),
+            // At once: the last batch of the previous open gets its attestation, and the new
+            // segment is ready before the first command.
+            attest_at_ms: Some(0),
+            events: VecDeque::new(),
+            failed: false,
+            stats: StoreStats::default(),
+            config,
+        };
+        store.start_segment();
+        store
+    }
+}
+
+fn refuse(place: Place, raw: RawRecord<'_>, fault: RecordFault) -> OpenFault {
+    let name = if fault == RecordFault::Malformed { "malformed" } else { raw.name() };
+    let Place { segment, offset } = place;
+    OpenFault::UnknownRecord { segment, offset, kind: raw.kind, name, version: raw.version }
+}
+
+fn malformed(place: Place, rest: &[u8]) -> OpenFault {
+    let Place { segment, offset } = place;
+    let kind = rest.first().copied().unwrap_or_default();
+    let version = rest.get(1).copied().unwrap_or_default();
+    OpenFault::UnknownRecord { segment, offset, kind, name: "malformed", version }
+}

@@ -1,0 +1,295 @@
+//! Reclaim: strictly the oldest segment first, copy what is still needed to the head, wait until
+//! the copies are durable, remove the file, sync the directory.
+//!
+//! Why acknowledged messages cannot come back:
+//! - An ack says "every seq of this mailbox up to U". The messages it covers were written before
+//!   it. A copy keeps its seq, is made only of an entry that is still queued, and names only
+//!   mailboxes where it is; and acks are written behind all copies of their batch. So at every
+//!   moment each record with seq <= U stands before the ack in the log.
+//! - Segments vanish from the old end only, each removal durable before the next is asked for. So
+//!   when the ack's segment is the oldest, all it covers stands in that segment too, and goes
+//!   with it: the ack need not be copied.
+//! - A segment is removed only when everything is durable that made its records unneeded (an ack,
+//!   a newer receipt, a copy): the barrier is the last batch that was forming at the decision.
+//! - A crash between the copy and the removal leaves two records of one seq: recovery keeps the
+//!   later place, and an ack in the log covers both.
+
+use bytes::Bytes;
+use ringpost_protocol::id::DeviceAddress;
+
+use crate::batch::{BATCH_HEAD_BYTES, Scan, Scanner, index};
+use crate::commit::Task;
+use crate::disk::{DiskOp, SegmentId};
+use crate::queue::{Entry, Place, remove_if_empty};
+use crate::record::{DeviceRecord, RawRecord, View};
+use crate::store::{Store, StoreEvent};
+
+#[derive(Debug, Default)]
+pub(crate) struct Reclaim {
+    state: State,
+    /// The byte budget: no read before this time.
+    next_read_ms: u64,
+    /// Live mailboxes of the record at hand; kept to spare an allocation for each.
+    live: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Idle,
+    Scanning {
+        scanner: Scanner,
+        reading: bool,
+    },
+    /// Waits until batch `barrier` is durable and no read uses the file.
+    Draining {
+        segment: SegmentId,
+        barrier: u64,
+    },
+    Unlinking,
+    Unlinked,
+    SyncingDir,
+}
+
+/// A record that was copied; its entry moves once the copy is durable, unless it is gone by then.
+#[derive(Debug)]
+pub(crate) enum Moved {
+    Entry { mailbox: u64, seq: u64, place: Place, length: u32, mailboxes: u32 },
+    Device { address: DeviceAddress, from: Place, place: Place },
+}
+
+impl Store {
+    pub(crate) fn poll_reclaim(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
+        if matches!(self.reclaim.state, State::Idle) {
+            self.begin_reclaim();
+        }
+        if matches!(self.reclaim.state, State::Scanning { .. }) {
+            return self.scan(now_ms);
+        }
+        match self.reclaim.state {
+            State::Draining { segment, barrier } => self.drain(segment, barrier),
+            State::Unlinked => {
+                self.reclaim.state = State::SyncingDir;
+                Some((Task::UnlinkSync, DiskOp::SyncDir))
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn reclaim_timeout(&self) -> Option<u64> {
+        let waits = matches!(self.reclaim.state, State::Scanning { reading: false, .. });
+        (waits && !self.is_backlogged()).then_some(self.reclaim.next_read_ms)
+    }
+
+    fn begin_reclaim(&mut self) {
+        let in_use = self.commit.segment().unwrap_or_else(|| self.forming.oldest_segment());
+        let Some(oldest) = self.log.oldest().filter(|oldest| oldest.id < in_use) else {
+            return;
+        };
+        let (segment, end) = (oldest.id, oldest.used_bytes);
+        if oldest.live_bytes == 0 {
+            self.reclaim.state = self.draining(segment);
+            return;
+        }
+        let dead = self.log.file_bytes - self.log.live_bytes;
+        let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
+        if dead > self.log.live_bytes / 5 * 2 + slack {
+            let scanner = Scanner::new(self.config.origin(), segment, end, READ_BYTES);
+            self.reclaim.state = State::Scanning { scanner, reading: false };
+        }
+    }
+
+    fn draining(&self, segment: SegmentId) -> State {
+        State::Draining { segment, barrier: self.forming.last_number() }
+    }
+
+    /// Appends go first: nothing is copied while more than a batch waits.
+    fn is_backlogged(&self) -> bool {
+        self.forming.queued_bytes() > index(self.config.batch_bytes_max / 2)
+    }
+
+    fn scan(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
+        loop {
+            let backlogged = self.is_backlogged();
+            let State::Scanning { scanner, reading } = &mut self.reclaim.state else {
+                return None;
+            };
+            if *reading || backlogged {
+                return None;
+            }
+            let segment = scanner.segment;
+            match scanner.next() {
+                Scan::Batch { offset, bytes, .. } => self.copy_live(segment, offset, &bytes),
+                // What it held is missed, and counted, when the segment is drained.
+                Scan::Damage { .. } => {}
+                Scan::More { offset, length_bytes } => {
+                    if now_ms < self.reclaim.next_read_ms {
+                        return None;
+                    }
+                    *reading = true;
+                    let rate = u64::from(self.config.reclaim_bytes_per_second).max(1);
+                    let pause_ms = (u64::from(length_bytes) * 1000).div_ceil(rate);
+                    self.reclaim.next_read_ms = now_ms + pause_ms;
+                    let read = DiskOp::Read { segment, offset: u64::from(offset), length_bytes };
+                    return Some((Task::ReclaimRead { offset, length_bytes }, read));
+                }
+                Scan::End => {
+                    self.reclaim.state = self.draining(segment);
+                    return None;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn reclaim_read(&mut self, offset: u32, length_bytes: u32, bytes: Bytes) {
+        if let State::Scanning { scanner, reading } = &mut self.reclaim.state {
+            *reading = false;
+            scanner.feed(offset, length_bytes, bytes);
+        }
+    }
+
+    fn copy_live(&mut self, segment: SegmentId, offset: u32, batch: &[u8]) {
+        let mut rest = &batch[BATCH_HEAD_BYTES..];
+        while let Ok((raw, next)) = RawRecord::split(rest) {
+            let at = batch.len() - rest.len();
+            let at = offset + u32::try_from(at).expect("within a segment");
+            self.copy_record(raw, Place { segment, offset: at });
+            rest = next;
+        }
+    }
+
+    fn copy_record(&mut self, raw: RawRecord<'_>, from: Place) {
+        match raw.parse() {
+            Ok(View::Message(view)) => {
+                let mut live = std::mem::take(&mut self.reclaim.live);
+                live.extend(view.mailboxes().filter(|id| self.is_live(*id, view.seq, from)));
+                if !live.is_empty() {
+                    let length = view.copy_bytes(live.len());
+                    let place = self.reserve(length);
+                    view.copy_to(&live, self.forming.buffer());
+                    self.moves(&live, view.seq, place, length);
+                }
+                live.clear();
+                self.reclaim.live = live;
+            }
+            Ok(View::Receipt(view)) => self.copy_small(raw, view.mailbox, view.seq, from),
+            Ok(View::Gap(view)) => self.copy_small(raw, view.mailbox, view.seq, from),
+            Ok(View::Device(view)) => {
+                let Some(DeviceRecord { address, .. }) = view.to_record() else { return };
+                if self.devices.get(&address).is_some_and(|slot| slot.place == from) {
+                    let place = self.reserve(raw.bytes.len());
+                    self.forming.buffer().extend_from_slice(raw.bytes);
+                    self.stats.reclaim_copied_bytes += raw.bytes.len() as u64;
+                    self.forming.copies.push(Moved::Device { address, from, place });
+                }
+            }
+            // All that an ack of the oldest segment covers goes with it.
+            Ok(View::Ack { .. }) | Err(_) => {}
+        }
+    }
+
+    fn copy_small(&mut self, raw: RawRecord<'_>, mailbox: u64, seq: u64, from: Place) {
+        if self.is_live(mailbox, seq, from) {
+            let place = self.reserve(raw.bytes.len());
+            self.forming.buffer().extend_from_slice(raw.bytes);
+            self.moves(&[mailbox], seq, place, raw.bytes.len());
+        }
+    }
+
+    fn is_live(&self, mailbox: u64, seq: u64, place: Place) -> bool {
+        let entry = self.mailboxes.get(&mailbox).and_then(|queue| queue.find(seq));
+        entry.is_some_and(|entry| entry.place == place)
+    }
+
+    fn moves(&mut self, live: &[u64], seq: u64, place: Place, length: usize) {
+        self.stats.reclaim_copied_bytes += length as u64;
+        let length = u32::try_from(length).expect("at most RECORD_BYTES_MAX");
+        let mailboxes = u32::try_from(live.len()).expect("at most MAILBOXES_PER_RECORD_MAX");
+        let moved =
+            live.iter().map(|id| Moved::Entry { mailbox: *id, seq, place, length, mailboxes });
+        self.forming.copies.extend(moved);
+    }
+
+    /// The copy is durable: from now on the entry is read from there.
+    pub(crate) fn move_entry(&mut self, moved: Moved) {
+        match moved {
+            Moved::Entry { mailbox, seq, place, length, mailboxes } => {
+                let Some(queue) = self.mailboxes.get_mut(&mailbox) else { return };
+                let Some(old) = queue.remove(seq) else { return };
+                let new = old.moved(place, length, mailboxes);
+                queue.insert(new);
+                self.log.sub_live(old.place.segment, old.share());
+                self.log.add_live(place.segment, new.share());
+            }
+            Moved::Device { address, from, place } => {
+                if let Some(slot) = self.devices.get(&address)
+                    && slot.place == from
+                {
+                    self.install_device(address, crate::store::DeviceSlot { place, ..*slot });
+                }
+            }
+        }
+    }
+
+    fn drain(&mut self, segment: SegmentId, barrier: u64) -> Option<(Task, DiskOp)> {
+        if self.durable_batch < barrier {
+            return None;
+        }
+        let oldest = self.log.get_mut(segment);
+        if oldest.reads > 0 {
+            return None;
+        }
+        if oldest.live_bytes > 0 {
+            self.give_up(segment);
+            return None;
+        }
+        self.reclaim.state = State::Unlinking;
+        Some((Task::Unlink, DiskOp::Unlink { segment }))
+    }
+
+    /// Live records that the scan did not find are damaged. Devices are written anew from memory;
+    /// messages are lost, which is reported.
+    fn give_up(&mut self, segment: SegmentId) {
+        let here = |entry: &&Entry| entry.place.segment == segment;
+        let mut lost = Vec::new();
+        for (mailbox, queue) in &self.mailboxes {
+            lost.extend(queue.entries.iter().filter(here).map(|entry| (*mailbox, entry.seq)));
+        }
+        for (mailbox, seq) in &lost {
+            let queue = self.mailboxes.get_mut(mailbox).expect("seen just now");
+            let entry = queue.remove(*seq).expect("seen just now");
+            self.log.sub_live(segment, entry.share());
+            self.entries -= 1;
+            remove_if_empty(&mut self.mailboxes, *mailbox);
+        }
+        let devices = self.devices();
+        let devices: Vec<_> = devices
+            .filter(|device| self.devices[&device.address].place.segment == segment)
+            .collect();
+        for device in &devices {
+            self.put_device(device);
+        }
+        if !lost.is_empty() {
+            let entries = lost.len() as u64;
+            self.stats.damaged_records += entries;
+            self.events.push_back(StoreEvent::Damaged { segment, entries });
+        }
+        self.reclaim.state = self.draining(segment);
+    }
+
+    pub(crate) fn unlinked(&mut self) {
+        self.reclaim.state = State::Unlinked;
+    }
+
+    /// Only now may the next segment go: an unlink that a crash undoes must not be of an older one.
+    pub(crate) fn unlink_durable(&mut self) {
+        self.log.pop_oldest();
+        self.stats.reclaimed_segments += 1;
+        self.reclaim.state = State::Idle;
+    }
+}
+
+/// Dead bytes that are left alone however little is live.
+const SLACK_SEGMENTS: u64 = 2;
+const READ_BYTES: u32 = 256 << 10;
+const _: () = assert!(READ_BYTES >= crate::limits::BLOCK_BYTES);

@@ -1,0 +1,291 @@
+//! Segments: the header of a file, the preparation of a new one, and what the files still hold.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::batch::{Origin, index, is_zero};
+use crate::disk::{DiskOp, SegmentId};
+use crate::fault::OpenFault;
+use crate::limits::{BLOCK_BYTES, FILL_CHUNK_BYTES_MAX, FORMAT_VERSION, StoreConfig};
+use crate::record::Fields;
+
+/// First block of a segment, little-endian: magic, CRC32C u32 of all that follows, format version
+/// u16, shard u16, store_id u64, segment u32, open_count u32, first_batch u64; then zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) open_count: u32,
+    /// Number of the first batch of this segment. What an older segment holds at or above it is
+    /// the torn tail of an earlier open and is ignored for ever.
+    pub(crate) first_batch: u64,
+}
+
+/// What the first block of a file holds.
+#[derive(Debug)]
+pub(crate) enum HeaderBlock {
+    Valid(Header),
+    /// Zeros or nothing: prepared, never used.
+    Blank,
+    Damaged,
+}
+
+impl Header {
+    pub(crate) fn encode(&self, origin: Origin, segment: SegmentId) -> Bytes {
+        let mut out = Vec::with_capacity(index(BLOCK_BYTES));
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&origin.shard.to_le_bytes());
+        out.extend_from_slice(&origin.store_id.to_le_bytes());
+        out.extend_from_slice(&segment.0.to_le_bytes());
+        out.extend_from_slice(&self.open_count.to_le_bytes());
+        out.extend_from_slice(&self.first_batch.to_le_bytes());
+        let crc = crc32c::crc32c(&out[12..]);
+        out[8..12].copy_from_slice(&crc.to_le_bytes());
+        out.resize(index(BLOCK_BYTES), 0);
+        Bytes::from(out)
+    }
+
+    /// Refuses what is intact but not ours; damage is the caller's to judge.
+    pub(crate) fn decode(
+        block: &[u8],
+        origin: Origin,
+        segment: SegmentId,
+    ) -> Result<HeaderBlock, OpenFault> {
+        let block = &block[..block.len().min(index(BLOCK_BYTES))];
+        if is_zero(block) {
+            return Ok(HeaderBlock::Blank);
+        }
+        let Some(header) = block.get(..HEADER_BYTES) else {
+            return Ok(HeaderBlock::Damaged);
+        };
+        if header[..8] != MAGIC || header[8..12] != crc32c::crc32c(&header[12..]).to_le_bytes() {
+            return Ok(HeaderBlock::Damaged);
+        }
+        Self::parse(Fields(&header[12..]), origin, segment)
+    }
+
+    fn parse(
+        mut fields: Fields<'_>,
+        origin: Origin,
+        segment: SegmentId,
+    ) -> Result<HeaderBlock, OpenFault> {
+        let fixed = "the slice has HEADER_BYTES";
+        let version = u16::from_le_bytes(fields.array().expect(fixed));
+        let shard = u16::from_le_bytes(fields.array().expect(fixed));
+        let [store_id] = fields.u64s().expect(fixed);
+        let written_as = SegmentId(fields.u32().expect(fixed));
+        let open_count = fields.u32().expect(fixed);
+        let [first_batch] = fields.u64s().expect(fixed);
+        if version != FORMAT_VERSION {
+            return Err(OpenFault::Version { segment, found: version, supported: FORMAT_VERSION });
+        }
+        if store_id != origin.store_id {
+            return Err(OpenFault::OtherStore {
+                segment,
+                found: store_id,
+                expected: origin.store_id,
+            });
+        }
+        if shard != origin.shard {
+            return Err(OpenFault::OtherShard { segment, found: shard, expected: origin.shard });
+        }
+        // Intact, but of another file of this store: a misplaced block.
+        if written_as != segment {
+            return Ok(HeaderBlock::Damaged);
+        }
+        Ok(HeaderBlock::Valid(Self { open_count, first_batch }))
+    }
+}
+
+/// A segment on its way to being appendable: file made, directory synced, header and the first
+/// zeros written and synced. One operation of it is in flight at a time.
+#[derive(Debug)]
+pub(crate) struct Preparation {
+    pub(crate) segment: SegmentId,
+    step: Step,
+    busy: bool,
+    header: HeaderStep,
+    /// Zeros are written up to here ...
+    filled: u32,
+    /// ... and synced up to here. 0 < ready <= filled <= segment_bytes
+    ready: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Absent,
+    Created,
+    Linked,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HeaderStep {
+    /// A spare: what its first batch will be is not known yet.
+    Unknown,
+    Wanted(Header),
+    Written,
+    Durable,
+}
+
+/// One operation of a preparation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrepareOp {
+    Create,
+    Link,
+    Header,
+    Fill { end: u32 },
+    Sync,
+}
+
+impl Preparation {
+    pub(crate) fn new(segment: SegmentId) -> Self {
+        Self {
+            segment,
+            step: Step::Absent,
+            busy: false,
+            header: HeaderStep::Unknown,
+            filled: BLOCK_BYTES,
+            ready: BLOCK_BYTES,
+        }
+    }
+
+    /// The log reached this segment.
+    pub(crate) fn start(&mut self, header: Header) {
+        if self.header == HeaderStep::Unknown {
+            self.header = HeaderStep::Wanted(header);
+        }
+    }
+
+    /// Whether a batch that ends at `end` may be written.
+    pub(crate) fn is_ready(&self, end: u32) -> bool {
+        self.header == HeaderStep::Durable && end <= self.ready
+    }
+
+    /// The next step towards zeros up to `want`, at most `segment_bytes`.
+    pub(crate) fn poll(&mut self, want: u32, config: &StoreConfig) -> Option<(PrepareOp, DiskOp)> {
+        if self.busy {
+            return None;
+        }
+        let segment = self.segment;
+        let next = match (self.step, self.header) {
+            (Step::Absent, _) => (PrepareOp::Create, DiskOp::Create { segment }),
+            (Step::Created, _) => (PrepareOp::Link, DiskOp::SyncDir),
+            (Step::Linked, HeaderStep::Wanted(header)) => {
+                let data = header.encode(config.origin(), segment);
+                (PrepareOp::Header, DiskOp::Write { segment, offset: 0, data })
+            }
+            (Step::Linked, _) if self.filled == self.ready && self.filled < want => {
+                // Chunks end on multiples of their length, so that a segment is a whole number.
+                let chunk = config.fill_chunk_bytes;
+                let end = ((self.filled / chunk + 1) * chunk).min(config.segment_bytes);
+                let data = Bytes::from_static(&ZEROS).slice(..index(end - self.filled));
+                let offset = u64::from(self.filled);
+                (PrepareOp::Fill { end }, DiskOp::Write { segment, offset, data })
+            }
+            (Step::Linked, header) if self.filled > self.ready || header == HeaderStep::Written => {
+                (PrepareOp::Sync, DiskOp::SyncAll { segment })
+            }
+            (Step::Linked, _) => return None,
+        };
+        self.busy = true;
+        Some(next)
+    }
+
+    pub(crate) fn done(&mut self, op: PrepareOp) {
+        self.busy = false;
+        match op {
+            PrepareOp::Create => self.step = Step::Created,
+            PrepareOp::Link => self.step = Step::Linked,
+            PrepareOp::Header => self.header = HeaderStep::Written,
+            PrepareOp::Fill { end } => self.filled = end,
+            PrepareOp::Sync => {
+                self.ready = self.filled;
+                if self.header == HeaderStep::Written {
+                    self.header = HeaderStep::Durable;
+                }
+            }
+        }
+    }
+}
+
+/// The segments that hold batches, oldest first, and how much of them is still needed.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    segments: VecDeque<Segment>,
+    pub(crate) file_bytes: u64,
+    pub(crate) live_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) id: SegmentId,
+    /// Batches end here; nothing behind it is needed.
+    pub(crate) used_bytes: u32,
+    /// Bytes of records that are still needed. A record of k mailboxes counts a k-th for each.
+    pub(crate) live_bytes: u64,
+    /// Reads under way: the file must not go before they end.
+    pub(crate) reads: u32,
+}
+
+impl Log {
+    pub(crate) fn push(&mut self, id: SegmentId, used_bytes: u32) {
+        assert!(self.segments.back().is_none_or(|last| last.id < id), "segments only go up");
+        assert!(used_bytes >= BLOCK_BYTES, "the header is there");
+        self.segments.push_back(Segment { id, used_bytes, live_bytes: 0, reads: 0 });
+        self.file_bytes += u64::from(used_bytes);
+    }
+
+    pub(crate) fn pop_oldest(&mut self) {
+        let oldest = self.segments.pop_front().expect("the active segment is never removed");
+        assert!(oldest.live_bytes == 0 && oldest.reads == 0, "nothing needs the segment");
+        self.file_bytes -= u64::from(oldest.used_bytes);
+    }
+
+    pub(crate) fn oldest(&self) -> Option<&Segment> {
+        self.segments.front()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// The log of `segment` now ends at `end`.
+    pub(crate) fn extend(&mut self, segment: SegmentId, end: u32) {
+        let segment = self.get_mut(segment);
+        let grown = end - segment.used_bytes;
+        segment.used_bytes = end;
+        self.file_bytes += u64::from(grown);
+    }
+
+    pub(crate) fn add_live(&mut self, segment: SegmentId, bytes: u32) {
+        self.get_mut(segment).live_bytes += u64::from(bytes);
+        self.live_bytes += u64::from(bytes);
+    }
+
+    pub(crate) fn sub_live(&mut self, segment: SegmentId, bytes: u32) {
+        let segment = self.get_mut(segment);
+        segment.live_bytes = segment
+            .live_bytes
+            .checked_sub(u64::from(bytes))
+            .expect("only what was added is subtracted");
+        self.live_bytes -= u64::from(bytes);
+    }
+
+    pub(crate) fn get_mut(&mut self, id: SegmentId) -> &mut Segment {
+        // Appends and most acks concern the newest segment.
+        if self.segments.back().is_some_and(|last| last.id == id) {
+            return self.segments.back_mut().expect("just seen");
+        }
+        let at = self
+            .segments
+            .binary_search_by_key(&id, |segment| segment.id)
+            .expect("entries name segments of the log");
+        &mut self.segments[at]
+    }
+}
+
+const MAGIC: [u8; 8] = *b"RINGPOST";
+const HEADER_BYTES: usize = 12 + 2 + 2 + 8 + 4 + 4 + 8;
+/// In the zero pages of the program, shared by every fill.
+static ZEROS: [u8; FILL_CHUNK_BYTES_MAX as usize] = [0; FILL_CHUNK_BYTES_MAX as usize];
