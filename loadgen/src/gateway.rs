@@ -1,0 +1,372 @@
+//! A gateway of our own, on a temporary directory and free ports: found or built, started, asked
+//! for its metrics, stopped.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::host::{filesystem, is_memory_filesystem};
+use crate::report::ServerUse;
+use crate::tokens;
+
+/// A running gateway; killed when dropped.
+pub struct Gateway {
+    binary: PathBuf,
+    directory: tempfile::TempDir,
+    child: Child,
+    target: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// How to end a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGTERM: it drains and must exit with 0.
+    Drain,
+    /// SIGKILL: a crash.
+    Kill,
+}
+
+impl Gateway {
+    /// Starts `binary` with fresh keys, a fresh store and, if given, this many shards.
+    pub fn start(binary: PathBuf, shards: Option<u16>) -> Result<Self> {
+        let directory = temporary_directory()?;
+        let data = directory.path();
+        tokens::write_credentials(data)?;
+        let target = free_port()?;
+        let admin = free_port()?;
+        fs::write(data.join(CONFIG_FILE), config_text(data, target, admin, shards))
+            .context("write the configuration")?;
+        let child = spawn(&binary, data)?;
+        let mut gateway = Self { binary, directory, child, target, admin };
+        gateway.wait_ready()?;
+        Ok(gateway)
+    }
+
+    /// Where clients connect to.
+    pub fn target(&self) -> SocketAddr {
+        self.target
+    }
+
+    /// Address of `/metrics`.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Holds `ca.pem`, `token-key.pem`, `jwks.json` and the store.
+    pub fn data(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Bytes of the store on disk.
+    pub fn store_bytes(&self) -> u64 {
+        allocated_bytes(&self.data().join(STORE_DIRECTORY))
+    }
+
+    /// Ends the process and says how long that took.
+    pub fn stop(&mut self, how: Stop) -> Result<Duration> {
+        let started = Instant::now();
+        match how {
+            Stop::Kill => {
+                self.child.kill().context("kill the gateway")?;
+                self.child.wait().context("wait for the gateway")?;
+            }
+            Stop::Drain => {
+                terminate(&self.child)?;
+                let status = self.wait_exit(STOP_TIME_MAX)?;
+                ensure!(status.success(), "the gateway ended with {status}\n{}", self.log_tail());
+            }
+        }
+        Ok(started.elapsed())
+    }
+
+    /// Starts the process again on the same store and says how long it took until it was ready.
+    pub fn restart(&mut self) -> Result<Duration> {
+        let started = Instant::now();
+        self.child = spawn(&self.binary, self.data())?;
+        self.wait_ready()?;
+        Ok(started.elapsed())
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + READY_TIME_MAX;
+        loop {
+            if let Some(status) = self.child.try_wait().context("ask for the gateway's status")? {
+                bail!("the gateway ended at start with {status}\n{}", self.log_tail());
+            }
+            if http_get(self.admin, "/readyz").is_ok() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the gateway is not ready\n{}", self.log_tail());
+            sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn wait_exit(&mut self, time_max: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + time_max;
+        loop {
+            if let Some(status) = self.child.try_wait().context("ask for the gateway's status")? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the gateway did not end within {time_max:?} after SIGTERM\n{}",
+                self.log_tail()
+            );
+            sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.data().join(LOG_FILE)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Either call fails only when the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The `ringpost` binary: what `--gateway` names; under cargo, built now so that it is never stale;
+/// else the one beside this executable.
+pub fn find_binary(named: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = named {
+        ensure!(path.is_file(), "{} is not a file", path.display());
+        return Ok(path);
+    }
+    let own = std::env::current_exe().context("find this executable")?;
+    let folder = own.parent().context("an executable has a folder")?;
+    let beside = folder.join("ringpost");
+    match (std::env::var_os("CARGO"), std::env::var_os("CARGO_MANIFEST_DIR")) {
+        (Some(cargo), Some(manifest)) => {
+            let mut build = Command::new(cargo);
+            build.args(["build", "--quiet", "-p", "ringpost-engine", "--bin", "ringpost"]);
+            if folder.ends_with("release") {
+                build.arg("--release");
+            }
+            if let Some(target) = folder.parent() {
+                build.arg("--target-dir").arg(target);
+            }
+            let status = build.current_dir(manifest).status().context("run cargo build")?;
+            ensure!(status.success(), "building the gateway failed");
+        }
+        _ => ensure!(
+            beside.is_file(),
+            "no gateway at {}: build it with `cargo build --release -p ringpost-engine`, or name \
+             one with --gateway or --target",
+            beside.display()
+        ),
+    }
+    Ok(beside)
+}
+
+/// Reads CPU time and memory from a Prometheus page.
+pub fn read_metrics(admin: SocketAddr, path: &str) -> Result<ServerUse> {
+    let page = http_get(admin, path)?;
+    let value = |name: &str| {
+        metric(&page, name).with_context(|| format!("no {name} at http://{admin}{path}"))
+    };
+    let rss_bytes = value("process_resident_memory_bytes")?;
+    #[expect(clippy::cast_possible_truncation, reason = "a size: not negative, whole, below 2^53")]
+    Ok(ServerUse { cpu_seconds: value("process_cpu_seconds_total")?, rss_bytes: rss_bytes as u64 })
+}
+
+/// Splits `http://HOST:PORT/PATH`; the path defaults to `/metrics`.
+pub fn parse_metrics_url(url: &str) -> Result<(SocketAddr, String)> {
+    let rest = url.strip_prefix("http://").context("--metrics must start with http://")?;
+    let (address, path) = rest.split_once('/').unwrap_or((rest, "metrics"));
+    let address = resolve(address)?;
+    Ok((address, format!("/{path}")))
+}
+
+/// The first address of `host:port`.
+pub fn resolve(text: &str) -> Result<SocketAddr> {
+    use std::net::ToSocketAddrs;
+    text.to_socket_addrs()
+        .with_context(|| format!("{text:?} is not host:port"))?
+        .next()
+        .with_context(|| format!("{text:?} has no address"))
+}
+
+fn config_text(data: &Path, target: SocketAddr, admin: SocketAddr, shards: Option<u16>) -> String {
+    let path = |name: &str| toml_string(&data.join(name));
+    let shards = shards.map_or_else(String::new, |count| format!("shards = {count}\n"));
+    format!(
+        "listen = \"{target}\"\nadmin_listen = \"{admin}\"\ndata_dir = {}\n{shards}\n\
+         [tls]\ncertificate_path = {}\nkey_path = {}\n\n[auth]\njwks_path = {}\n",
+        path(STORE_DIRECTORY),
+        path("cert.pem"),
+        path("key.pem"),
+        path("jwks.json"),
+    )
+}
+
+/// A path as a TOML basic string.
+fn toml_string(path: &Path) -> String {
+    serde_json::Value::from(path.display().to_string()).to_string()
+}
+
+fn spawn(binary: &Path, data: &Path) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(data.join(LOG_FILE))
+        .context("open the gateway's log")?;
+    Command::new(binary)
+        .args(["serve", "--config"])
+        .arg(data.join(CONFIG_FILE))
+        .current_dir(data)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().context("share the log")?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("start {}", binary.display()))
+}
+
+/// The standard library can only SIGKILL; the shell's built-in `kill` needs no unsafe code here.
+fn terminate(child: &Child) -> Result<()> {
+    let status = Command::new("sh")
+        .arg("-c")
+        .arg(format!("kill -TERM {}", child.id()))
+        .status()
+        .context("run kill")?;
+    ensure!(status.success(), "kill -TERM failed: {status}");
+    Ok(())
+}
+
+/// Where TMPDIR says; without it, the first usual place whose `fdatasync` reaches a disk.
+fn temporary_directory() -> Result<tempfile::TempDir> {
+    let mut places = vec![std::env::temp_dir()];
+    if std::env::var_os("TMPDIR").is_none() {
+        places.push(PathBuf::from("/var/tmp"));
+        places.extend(std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())));
+    }
+    let on_disk =
+        |place: &&PathBuf| filesystem(place).is_some_and(|kind| !is_memory_filesystem(&kind));
+    let place = places.iter().find(on_disk).unwrap_or(&places[0]);
+    tempfile::Builder::new()
+        .prefix("ringpost-loadgen-")
+        .tempdir_in(place)
+        .with_context(|| format!("make a directory in {}", place.display()))
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("bind to loopback")?;
+    listener.local_addr().context("ask for the port")
+}
+
+/// One GET over HTTP/1.1; the body of a 200.
+fn http_get(server: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, HTTP_TIME_MAX)?;
+    stream.set_read_timeout(Some(HTTP_TIME_MAX))?;
+    stream.set_write_timeout(Some(HTTP_TIME_MAX))?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(HTTP_BYTES_MAX).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    ensure!(head.split(' ').nth(1) == Some("200"), "{}", head.lines().next().unwrap_or_default());
+    Ok(body.to_owned())
+}
+
+/// The sum of all samples of one metric, whatever their labels. Chunk sizes of a chunked body are
+/// lines of their own and do no harm here.
+fn metric(page: &str, name: &str) -> Option<f64> {
+    let samples: Vec<f64> = page
+        .lines()
+        .filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let rest = match rest.strip_prefix('{') {
+                Some(labels) => labels.split_once('}')?.1,
+                None => rest,
+            };
+            rest.strip_prefix(' ')?.split(' ').next()?.trim().parse().ok()
+        })
+        .collect();
+    (!samples.is_empty()).then(|| samples.iter().sum())
+}
+
+/// Bytes that the files below `path` occupy, not their length: segments are preallocated.
+fn allocated_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir(path) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => allocated_bytes(&entry.path()),
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+const CONFIG_FILE: &str = "ringpost.toml";
+const LOG_FILE: &str = "gateway.log";
+const STORE_DIRECTORY: &str = "store";
+const LOG_TAIL_LINES: usize = 20;
+const READY_TIME_MAX: Duration = Duration::from_secs(60);
+const STOP_TIME_MAX: Duration = Duration::from_secs(60);
+const HTTP_TIME_MAX: Duration = Duration::from_secs(5);
+const HTTP_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_labels_and_not_mixed_up() {
+        let page = "# HELP process_cpu_seconds_total x\nprocess_cpu_seconds_total 1.5\n\
+                    process_cpu_seconds_total_more 9\nsockets{shard=\"0\"} 2\nsockets{shard=\"1\"} 3\n";
+        assert_eq!(metric(page, "process_cpu_seconds_total"), Some(1.5));
+        assert_eq!(metric(page, "sockets"), Some(5.0));
+        assert_eq!(metric(page, "absent"), None);
+    }
+
+    #[test]
+    fn metrics_urls_are_split() {
+        let (address, path) = parse_metrics_url("http://127.0.0.1:7480/metrics").unwrap();
+        assert_eq!((address.port(), path.as_str()), (7480, "/metrics"));
+        assert_eq!(parse_metrics_url("http://127.0.0.1:1").unwrap().1, "/metrics");
+        assert!(parse_metrics_url("https://127.0.0.1:1").is_err());
+    }
+
+    #[test]
+    fn metrics_are_read_over_http() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 512];
+            let length = stream.read(&mut request).unwrap();
+            assert!(request[..length].starts_with(b"GET /metrics HTTP/1.1\r\n"));
+            let body = "process_cpu_seconds_total 2.25\nprocess_resident_memory_bytes 4096\n";
+            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+                .unwrap();
+        });
+        let server_use = read_metrics(address, "/metrics").unwrap();
+        assert_eq!(server_use, ServerUse { cpu_seconds: 2.25, rss_bytes: 4096 });
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn the_store_is_not_put_into_memory_by_default() {
+        let directory = temporary_directory().unwrap();
+        if std::env::var_os("TMPDIR").is_none() {
+            let kind = filesystem(directory.path()).unwrap();
+            assert!(!is_memory_filesystem(&kind), "{kind}");
+        }
+    }
+}

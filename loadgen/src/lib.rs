@@ -1,0 +1,21 @@
+//! Load generator for Ringpost: thread per core on io_uring, sans-IO clients, every message
+//! verified, latency counted from the time at which a message was meant to leave.
+//!
+//! Modules in the order in which a run passes them: [`scenario`], what is run, with a server from
+//! [`gateway`], users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
+//! thread's connections, from the addresses of [`addr`]; [`traffic`], what they say; [`client`],
+//! one of them; [`measure`], what was seen; [`report`], how it is told, with facts from [`host`].
+#![forbid(unsafe_code)]
+
+pub mod scenario;
+pub mod gateway;
+pub mod tokens;
+pub mod plan;
+pub mod fleet;
+pub mod swarm;
+pub mod addr;
+pub mod traffic;
+pub mod client;
+pub mod measure;
+pub mod report;
+pub mod host;

@@ -1,0 +1,186 @@
+//! What every scenario needs: a server, users, a bar, and numbers from the server.
+
+pub mod chat;
+pub mod offline;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use ringpost_protocol::id::{DeviceId, InstallId, UserId};
+use rustls::pki_types::ServerName;
+
+use crate::client::Identity;
+use crate::gateway::{self, Gateway};
+use crate::host::{Host, Settings, cores};
+use crate::plan::mix;
+use crate::report::ServerUse;
+use crate::swarm::SwarmConfig;
+use crate::tokens::{self, TokenMint};
+
+/// Where the server is, and how the load generator runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// None: a gateway of our own.
+    pub target: Option<String>,
+    /// Holds the target's `ca.pem`, `token-key.pem` and `jwks.json`.
+    pub data: Option<PathBuf>,
+    /// URL of the target's metrics.
+    pub metrics: Option<String>,
+    /// Name in the target's certificate; the host of `target` if none is given.
+    pub server_name: Option<String>,
+    /// Binary of our own gateway.
+    pub gateway: Option<PathBuf>,
+    /// Shards of our own gateway.
+    pub shards: Option<u16>,
+    /// None: half of the cores, the server has the other half.
+    pub threads: Option<usize>,
+    pub seed: u64,
+    pub connecting_max: u32,
+    pub tick: Duration,
+}
+
+/// The server under load.
+pub struct Server {
+    own: Option<Gateway>,
+    metrics: Option<(SocketAddr, String)>,
+    target: SocketAddr,
+    mint: TokenMint,
+    tls: Arc<rustls::ClientConfig>,
+    server_name: ServerName<'static>,
+}
+
+impl Server {
+    /// Finds the server, or starts one.
+    pub fn reach(options: &Options) -> Result<Self> {
+        let (own, target, data) = match (&options.target, &options.data) {
+            (Some(target), Some(data)) => (None, gateway::resolve(target)?, data.clone()),
+            (Some(_), None) => anyhow::bail!("--target needs --data"),
+            (None, _) => {
+                let binary = gateway::find_binary(options.gateway.clone())?;
+                let own = Gateway::start(binary, options.shards)?;
+                let (target, data) = (own.target(), own.data().to_owned());
+                (Some(own), target, data)
+            }
+        };
+        let metrics = match (&own, &options.metrics) {
+            (Some(own), _) => Some((own.admin(), "/metrics".to_owned())),
+            (None, Some(url)) => Some(gateway::parse_metrics_url(url)?),
+            (None, None) => None,
+        };
+        let host = options.target.as_deref().and_then(|target| Some(target.rsplit_once(':')?.0));
+        let name = options.server_name.as_deref().or(host).unwrap_or("127.0.0.1");
+        let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self {
+            own,
+            metrics,
+            target,
+            mint: TokenMint::load(&data, TOKEN_LIFETIME)?,
+            tls: tokens::tls_config(&data)?,
+            server_name: ServerName::try_from(name).context("the server's name is not legal")?,
+        })
+    }
+
+    pub fn swarm_config(&self, options: &Options) -> Arc<SwarmConfig> {
+        Arc::new(SwarmConfig {
+            target: self.target,
+            server_name: self.server_name.clone(),
+            tls: Arc::clone(&self.tls),
+            connecting_max: options.connecting_max,
+            tick_ns: u64::try_from(options.tick.as_nanos()).unwrap_or(u64::MAX),
+        })
+    }
+
+    pub fn target(&self) -> SocketAddr {
+        self.target
+    }
+
+    /// CPU time and memory of the server; unknown without metrics, or when they cannot be read.
+    pub fn read_use(&self) -> Option<ServerUse> {
+        let (address, path) = self.metrics.as_ref()?;
+        gateway::read_metrics(*address, path)
+            .inspect_err(|error| eprintln!("warning: no metrics: {error:#}"))
+            .ok()
+    }
+
+    pub fn own(&mut self) -> Option<&mut Gateway> {
+        self.own.as_mut()
+    }
+
+    pub fn host(&self) -> Host {
+        Host::read(self.own.as_ref().map(Gateway::data))
+    }
+
+    /// Drains a gateway of our own; it must exit with 0.
+    pub fn finish(mut self) -> Result<()> {
+        match &mut self.own {
+            Some(own) => own.stop(gateway::Stop::Drain).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// A new user with one device. Names carry the run's number, so that runs against one server
+    /// do not meet each other's mail.
+    fn identity(&self, run: u32, role: &str, number: u32) -> Result<Identity> {
+        let user = format!("loadgen-{run:08x}-{role}-{number}");
+        Ok(Identity {
+            token: self.mint.mint(&user, DEVICE)?,
+            user: UserId::new(&user).context("a short name")?,
+            device: DeviceId::new(DEVICE).context("a short name")?,
+            install_id: InstallId(mix(u64::from(run) << 32 | u64::from(number)).max(1)),
+        })
+    }
+}
+
+impl Options {
+    /// Never more threads than there are pairs or devices.
+    fn thread_count(&self, units: u32) -> usize {
+        self.threads.unwrap_or_else(|| (cores() / 2).max(1)).clamp(1, units.max(1) as usize)
+    }
+
+    fn settings(&self, scenario: &str, threads: usize) -> Settings {
+        let own = self.target.is_none();
+        Settings::from([
+            ("scenario", scenario.into()),
+            ("gateway", if own { "own" } else { "external" }.into()),
+            ("shards", self.shards.into()),
+            ("threads", threads.into()),
+            ("seed", self.seed.into()),
+            ("connecting_max", self.connecting_max.into()),
+            ("tick_us", (self.tick.as_micros() as f64).into()),
+        ])
+    }
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn bar(length: u64, what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:>10} {wide_bar} {pos}/{len} {per_sec} {eta}")
+        .expect("the template is constant");
+    ProgressBar::new(length).with_style(style).with_message(what)
+}
+
+fn is_data_directory(path: &Path) -> bool {
+    ["ca.pem", "token-key.pem", "jwks.json"].iter().all(|name| path.join(name).is_file())
+}
+
+impl Options {
+    /// What can be told to be wrong before anything starts.
+    pub fn check(&self) -> Result<()> {
+        anyhow::ensure!(self.connecting_max >= 1, "--connecting-max must be at least 1");
+        anyhow::ensure!(self.threads != Some(0), "--threads must be at least 1");
+        if let Some(data) = &self.data {
+            anyhow::ensure!(
+                is_data_directory(data),
+                "{} does not hold ca.pem, token-key.pem and jwks.json",
+                data.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+const DEVICE: &str = "load";
+const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
