@@ -1,0 +1,241 @@
+//! Configuration: a TOML file in, a checked [`Config`] out.
+//!
+//! Everything behind this file sees values that are in range. A fault names the file, the line, the
+//! key and what is allowed. Limits can only be lowered: the upper ends are the constants that the
+//! engine was built and tested with. `engine/reference.toml` documents every key.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use ringpost_protocol::limits::{FRAME_BYTES_MAX, TOKEN_BYTES_MAX};
+
+use crate::control::dev;
+use crate::limits::{CONNECTIONS_PER_SHARD_MAX, SHARDS_MAX};
+
+mod raw;
+
+/// Everything that can be configured, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where clients connect (TCP).
+    pub listen: SocketAddr,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served: plain HTTP, so keep it private.
+    pub admin_listen: SocketAddr,
+    /// Holds the store and its lock.
+    pub data_dir: PathBuf,
+    /// Threads that hold connections.
+    pub shards: u16,
+    /// Shards that own mailboxes, asked for at the first start; later the recorded number wins.
+    /// `0 < storage_shards <= shards`.
+    pub storage_shards: u16,
+    pub tls: TlsConfig,
+    pub auth: AuthConfig,
+    pub limits: LimitsConfig,
+    pub storage: StorageConfig,
+    pub drain: DrainConfig,
+    pub log: LogConfig,
+}
+
+/// Certificate chain and private key, PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    pub certificate_path: PathBuf,
+    pub key_path: PathBuf,
+}
+
+/// Who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// A JWK set with the public keys that sign tokens.
+    pub jwks_path: PathBuf,
+    /// What a token's `aud` must contain.
+    pub audience: String,
+}
+
+/// Bounds that can be lowered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Start-up lowers it further when the process may not open that many files.
+    pub connections_per_shard_max: usize,
+    pub frame_bytes_max: usize,
+    pub mailbox_records_max: u32,
+    pub mailbox_bytes_max: u32,
+}
+
+/// The segment store of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageConfig {
+    pub segment_bytes: u32,
+    /// Memory of one shard for records read back from disk.
+    pub cache_bytes: usize,
+    /// Disk bandwidth of one shard for moving live records out of old segments.
+    pub reclaim_bytes_per_second: u64,
+}
+
+/// How the gateway ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// Time for connections to flush after the signal; what remains is closed.
+    pub drain_ms_max: u64,
+    /// Clients are told to return after a random time up to this one.
+    pub reconnect_jitter_ms: u64,
+}
+
+/// What is logged to standard error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Directives of `tracing-subscriber`, as in `info,ringpost_engine::shard=debug`.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFault {
+    #[error("cannot read configuration {}: {error}", path.display())]
+    Unreadable { path: PathBuf, error: std::io::Error },
+    /// Not TOML, an unknown key, a value of the wrong type, or a missing table.
+    #[error("{place}: {text}")]
+    Syntax { place: Place, text: String },
+    #[error("{place}: {key} = {value} is not allowed")]
+    OutOfRange { place: Place, key: &'static str, value: String, allowed: String },
+    #[error("{}: {key} is missing", path.display())]
+    Missing { path: PathBuf, key: &'static str, meaning: &'static str },
+}
+
+/// A position in a file, as editors understand it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub path: PathBuf,
+    /// Counted from 1.
+    pub line: usize,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. Relative paths in it count from its directory.
+    pub fn load(path: &Path) -> Result<Self, ConfigFault> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigFault::Unreadable { path: path.to_owned(), error })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks `text`; `path` is where it came from.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigFault> {
+        raw::parse(path, text)
+    }
+
+    /// The configuration of a gateway that made its own keys in `data_dir` (see [`dev`]).
+    pub fn development(data_dir: &Path) -> Self {
+        let files = dev::Files::of(data_dir);
+        Self {
+            listen: DEFAULT_LISTEN,
+            admin_listen: DEFAULT_ADMIN_LISTEN,
+            data_dir: data_dir.to_owned(),
+            shards: default_shards(),
+            storage_shards: default_shards(),
+            tls: TlsConfig { certificate_path: files.certificate, key_path: files.key },
+            auth: AuthConfig { jwks_path: files.jwks, audience: DEFAULT_AUDIENCE.to_owned() },
+            limits: LimitsConfig::default(),
+            storage: StorageConfig::default(),
+            drain: DrainConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl ConfigFault {
+    /// What to do about it.
+    pub fn fix(&self) -> String {
+        match self {
+            Self::Unreadable { .. } => {
+                "give --config a readable file; engine/reference.toml is a start".to_owned()
+            }
+            Self::Syntax { .. } => "see engine/reference.toml for every key".to_owned(),
+            Self::OutOfRange { key, allowed, .. } => format!("set {key} to {allowed}"),
+            Self::Missing { key, meaning, .. } => format!("set {key} to {meaning}"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            connections_per_shard_max: 1_000_000,
+            frame_bytes_max: FRAME_BYTES_MAX,
+            mailbox_records_max: MAILBOX_RECORDS_MAX,
+            mailbox_bytes_max: MAILBOX_BYTES_MAX,
+        }
+    }
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, cache_bytes: 32 << 20, reclaim_bytes_per_second: 32 << 20 }
+    }
+}
+
+impl Default for DrainConfig {
+    fn default() -> Self {
+        Self { drain_ms_max: 10_000, reconnect_jitter_ms: 5_000 }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// One shard per core that the process may use.
+fn default_shards() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(cores).unwrap_or(SHARDS_MAX).min(SHARDS_MAX)
+}
+
+/// Where clients connect unless configured otherwise.
+pub const DEFAULT_LISTEN: SocketAddr = loopback(7443);
+/// Where the admin endpoint listens unless configured otherwise.
+pub const DEFAULT_ADMIN_LISTEN: SocketAddr = loopback(7480);
+/// The audience of tokens unless configured otherwise.
+pub const DEFAULT_AUDIENCE: &str = "ringpost";
+
+/// Records that one mailbox holds.
+pub const MAILBOX_RECORDS_MAX: u32 = 1000;
+/// Bytes that one mailbox holds.
+pub const MAILBOX_BYTES_MAX: u32 = 4 << 20;
+
+const SHARDS: RangeInclusive<u64> = 1..=SHARDS_MAX as u64;
+const CONNECTIONS: RangeInclusive<u64> = 1..=CONNECTIONS_PER_SHARD_MAX as u64;
+// A Hello carries a token, so a frame that cannot hold one would refuse everybody.
+const FRAME_BYTES: RangeInclusive<u64> = 2 * TOKEN_BYTES_MAX as u64..=FRAME_BYTES_MAX as u64;
+const MAILBOX_RECORDS: RangeInclusive<u64> = 4..=MAILBOX_RECORDS_MAX as u64;
+// One sender may hold a quarter, and its longest message must fit into that.
+const MAILBOX_BYTES: RangeInclusive<u64> = 4 * FRAME_BYTES_MAX as u64..=MAILBOX_BYTES_MAX as u64;
+const SEGMENT_BYTES: RangeInclusive<u64> = 4 << 20..=1 << 30;
+const CACHE_BYTES: RangeInclusive<u64> = 0..=64 << 30;
+const RECLAIM_BYTES_PER_SECOND: RangeInclusive<u64> = 1 << 20..=16 << 30;
+const DRAIN_MS: RangeInclusive<u64> = 0..=600_000;
+const JITTER_MS: RangeInclusive<u64> = 0..=3_600_000;
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! The admin endpoint: `/metrics`, `/healthz`, `/readyz` over HTTP/1, for machines on a private
+//! network. Requests, connections and waiting times are bounded.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{Phase, State};
+use crate::metrics::{ProcessMetrics, ShardMetrics, expose_gauge};
+
+pub(super) fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit =
+            Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let state = Rc::clone(&state);
+                tokio::task::spawn_local(async move {
+                    serve_connection(stream, state).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // No descriptor left, usually: the next try may find one.
+                debug!("admin accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, state: Rc<State>) {
+    let service = service_fn(move |request| {
+        let state = Rc::clone(&state);
+        async move { Ok::<_, Infallible>(respond(&state, &request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_MAX)
+        .max_headers(64)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_MAX, connection).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(error)) => debug!("admin connection: {error}"),
+    }
+}
+
+async fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
+        return text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".to_owned());
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refusal;
+    }
+    match path {
+        "/metrics" => metrics(state).await,
+        "/healthz" => health(state),
+        _ => readiness(state),
+    }
+}
+
+fn health(state: &State) -> Response<Full<Bytes>> {
+    let body = json!({
+        "status": "alive",
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_s": state.started.elapsed().as_secs(),
+    });
+    reply(StatusCode::OK, "application/json", body.to_string())
+}
+
+fn readiness(state: &State) -> Response<Full<Bytes>> {
+    let (status, word) = match state.phase.get() {
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Serving => (StatusCode::OK, "ready"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    let body = json!({
+        "status": word,
+        "shards": state.shards,
+        "shards_ready": state.shards_ready.get(),
+    });
+    reply(status, "application/json", body.to_string())
+}
+
+async fn metrics(state: &State) -> Response<Full<Bytes>> {
+    // All are asked before any is awaited, so the copies are of about the same moment.
+    let mut replies = Vec::with_capacity(state.shards);
+    for port in state.ports.borrow().iter() {
+        let (reply, answer) = oneshot::channel();
+        port.request_metrics(reply);
+        replies.push(answer);
+    }
+    let deadline = tokio::time::Instant::now() + SHARD_REPLY_MAX;
+    let mut sum = ShardMetrics::default();
+    let mut silent = 0;
+    for answer in replies {
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(shard)) => sum.merge(&shard),
+            _ => silent += 1,
+        }
+    }
+    let mut body = String::with_capacity(16 * 1024);
+    sum.expose(&mut body);
+    expose_gauge(&mut body, "ringpost_shards", "Shards of this process.", state.shards as u64);
+    let help = "Shards that did not answer and are not in these numbers.";
+    expose_gauge(&mut body, "ringpost_shards_silent", help, silent);
+    ProcessMetrics::read().expose(&mut body);
+    reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    reply(status, "text/plain; charset=utf-8", body)
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Connections of the admin endpoint at a time; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 32;
+/// Longest life of one of them.
+const CONNECTION_MAX: Duration = Duration::from_secs(600);
+/// Longest wait for a request.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A shard answers within one turn of its loop; this long only when it is stuck.
+const SHARD_REPLY_MAX: Duration = Duration::from_secs(2);

@@ -1,0 +1,313 @@
+//! The control thread: signals, draining, the admin endpoint. It runs beside the shards, never on
+//! the path of a message, and speaks to them only through [`ShardPort`] and [`ShardReporter`].
+//!
+//! A shard reports itself ready once, later drained or failed once; when one fails the process
+//! ends, because its users would be cut off while the others look healthy.
+
+use std::cell::{Cell, RefCell};
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+use tracing::{error, info, warn};
+
+use crate::config::DrainConfig;
+use crate::metrics::ShardMetrics;
+
+pub mod admin;
+pub mod auth;
+pub mod dev;
+pub mod tls_files;
+pub mod token;
+
+/// What control asks of one shard. Neither call blocks or waits.
+pub trait ShardPort: Send {
+    /// The shard answers with a copy of its counters; dropping `reply` says that it cannot.
+    fn request_metrics(&self, reply: oneshot::Sender<ShardMetrics>);
+    /// The shard stops accepting, sends GoAway, flushes, syncs, and reports itself drained.
+    fn drain(&self, plan: DrainPlan);
+}
+
+/// How shards are to drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainPlan {
+    /// After this time the shard closes what is still open.
+    pub drain_ms_max: u64,
+    /// Each client is told to return after a random time up to this one.
+    pub reconnect_jitter_ms: u64,
+}
+
+/// One shard's voice. Dropped before [`ShardReporter::drained`] it reports a failure, so a shard
+/// whose thread ends cannot go unnoticed.
+#[derive(Debug)]
+pub struct ShardReporter {
+    shard: u16,
+    reports: mpsc::Sender<ShardReport>,
+    settled: bool,
+}
+
+/// What the shards report, for [`Control`].
+#[derive(Debug)]
+pub struct ShardReports(mpsc::Receiver<ShardReport>);
+
+#[derive(Debug)]
+struct ShardReport {
+    shard: u16,
+    state: ShardState,
+}
+
+#[derive(Debug)]
+enum ShardState {
+    Ready,
+    Drained,
+    Failed(String),
+}
+
+/// Why the gateway ended other than by failing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitReason {
+    /// A signal came and every shard drained.
+    Drained,
+}
+
+/// Why the gateway failed while it ran.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlFault {
+    #[error("the control thread cannot start: {0}")]
+    Runtime(std::io::Error),
+    #[error("shard {shard} failed: {text}")]
+    ShardFailed { shard: u16, text: String },
+    #[error("{missing} of {shards} shards did not drain within {waited_ms} ms")]
+    DrainTooSlow { missing: usize, shards: usize, waited_ms: u64 },
+    #[error("a second signal ended the drain")]
+    Interrupted,
+}
+
+/// A reporter per shard, in order, and the receiving end.
+pub fn shard_reports(shards: u16) -> (Vec<ShardReporter>, ShardReports) {
+    let (reports, receiver) = mpsc::channel(usize::from(shards) * REPORTS_PER_SHARD);
+    let reporter = |shard| ShardReporter { shard, reports: reports.clone(), settled: false };
+    ((0..shards).map(reporter).collect(), ShardReports(receiver))
+}
+
+impl ShardReporter {
+    pub fn shard(&self) -> u16 {
+        self.shard
+    }
+
+    /// The shard has recovered its store and accepts connections. Called once.
+    pub fn ready(&self) {
+        self.report(ShardState::Ready);
+    }
+
+    /// The shard has flushed and synced everything.
+    pub fn drained(mut self) {
+        self.settled = true;
+        self.report(ShardState::Drained);
+    }
+
+    /// The shard cannot go on; the process ends with exit code 1.
+    pub fn failed(mut self, text: impl Into<String>) {
+        self.settled = true;
+        self.report(ShardState::Failed(text.into()));
+    }
+
+    fn report(&self, state: ShardState) {
+        // Full cannot be, closed means that control has ended and nobody needs to know.
+        let _ = self.reports.try_send(ShardReport { shard: self.shard, state });
+    }
+}
+
+impl Drop for ShardReporter {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.report(ShardState::Failed("its thread ended unexpectedly".to_owned()));
+        }
+    }
+}
+
+impl From<&DrainConfig> for DrainPlan {
+    fn from(config: &DrainConfig) -> Self {
+        Self { drain_ms_max: config.drain_ms_max, reconnect_jitter_ms: config.reconnect_jitter_ms }
+    }
+}
+
+/// Everything that the control thread needs; [`Control::run`] is that thread.
+pub struct Control {
+    /// Bound already, so that a port in use shows before any shard starts.
+    pub admin: TcpListener,
+    pub ports: Vec<Box<dyn ShardPort>>,
+    pub reports: ShardReports,
+    pub drain: DrainPlan,
+}
+
+/// Whether clients are served, as `/readyz` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Serving,
+    Draining,
+}
+
+/// What the admin endpoint sees.
+struct State {
+    ports: RefCell<Vec<Box<dyn ShardPort>>>,
+    shards: usize,
+    phase: Cell<Phase>,
+    shards_ready: Cell<usize>,
+    started: Instant,
+}
+
+impl Control {
+    /// Runs until the gateway is drained or fails. `on_serving` is called once all shards serve.
+    pub fn run(self, on_serving: impl FnOnce()) -> Result<ExitReason, ControlFault> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ControlFault::Runtime)?;
+        LocalSet::new().block_on(&runtime, self.run_on_runtime(on_serving))
+    }
+
+    async fn run_on_runtime(self, on_serving: impl FnOnce()) -> Result<ExitReason, ControlFault> {
+        let mut stop = StopSignals::new().map_err(ControlFault::Runtime)?;
+        let listener = admin::listen(self.admin).map_err(ControlFault::Runtime)?;
+        let shards = self.ports.len();
+        let state = Rc::new(State {
+            ports: RefCell::new(self.ports),
+            shards,
+            phase: Cell::new(Phase::Starting),
+            shards_ready: Cell::new(0),
+            started: Instant::now(),
+        });
+        tokio::task::spawn_local(admin::serve(listener, Rc::clone(&state)));
+        let mut reports = self.reports.0;
+        serve_until_stopped(&state, &mut reports, &mut stop, on_serving).await?;
+        drain(&state, &mut reports, &mut stop, self.drain).await?;
+        Ok(ExitReason::Drained)
+    }
+}
+
+async fn serve_until_stopped(
+    state: &State,
+    reports: &mut mpsc::Receiver<ShardReport>,
+    stop: &mut StopSignals,
+    on_serving: impl FnOnce(),
+) -> Result<(), ControlFault> {
+    let mut on_serving = Some(on_serving);
+    loop {
+        let report = tokio::select! {
+            name = stop.next() => {
+                info!("{name}: draining");
+                return Ok(());
+            }
+            report = reports.recv() => report.expect("a reporter reports before it is dropped"),
+        };
+        match report.state {
+            ShardState::Ready => {
+                state.shards_ready.set(state.shards_ready.get() + 1);
+                if state.shards_ready.get() == state.shards {
+                    state.phase.set(Phase::Serving);
+                    info!(shards = state.shards, "serving");
+                    on_serving.take().expect("each shard becomes ready once")();
+                }
+            }
+            ShardState::Drained => return Err(ended_early(report.shard)),
+            ShardState::Failed(text) => return Err(failed(report.shard, text)),
+        }
+    }
+}
+
+async fn drain(
+    state: &State,
+    reports: &mut mpsc::Receiver<ShardReport>,
+    stop: &mut StopSignals,
+    plan: DrainPlan,
+) -> Result<(), ControlFault> {
+    state.phase.set(Phase::Draining);
+    for port in state.ports.borrow().iter() {
+        port.drain(plan);
+    }
+    let started = Instant::now();
+    let waited_max = Duration::from_millis(plan.drain_ms_max) + DRAIN_MARGIN;
+    let timeout = tokio::time::sleep(waited_max);
+    tokio::pin!(timeout);
+    let mut missing = state.shards;
+    while missing > 0 {
+        let report = tokio::select! {
+            name = stop.next() => {
+                warn!("{name}: ending without waiting for {missing} shards");
+                return Err(ControlFault::Interrupted);
+            }
+            () = &mut timeout => {
+                let waited_ms = u64::try_from(waited_max.as_millis()).unwrap_or(u64::MAX);
+                return Err(ControlFault::DrainTooSlow { missing, shards: state.shards, waited_ms });
+            }
+            report = reports.recv() => report.expect("a reporter reports before it is dropped"),
+        };
+        match report.state {
+            ShardState::Ready => {} // recovered while the signal came
+            ShardState::Drained => missing -= 1,
+            ShardState::Failed(text) => return Err(failed(report.shard, text)),
+        }
+    }
+    info!(elapsed_ms = started.elapsed().as_millis(), "drained");
+    Ok(())
+}
+
+fn failed(shard: u16, text: String) -> ControlFault {
+    error!(shard, "{text}");
+    ControlFault::ShardFailed { shard, text }
+}
+
+fn ended_early(shard: u16) -> ControlFault {
+    failed(shard, "it drained without being asked to".to_owned())
+}
+
+impl ControlFault {
+    /// What to do about it.
+    pub fn fix(&self) -> &'static str {
+        match self {
+            Self::Runtime(_) => "check the limits of open files and threads of this user",
+            Self::ShardFailed { .. } => {
+                "see the log above; the store recovers at the next start, nothing accepted is lost"
+            }
+            Self::DrainTooSlow { .. } => {
+                "nothing accepted is lost; if it happens again, look at the disk's sync times"
+            }
+            Self::Interrupted => "nothing accepted is lost; one signal is enough next time",
+        }
+    }
+}
+
+/// SIGTERM (service managers) and SIGINT (Ctrl-C).
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Ready, drained or failed, and one to spare.
+const REPORTS_PER_SHARD: usize = 3;
+/// Beyond the shards' own limit: closing, the last sync.
+const DRAIN_MARGIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

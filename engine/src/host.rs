@@ -1,0 +1,126 @@
+//! What the host must offer, checked before anything is opened: io_uring, open files, memory.
+
+use ringpost_ring::{RingFault, probe};
+use tracing::{info, warn};
+
+use crate::config::Config;
+
+/// What this host allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Files that the process may have open, raised as far as it may raise it.
+    pub open_files_max: u64,
+    /// The configured number, or what the open files leave room for.
+    pub connections_per_shard_max: usize,
+}
+
+/// Why this host cannot run a gateway. The fix of a ring's fault is in its text.
+#[derive(Debug, thiserror::Error)]
+pub enum HostFault {
+    #[error(transparent)]
+    Ring(#[from] RingFault),
+    #[error(
+        "only {open_files_max} files may be open; {shards} shards need more than {reserved} before \
+         the first client connects"
+    )]
+    OpenFiles { open_files_max: u64, shards: u16, reserved: u64 },
+    #[error("cannot read the limit of open files: {0}")]
+    OpenFilesUnknown(std::io::Error),
+}
+
+impl HostFault {
+    /// What to do about it, where the text does not say it.
+    pub fn fix(&self) -> Option<&'static str> {
+        match self {
+            Self::Ring(_) => None,
+            Self::OpenFiles { .. } | Self::OpenFilesUnknown(_) => Some(RAISE_OPEN_FILES),
+        }
+    }
+}
+
+/// Checks the host for `shards` shards and logs what it found.
+pub fn check(config: &Config, shards: u16) -> Result<Host, HostFault> {
+    let features = probe::probe()?;
+    probe::require(&features)?;
+    let absent: Vec<&str> =
+        features.iter().filter(|feature| !feature.present).map(|feature| feature.name).collect();
+    let open_files_max =
+        ringpost_ring::host::raise_open_files().map_err(HostFault::OpenFilesUnknown)?;
+    let room = connections_room(open_files_max, shards)?;
+    let wanted = config.limits.connections_per_shard_max;
+    let connections_per_shard_max = wanted.min(room);
+    if connections_per_shard_max < wanted {
+        warn!(
+            "open files: {open_files_max} leave room for {room} connections per shard, not for \
+             {wanted}; {RAISE_OPEN_FILES}"
+        );
+    }
+    let connections = connections_per_shard_max as u64 * u64::from(shards);
+    info!(
+        shards,
+        open_files_max,
+        connections_per_shard_max,
+        ring_features_absent = ?absent,
+        "memory for {connections} connections: about {} MiB; this host has {} MiB",
+        mib(memory_bytes(config, shards, connections)),
+        memory_total_bytes().map_or_else(|| "unknown".to_owned(), |bytes| mib(bytes).to_string()),
+    );
+    Ok(Host { open_files_max, connections_per_shard_max })
+}
+
+/// Each connection is one open file; the limit counts for the process.
+fn connections_room(open_files_max: u64, shards: u16) -> Result<usize, HostFault> {
+    let reserved = FILES_PER_PROCESS + FILES_PER_SHARD * u64::from(shards);
+    let room = open_files_max.saturating_sub(reserved) / u64::from(shards);
+    if room == 0 {
+        return Err(HostFault::OpenFiles { open_files_max, shards, reserved });
+    }
+    Ok(usize::try_from(room).unwrap_or(usize::MAX))
+}
+
+fn memory_bytes(config: &Config, shards: u16, connections: u64) -> u64 {
+    let per_connection = CONNECTION_USER_BYTES + CONNECTION_KERNEL_BYTES;
+    let caches = config.storage.cache_bytes as u64 * u64::from(shards);
+    connections.saturating_mul(per_connection).saturating_add(caches)
+}
+
+fn memory_total_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes >> 20
+}
+
+const RAISE_OPEN_FILES: &str =
+    "raise the hard limit: LimitNOFILE= in the service, or `ulimit -Hn` before the start";
+
+/// A connection in user space: the TLS state of rustls, most of it, and the session.
+const CONNECTION_USER_BYTES: u64 = 9 * 1024;
+/// A connection in the kernel: socket, inode, file, dentry and an armed receive, in slab pages.
+const CONNECTION_KERNEL_BYTES: u64 = 4_800;
+/// Standard streams, lock, logs, admin connections.
+const FILES_PER_PROCESS: u64 = 128;
+/// Ring, listener, segments.
+const FILES_PER_SHARD: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_files_bound_the_connections() {
+        assert_eq!(connections_room(20_000, 2).unwrap(), 9_872);
+        let fault = connections_room(256, 2).unwrap_err();
+        assert!(fault.to_string().contains("256"), "{fault}");
+        assert!(fault.fix().unwrap().contains("LimitNOFILE"));
+    }
+
+    #[test]
+    fn this_host_is_described() {
+        assert!(memory_total_bytes() > Some(1 << 20));
+    }
+}

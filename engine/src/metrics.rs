@@ -1,0 +1,185 @@
+//! What the gateway counts, and how it is exposed (Prometheus text format, version 0.0.4).
+//!
+//! Each shard owns one [`ShardMetrics`]: plain numbers, no atomics, because only its thread touches
+//! them. The control thread asks for a copy when somebody looks, and sums the copies. A new metric
+//! is one entry of `shard_metrics!`; the compiler and the exposition follow.
+
+use std::fmt::Write;
+
+use ringpost_ring::RingCounters;
+
+mod kinds;
+mod process;
+
+pub use kinds::{Counter, Family, Gauge, Histogram, Label, Nanoseconds, Records, Scale};
+use kinds::{Metric, labels};
+pub use process::ProcessMetrics;
+
+labels! {
+    /// Why a connection ended before its Welcome.
+    pub enum RefusedHello by "code" {
+        /// Something else than one valid Hello.
+        BadFrame = "bad_frame",
+        /// A token that the [`Verifier`](crate::control::auth::Verifier) refused.
+        TokenInvalid = "token_invalid",
+        TokenExpired = "token_expired",
+        /// The token names another device than the Hello.
+        TokenMismatch = "token_mismatch",
+        /// The user has as many devices as allowed.
+        DevicesFull = "devices_full",
+        /// A newer connection of the device came first.
+        Replaced = "replaced",
+        /// No Hello in time.
+        Timeout = "timeout",
+    }
+}
+
+labels! {
+    /// A bound that made something wait, or be refused.
+    pub enum Bound by "bound" {
+        ConnectionsPerShard = "connections_per_shard",
+        DevicesPerShard = "devices_per_shard",
+        /// Handshake work put off to a later turn.
+        Handshakes = "handshakes",
+        MailboxRecords = "mailbox_records",
+        MailboxBytes = "mailbox_bytes",
+        /// A sender that holds its quarter of a mailbox.
+        SenderShare = "sender_share",
+        SendsUnanswered = "sends_unanswered",
+        DeliversUnacked = "delivers_unacked",
+        MeshCredits = "mesh_credits",
+        InboundBytes = "inbound_bytes",
+        OutboundBytes = "outbound_bytes",
+        UnsyncedRecords = "unsynced_records",
+        CompletionsPerTurn = "completions_per_turn",
+    }
+}
+
+labels! {
+    /// Why a Send was refused: the codes of the protocol.
+    pub enum RefusedSend by "code" {
+        Unspecified = "unspecified",
+        UnknownRecipient = "unknown_recipient",
+        MailboxFull = "mailbox_full",
+        SenderShare = "sender_share",
+        RateLimited = "rate_limited",
+        StorageFull = "storage_full",
+        StorageFailed = "storage_failed",
+        Overloaded = "overloaded",
+        TooLarge = "too_large",
+        Unsupported = "unsupported",
+        Blocked = "blocked",
+        NotAMember = "not_a_member",
+    }
+}
+
+macro_rules! shard_metrics {
+    ($($field:ident: $kind:ty = $name:literal, $help:literal;)*) => {
+        /// Everything that one shard counts.
+        #[derive(Clone, Debug, Default)]
+        pub struct ShardMetrics {
+            $(#[doc = $help] pub $field: $kind,)*
+        }
+
+        impl ShardMetrics {
+            /// Adds another shard's numbers.
+            pub fn merge(&mut self, other: &Self) {
+                $(self.$field.merge(&other.$field);)*
+            }
+
+            /// Appends the text exposition.
+            pub fn expose(&self, out: &mut String) {
+                $(
+                    expose_head(out, $name, $help, <$kind as Metric>::TYPE);
+                    self.$field.expose($name, out);
+                )*
+            }
+        }
+    };
+}
+
+shard_metrics! {
+    connections: Gauge = "ringpost_connections", "Open client sockets.";
+    accepts: Counter = "ringpost_accepts_total", "Sockets accepted.";
+    accept_failures: Counter =
+        "ringpost_accept_failures_total", "Sockets that could not be accepted.";
+    handshakes: Counter = "ringpost_handshakes_total", "TLS handshakes completed.";
+    handshakes_failed: Counter = "ringpost_handshakes_failed_total", "TLS handshakes failed.";
+    hello_accepted: Counter = "ringpost_hello_accepted_total", "Connections welcomed.";
+    hello_refused: Family<RefusedHello> =
+        "ringpost_hello_refused_total", "Connections ended before their Welcome.";
+    moves: Counter =
+        "ringpost_moves_total", "Connections that moved to the home shard of their user.";
+    peer_faults: Counter =
+        "ringpost_peer_faults_total", "Connections ended because of what the client sent.";
+    frames_received: Counter = "ringpost_frames_received_total", "Frames received from clients.";
+    received_bytes: Counter = "ringpost_received_bytes_total", "Ciphertext received.";
+    sent_bytes: Counter = "ringpost_sent_bytes_total", "Ciphertext sent.";
+    messages_accepted: Counter =
+        "ringpost_messages_accepted_total", "Sends stored durably and answered Accepted.";
+    messages_rejected: Family<RefusedSend> =
+        "ringpost_messages_rejected_total", "Sends answered Rejected.";
+    messages_delivered: Counter =
+        "ringpost_messages_delivered_total", "Messages sent to a device, repetitions included.";
+    time_to_delivery: Histogram<Nanoseconds> = "ringpost_time_to_delivery_seconds",
+        "Time from storing a message to sending it to its device, absence included.";
+    queued_records: Gauge =
+        "ringpost_queued_records", "Records in mailboxes that are not acknowledged.";
+    mailboxes: Gauge = "ringpost_mailboxes", "Devices that have a mailbox.";
+    store_sync: Histogram<Nanoseconds> =
+        "ringpost_store_sync_seconds", "Time of one fdatasync of the store.";
+    store_batch: Histogram<Records> =
+        "ringpost_store_batch_records", "Records made durable by one fdatasync.";
+    read_faults: Counter =
+        "ringpost_store_read_faults_total", "Stored records that are damaged and could not be read.";
+    store_segments: Gauge = "ringpost_store_segments", "Segment files.";
+    store_bytes: Gauge = "ringpost_store_bytes", "Bytes of the segment files.";
+    mesh_depth: Gauge = "ringpost_mesh_depth", "Messages waiting in the queues between shards.";
+    mesh_credit_waits: Counter =
+        "ringpost_mesh_credit_waits_total", "Requests that waited for a credit of another shard.";
+    timers: Gauge = "ringpost_timers", "Deadlines in the timer wheels.";
+    slow_consumers: Counter =
+        "ringpost_slow_consumers_total", "Connections ended because they did not read.";
+    bound_hits: Family<Bound> =
+        "ringpost_bound_hits_total", "Times that a bound made something wait or be refused.";
+    ring_enters: Counter = "ringpost_ring_enters_total", "Calls of io_uring_enter.";
+    ring_submitted: Counter = "ringpost_ring_submitted_total", "Operations given to the kernel.";
+    ring_completions: Counter = "ringpost_ring_completions_total", "Completions of operations.";
+    ring_spilled: Counter = "ringpost_ring_spilled_total",
+        "Operations that waited because the submission queue was full.";
+    ring_overflows: Counter =
+        "ringpost_ring_overflows_total", "Turns with a completion queue overflow.";
+    receive_pool_empty: Counter =
+        "ringpost_receive_pool_empty_total", "Receives that found no free buffer.";
+    ring_leases_out: Gauge = "ringpost_ring_leases_out", "Receive buffers on loan.";
+}
+
+impl ShardMetrics {
+    /// Takes over what the ring counted; called before a copy is handed out.
+    pub fn set_ring(&mut self, ring: &RingCounters) {
+        self.ring_enters.set(ring.enters);
+        self.ring_submitted.set(ring.submitted);
+        self.ring_completions.set(ring.completions);
+        self.ring_spilled.set(ring.spilled);
+        self.ring_overflows.set(ring.overflows);
+        self.receive_pool_empty.set(ring.receive_pool_empty);
+        self.ring_leases_out.set(ring.leases_out);
+    }
+}
+
+/// Appends one number that belongs to no shard.
+pub fn expose_gauge(out: &mut String, name: &str, help: &str, value: u64) {
+    expose_head(out, name, help, "gauge");
+    write_line(out, format_args!("{name} {value}"));
+}
+
+fn expose_head(out: &mut String, name: &str, help: &str, kind: &str) {
+    write_line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+}
+
+fn write_line(out: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(out, "{line}").expect("writing to a String");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! From a checked configuration to serving shards, and back down. What can fail is tried in the
+//! order that costs least: files and keys, the host, the data directory, ports, shards.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use ringpost_ring::RingFault;
+use ringpost_ring::net::ListenFault;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::control::auth::{KeySetFault, Verifier};
+use crate::control::tls_files::{self, TlsFilesFault};
+use crate::control::{
+    Control, ControlFault, DrainPlan, ExitReason, ShardPort, ShardReporter, shard_reports,
+};
+use crate::data_dir::{DataDir, DataDirFault};
+use crate::host::{self, HostFault};
+
+/// Everything that the shards are made from.
+pub struct ShardPlan {
+    pub config: Config,
+    /// Shards to start. It may be more than configured: see [`ShardPlan::storage_shards`].
+    pub shards: u16,
+    /// The first so many own mailboxes, as recorded in the data directory; never above `shards`.
+    pub storage_shards: u16,
+    /// What the host has room for; never above the configured number.
+    pub connections_per_shard_max: usize,
+    /// The store directory of each storage shard; it exists and is durable.
+    pub store_dirs: Vec<PathBuf>,
+    pub store_id: u64,
+    pub verifier: Arc<Verifier>,
+    pub certificates: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// Running shards.
+pub struct Shards {
+    /// Where they listen; the port is known even when the configured one was 0.
+    pub listen: SocketAddr,
+    /// In the order of the shards.
+    pub ports: Vec<Box<dyn ShardPort>>,
+    /// Each ends after it reported itself drained or failed.
+    pub threads: Vec<JoinHandle<()>>,
+}
+
+/// Where a serving gateway is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serving {
+    pub listen: SocketAddr,
+    pub admin_listen: SocketAddr,
+}
+
+/// Why shards could not be started. Faults of a started one come through its [`ShardReporter`].
+#[derive(Debug, thiserror::Error)]
+pub enum ShardStartFault {
+    #[error("cannot listen for clients: {0}")]
+    Listen(#[from] ListenFault),
+    #[error(transparent)]
+    Ring(#[from] RingFault),
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("cannot start a shard's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Why the gateway did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    TlsFiles(#[from] TlsFilesFault),
+    #[error(transparent)]
+    KeySet(#[from] KeySetFault),
+    #[error(transparent)]
+    Host(#[from] HostFault),
+    #[error(transparent)]
+    DataDir(#[from] DataDirFault),
+    #[error("cannot listen on {address} (admin_listen): {error}")]
+    AdminListen { address: SocketAddr, error: std::io::Error },
+    #[error(transparent)]
+    Shards(#[from] ShardStartFault),
+    #[error(transparent)]
+    Control(#[from] ControlFault),
+}
+
+/// Runs a gateway until it is told to drain. `start_shards` starts `plan.shards` threads, gives one
+/// reporter to each in order, and returns at once: shards recover their stores on their own time.
+/// `on_serving` is called when all of them serve.
+pub fn run(
+    config: Config,
+    start_shards: impl FnOnce(ShardPlan, Vec<ShardReporter>) -> Result<Shards, ShardStartFault>,
+    on_serving: impl FnOnce(Serving),
+) -> Result<ExitReason, StartError> {
+    let (certificates, key) = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
+    let verifier = Verifier::load(&config.auth.jwks_path, &config.auth.audience)?;
+    info!(keys = verifier.key_count(), "key set loaded");
+    let data = DataDir::open(&config.data_dir, config.storage_shards)?;
+    let shards = shard_count(&config, data.storage_shards());
+    let host = host::check(&config, shards)?;
+    let (admin, admin_listen) = listen_admin(config.admin_listen)?;
+    let drain = DrainPlan::from(&config.drain);
+
+    let plan = ShardPlan {
+        shards,
+        storage_shards: data.storage_shards(),
+        connections_per_shard_max: host.connections_per_shard_max,
+        store_dirs: (0..data.storage_shards()).map(|shard| data.shard_dir(shard)).collect(),
+        store_id: data.store_id(),
+        verifier: Arc::new(verifier),
+        certificates,
+        key,
+        config,
+    };
+    let (reporters, reports) = shard_reports(shards);
+    let Shards { listen, ports, threads } = start_shards(plan, reporters)?;
+    let control = Control { admin, ports, reports, drain };
+    let reason = control.run(|| on_serving(Serving { listen, admin_listen }))?;
+    for thread in threads {
+        // It reported itself drained, and an end after that has nothing left to lose.
+        let _ = thread.join();
+    }
+    drop(data); // the lock is held until no shard can write
+    Ok(reason)
+}
+
+/// The recorded stores need a shard each; further shards hold connections only.
+fn shard_count(config: &Config, recorded: u16) -> u16 {
+    let shards = config.shards.max(recorded);
+    if recorded != config.storage_shards {
+        warn!(
+            recorded,
+            configured = config.storage_shards,
+            shards,
+            "the data directory was made for another number of storage shards; the recorded one \
+             holds"
+        );
+    }
+    shards
+}
+
+fn listen_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let fault = |error| StartError::AdminListen { address, error };
+    if !address.ip().is_loopback() {
+        warn!(%address, "the admin endpoint is plain HTTP without a password; keep it private");
+    }
+    let listener = TcpListener::bind(address).map_err(fault)?;
+    let bound = listener.local_addr().map_err(fault)?;
+    Ok((listener, bound))
+}
+
+impl StartError {
+    /// What to do about it, where the text does not say it.
+    pub fn fix(&self) -> Option<String> {
+        match self {
+            Self::TlsFiles(fault) => Some(fault.fix()),
+            Self::KeySet(fault) => Some(fault.fix()),
+            Self::Host(fault) => fault.fix().map(str::to_owned),
+            Self::DataDir(fault) => Some(fault.fix()),
+            Self::AdminListen { .. } => {
+                Some("stop what listens there, or set admin_listen to another address".to_owned())
+            }
+            Self::Shards(ShardStartFault::Listen(_)) => {
+                Some("stop what listens there, or set listen to another address".to_owned())
+            }
+            Self::Shards(ShardStartFault::Thread(_)) => {
+                Some("raise the limit of threads of this user (TasksMax=, ulimit -u)".to_owned())
+            }
+            Self::Shards(ShardStartFault::Ring(_) | ShardStartFault::Tls(_)) => None,
+            Self::Control(fault) => Some(fault.fix().to_owned()),
+        }
+    }
+
+    /// 2: the configuration is at fault; 1: the host or the storage.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::TlsFiles(_) | Self::KeySet(_) => 2,
+            _ => 1,
+        }
+    }
+}
