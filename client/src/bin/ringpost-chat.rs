@@ -1,2 +1,0 @@
-//! Talks in a terminal.
-fn main() {}

@@ -1,0 +1,308 @@
+//! A client on real sockets against a server in miniature.
+
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use ringpost_client::ledger::LedgerConfig;
+use ringpost_client::protocol::id::{DeviceId, SendSeq};
+use ringpost_client::protocol::message::{ErrorCode, GoAwayReason, Mode, put_error, put_go_away};
+use ringpost_client::reconnect::ReconnectConfig;
+use ringpost_client::{
+    Client, ClientConfig, Closed, Event, EventId, News, SendOptions, Status, TokenFault,
+    TokenSource,
+};
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use support::{Entry, FakeServer, ServerConn, device, text, user};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+/// What the server does beside serving.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Order {
+    Serve,
+    Drop,
+    Refuse(ErrorCode),
+    GoAway(u64),
+}
+
+struct Gateway {
+    address: String,
+    roots_pem: Vec<u8>,
+    state: Arc<Mutex<FakeServer>>,
+    orders: watch::Sender<Order>,
+}
+
+impl Gateway {
+    async fn start(alpn: &[u8]) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], private)
+            .unwrap();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (orders, order) = watch::channel(Order::Serve);
+        let gateway = Self {
+            address: listener.local_addr().unwrap().to_string(),
+            roots_pem: issuer.pem().into_bytes(),
+            state: Arc::new(Mutex::new(FakeServer::new())),
+            orders,
+        };
+        let (acceptor, state) = (TlsAcceptor::from(Arc::new(config)), gateway.state.clone());
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let (acceptor, state, order) = (acceptor.clone(), state.clone(), order.clone());
+                tokio::spawn(async move {
+                    if let Ok(stream) = acceptor.accept(tcp).await {
+                        serve(stream, state, order).await;
+                    }
+                });
+            }
+        });
+        gateway
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.send(order).unwrap();
+    }
+
+    fn push(&self, send_seq: u64, text: &str) {
+        let send_seq = SendSeq(send_seq);
+        let entry = Entry::Message { from: device("bob"), send_seq, text: text.into() };
+        self.state.lock().unwrap().push(entry);
+        // Wakes the connection.
+        self.order(Order::Serve);
+    }
+
+    async fn client(&self, store: &Path, token_source: Arc<dyn TokenSource>) -> Client {
+        let config = ClientConfig {
+            addresses: vec![self.address.clone()],
+            server_name: "127.0.0.1".into(),
+            roots_pem: self.roots_pem.clone(),
+            database_path: store.join("client.redb"),
+            token_source,
+            device: DeviceId::new("d").unwrap(),
+            mode: Mode::Foreground,
+            reconnect: ReconnectConfig { first_ms: 20, ..ReconnectConfig::default() },
+            ledger: LedgerConfig::default(),
+        };
+        Client::open(config).await.unwrap()
+    }
+}
+
+async fn serve(
+    mut stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+    state: Arc<Mutex<FakeServer>>,
+    mut order: watch::Receiver<Order>,
+) {
+    let mut conn = ServerConn::new();
+    let mut data = [0; 4096];
+    order.mark_unchanged();
+    loop {
+        let mut out = Vec::new();
+        let now = *order.borrow();
+        tokio::select! {
+            read = stream.read(&mut data) => {
+                let Ok(count @ 1..) = read else { return };
+                if let Order::Refuse(code) = now {
+                    put_error(&mut out, code, "refused", true, 0);
+                } else {
+                    let mut state = state.lock().unwrap();
+                    state.handle(&mut conn, &data[..count], &mut out).unwrap();
+                }
+            }
+            _ = order.changed() => match *order.borrow() {
+                Order::Serve => state.lock().unwrap().deliver(&mut conn, &mut out),
+                Order::Drop => return,
+                Order::Refuse(code) => put_error(&mut out, code, "refused", true, 0),
+                Order::GoAway(wait_ms) => put_go_away(&mut out, GoAwayReason::Draining, wait_ms, None),
+            }
+        }
+        if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
+            return;
+        }
+        if matches!(*order.borrow(), Order::Refuse(_) | Order::GoAway(_)) {
+            let _ = stream.shutdown().await;
+            return;
+        }
+    }
+}
+
+fn tokens() -> Arc<dyn TokenSource> {
+    Arc::new(|| std::future::ready(Ok("token".to_owned())))
+}
+
+async fn next(client: &Client) -> Event {
+    let event = timeout(Duration::from_secs(20), client.next_event()).await;
+    event.expect("an event comes in time").expect("the client is open")
+}
+
+async fn next_news(client: &Client) -> (EventId, News) {
+    loop {
+        if let Event::News { id, news } = next(client).await {
+            return (id, news);
+        }
+    }
+}
+
+async fn next_status(client: &Client, wanted: impl Fn(&Status) -> bool) -> Status {
+    loop {
+        match next(client).await {
+            Event::Status(status) if wanted(&status) => return status,
+            _ => {}
+        }
+    }
+}
+
+fn body(news: &News) -> &[u8] {
+    match news {
+        News::Message(message) => &message.envelope,
+        other => panic!("a message was expected, not {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn sends_receives_confirms_and_replays_after_a_lost_connection() {
+    let gateway = Gateway::start(b"ringpost/1").await;
+    let store = tempfile::tempdir().unwrap();
+    let client = gateway.client(store.path(), tokens()).await;
+    next_status(&client, |status| *status == Status::Connected).await;
+    let send = |body: &'static str| client.send(user("bob"), text(body), SendOptions::default());
+    let first = send("one").await.unwrap();
+    let (id, news) = next_news(&client).await;
+    assert!(matches!(news, News::Sent(sent) if sent.id == first));
+    client.confirm(id).await.unwrap();
+
+    gateway.push(1, "hello");
+    gateway.push(2, "again");
+    let (id, news) = next_news(&client).await;
+    assert_eq!(body(&news), b"hello");
+    client.confirm(id).await.unwrap();
+    assert_eq!(body(&next_news(&client).await.1), b"again");
+
+    // Stored, but the answer is lost with the connection.
+    gateway.state.lock().unwrap().is_mute = true;
+    send("two").await.unwrap();
+    send("three").await.unwrap();
+    while gateway.state.lock().unwrap().sends_seen.len() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    gateway.state.lock().unwrap().is_mute = false;
+    gateway.order(Order::Drop);
+    for number in [2, 3] {
+        let (id, news) = next_news(&client).await;
+        assert!(matches!(news, News::Sent(sent) if sent.send_seq == SendSeq(number)));
+        client.confirm(id).await.unwrap();
+    }
+    client.close().await;
+    assert_eq!(client.confirm(id).await, Err(Closed));
+    {
+        let state = gateway.state.lock().unwrap();
+        let stored: Vec<&str> = state.stored.iter().map(|row| row.2.as_str()).collect();
+        assert_eq!(stored, ["one", "two", "three"]);
+        let numbers: Vec<u64> = state.sends_seen.iter().map(|row| row.0.0).collect();
+        assert_eq!(numbers, [1, 2, 3, 2, 3]);
+        assert!(state.entries.is_empty(), "all was acknowledged");
+    }
+
+    // The one message that was not confirmed comes again, the others do not.
+    let client = gateway.client(store.path(), tokens()).await;
+    let (id, news) = next_news(&client).await;
+    assert_eq!(body(&news), b"again");
+    client.confirm(id).await.unwrap();
+    gateway.push(3, "third");
+    assert_eq!(body(&next_news(&client).await.1), b"third");
+}
+
+#[tokio::test]
+async fn what_is_sent_without_a_connection_goes_out_later() {
+    let gateway = Gateway::start(b"ringpost/1").await;
+    let store = tempfile::tempdir().unwrap();
+    let away: Arc<dyn TokenSource> =
+        Arc::new(|| std::future::ready(Err(TokenFault::Unavailable("offline".into()))));
+    let client = gateway.client(store.path(), away).await;
+    client.send(user("bob"), text("later"), SendOptions::default()).await.unwrap();
+    next_status(&client, |status| matches!(status, Status::Disconnected { .. })).await;
+    client.close().await;
+    let client = gateway.client(store.path(), tokens()).await;
+    let (_, news) = next_news(&client).await;
+    assert!(matches!(news, News::Sent(_)));
+    assert_eq!(gateway.state.lock().unwrap().stored[0].2, "later");
+}
+
+#[tokio::test]
+async fn a_refused_token_is_replaced_once() {
+    let gateway = Gateway::start(b"ringpost/1").await;
+    gateway.order(Order::Refuse(ErrorCode::TokenInvalid));
+    let store = tempfile::tempdir().unwrap();
+    let asked = Arc::new(AtomicU32::new(0));
+    let source = asked.clone();
+    let counting: Arc<dyn TokenSource> = Arc::new(move || {
+        source.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(Ok("token".to_owned()))
+    });
+    let client = gateway.client(store.path(), counting).await;
+    next_status(&client, |status| matches!(status, Status::TokenRefused { .. })).await;
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    gateway.order(Order::Serve);
+    let quiet = timeout(Duration::from_millis(300), client.next_event()).await;
+    assert!(quiet.is_err(), "no attempt without being asked: {quiet:?}");
+    client.reconnect().await.unwrap();
+    next_status(&client, |status| *status == Status::Connected).await;
+}
+
+#[tokio::test]
+async fn a_replaced_client_stays_away_until_asked() {
+    let gateway = Gateway::start(b"ringpost/1").await;
+    let store = tempfile::tempdir().unwrap();
+    let client = gateway.client(store.path(), tokens()).await;
+    next_status(&client, |status| *status == Status::CaughtUp).await;
+    gateway.order(Order::Refuse(ErrorCode::Replaced));
+    next_status(&client, |status| *status == Status::Replaced).await;
+    gateway.order(Order::Serve);
+    assert!(timeout(Duration::from_millis(300), client.next_event()).await.is_err());
+    client.reconnect().await.unwrap();
+    next_status(&client, |status| *status == Status::Connected).await;
+}
+
+#[tokio::test]
+async fn the_wait_of_a_go_away_is_kept() {
+    let gateway = Gateway::start(b"ringpost/1").await;
+    let store = tempfile::tempdir().unwrap();
+    let client = gateway.client(store.path(), tokens()).await;
+    next_status(&client, |status| *status == Status::CaughtUp).await;
+    gateway.order(Order::GoAway(321));
+    let is_end = |status: &Status| matches!(status, Status::Disconnected { .. });
+    let status = next_status(&client, is_end).await;
+    assert!(matches!(status, Status::Disconnected { retry_in_ms: 321, .. }), "{status:?}");
+    gateway.order(Order::Serve);
+    next_status(&client, |status| *status == Status::Connected).await;
+}
+
+#[tokio::test]
+async fn a_server_of_another_protocol_is_refused() {
+    let gateway = Gateway::start(b"http/1.1").await;
+    let store = tempfile::tempdir().unwrap();
+    let client = gateway.client(store.path(), tokens()).await;
+    let is_end = |status: &Status| matches!(status, Status::Disconnected { .. });
+    next_status(&client, is_end).await;
+    assert!(gateway.state.lock().unwrap().hellos.is_empty());
+}
