@@ -61,7 +61,7 @@ pub fn filesystem(path: &Path) -> Option<String> {
             let (before, after) = line.split_once(" - ")?;
             let point = Path::new(before.split(' ').nth(4)?);
             let kind = after.split(' ').next()?;
-            path.starts_with(point).then(|| (point.as_os_str().len(), kind))
+            path.starts_with(point).then_some((point.as_os_str().len(), kind))
         })
         // Later lines are mounted over earlier ones, and max_by_key keeps the last.
         .max_by_key(|&(length, _)| length)
