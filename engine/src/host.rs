@@ -3,7 +3,7 @@
 use ringpost_ring::{RingFault, probe};
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, LimitsConfig};
 
 /// What this host allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,9 @@ pub fn check(config: &Config, shards: u16) -> Result<Host, HostFault> {
     let room = connections_room(open_files_max, shards)?;
     let wanted = config.limits.connections_per_shard_max;
     let connections_per_shard_max = wanted.min(room);
-    if connections_per_shard_max < wanted {
+    // The default asks for more than most hosts give; only a chosen number is missed.
+    let chosen = wanted != LimitsConfig::default().connections_per_shard_max;
+    if chosen && connections_per_shard_max < wanted {
         warn!(
             "open files: {open_files_max} leave room for {room} connections per shard, not for \
              {wanted}; {RAISE_OPEN_FILES}"

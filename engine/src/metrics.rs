@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use ringpost_ring::RingCounters;
 
+mod causes;
 mod kinds;
 mod process;
 

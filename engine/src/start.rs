@@ -1,5 +1,5 @@
 //! From a checked configuration to serving shards, and back down. What can fail is tried in the
-//! order that costs least: files and keys, the host, the data directory, ports, shards.
+//! order that costs least: keys, the data directory, the host, ports, shards.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -179,5 +179,35 @@ impl StartError {
             Self::TlsFiles(_) | Self::KeySet(_) => 2,
             _ => 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn recorded_stores_get_a_shard_each() {
+        let mut config = Config::development(Path::new("data"));
+        config.shards = 4;
+        config.storage_shards = 2;
+        assert_eq!([1, 2, 4, 6].map(|recorded| shard_count(&config, recorded)), [4, 4, 4, 6]);
+    }
+
+    #[test]
+    fn faults_are_told_apart_by_exit_code() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config::development(directory.path());
+        let no_shards = |_: ShardPlan, _: Vec<ShardReporter>| unreachable!("no keys");
+        let fault = run(config, no_shards, |_| {}).unwrap_err();
+        assert!(matches!(fault, StartError::TlsFiles(_)), "{fault}");
+        assert_eq!(fault.exit_code(), 2);
+
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fault = listen_admin(taken.local_addr().unwrap()).unwrap_err();
+        assert_eq!(fault.exit_code(), 1);
+        assert!(fault.fix().unwrap().contains("admin_listen"), "{fault}");
     }
 }

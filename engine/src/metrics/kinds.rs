@@ -47,7 +47,7 @@ pub struct Histogram<S> {
 
 /// Upper ends of a histogram's buckets, and how its values are shown.
 pub trait Scale {
-    /// Rising, at most [`BOUNDS_MAX`] of them; a value equal to a bound is in its bucket.
+    /// Rising, at most 20 of them; a value equal to a bound is in its bucket.
     const BOUNDS: &'static [u64];
     /// Raw values per unit of the exposition.
     const PER_UNIT: u64;
