@@ -133,7 +133,7 @@ async fn serve(
                 Order::Serve => state.lock().unwrap().deliver(&mut conn, &mut out),
                 Order::Drop => return,
                 Order::Refuse(code) => put_error(&mut out, code, "refused", true, 0),
-                Order::GoAway(wait_ms) => put_go_away(&mut out, GoAwayReason::Draining, wait_ms, None),
+                Order::GoAway(wait_ms) => put_go_away(&mut out, GoAwayReason::Drain, wait_ms, None),
             }
         }
         if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
