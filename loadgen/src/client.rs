@@ -55,6 +55,8 @@ struct Conn {
     partial: Vec<u8>,
     /// Sends that the server lets unanswered; 0 before Welcome.
     unanswered_max: usize,
+    /// Bye is queued; close_notify follows it.
+    leaving: bool,
 }
 
 impl Client {
@@ -97,7 +99,7 @@ impl Client {
             capabilities: 0,
         };
         let session = ClientSession::new(now_ms, hello);
-        let conn = Conn { tls, session, partial: Vec::new(), unanswered_max: 0 };
+        let conn = Conn { tls, session, partial: Vec::new(), unanswered_max: 0, leaving: false };
         self.conn = Some(Box::new(conn));
         Ok(())
     }
@@ -222,6 +224,7 @@ impl Client {
     pub fn bye(&mut self) {
         if let Some(conn) = self.conn.as_deref_mut() {
             conn.session.bye();
+            conn.leaving = true;
         }
     }
 
@@ -236,6 +239,9 @@ impl Client {
         plaintext.clear();
         if conn.session.poll_transmit(now_ms, plaintext) {
             conn.tls.writer().write_all(plaintext).expect("the buffer has no limit");
+        }
+        if std::mem::take(&mut conn.leaving) {
+            conn.tls.send_close_notify();
         }
         while conn.tls.wants_write() {
             conn.tls.write_tls(ciphertext).expect("writing to memory does not fail");

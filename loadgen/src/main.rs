@@ -59,6 +59,9 @@ struct ChatFlags {
     /// Seconds to wait for stragglers after the load.
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     grace: Duration,
+    /// Kill our own gateway with SIGKILL this often during the load, and start it again.
+    #[arg(long, value_name = "K", default_value_t = 0, conflicts_with = "target")]
+    kill_rounds: u32,
     #[command(flatten)]
     common: CommonFlags,
 }
@@ -137,6 +140,7 @@ fn run_chat(flags: &ChatFlags) -> Result<ExitCode> {
         duration: flags.duration,
         payload_bytes: flags.payload,
         window: flags.window,
+        kill_rounds: flags.kill_rounds,
         seed: flags.common.seed,
     };
     let options = flags.common.options();
@@ -198,6 +202,7 @@ fn explain(measure: &Measure, unanswered: u64) {
         (measure.corrupted, "payloads came damaged, or to the wrong device"),
         (measure.gaps, "Gaps: the server dropped messages"),
         (measure.reconnects, "connections were lost and made again"),
+        (measure.duplicated_on_wire, "messages came again after a crash and were dropped"),
     ];
     for (count, what) in faults.iter().filter(|(count, _)| *count > 0) {
         eprintln!("warning: {count} {what}");

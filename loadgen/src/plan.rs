@@ -19,6 +19,8 @@ pub struct ChatPlan {
     pub payload_bytes: usize,
     /// Messages of a pair that are on their way at once in the closed loop.
     pub window: u32,
+    /// How often our own gateway is killed and started again during the load.
+    pub kill_rounds: u32,
     pub seed: u64,
 }
 
@@ -46,6 +48,17 @@ impl ChatPlan {
             "--window must be 1 to {window_max}: a device may have no more Sends unanswered"
         );
         check_payload(self.payload_bytes)
+    }
+
+    /// When to kill the gateway: a random moment in each of equal parts of the duration.
+    pub fn kill_times(&self) -> Vec<Duration> {
+        (0..self.kill_rounds)
+            .map(|round| {
+                let random = mix(self.seed ^ mix(KILLS ^ u64::from(round))) % 1_000;
+                let part = f64::from(round) + random as f64 / 1e3;
+                self.duration.mul_f64(part / f64::from(self.kill_rounds))
+            })
+            .collect()
     }
 
     /// The time between two messages of one connection, when the loop is open.
@@ -179,6 +192,8 @@ pub fn mix(value: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Keeps the random numbers of the kills apart from those of the phases.
+const KILLS: u64 = 1 << 63;
 const NS_PER_S: u128 = 1_000_000_000;
 /// Above this a connection's interval would no longer be exact.
 const RATE_PER_S_MAX: u64 = 100_000_000;
@@ -197,6 +212,7 @@ mod tests {
             duration: Duration::from_secs(seconds),
             payload_bytes: 200,
             window: 1,
+            kill_rounds: 0,
             seed: 7,
         }
     }
@@ -255,6 +271,14 @@ mod tests {
         for connections in threads {
             assert!(connections.chunks(2).all(|pair| pair[0] + 1 == pair[1] && pair[0] % 2 == 0));
         }
+    }
+
+    #[test]
+    fn kills_are_spread_over_the_duration() {
+        let times = ChatPlan { kill_rounds: 20, ..chat(2, 1, 60) }.kill_times();
+        assert_eq!(times.len(), 20);
+        assert!(times.is_sorted() && times[19] < Duration::from_secs(60));
+        assert!((0..20).all(|round| times[round as usize] >= Duration::from_secs(3) * round));
     }
 
     #[test]

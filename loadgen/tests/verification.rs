@@ -1,6 +1,8 @@
 //! The load generator on a real ring against a small server: clean runs are clean, and each fault
 //! of the server is found.
 
+#![allow(clippy::unwrap_used, reason = "tests, and a server that exists only for them")]
+
 mod server;
 
 use std::path::Path;
@@ -36,6 +38,7 @@ fn run_chat(rate_per_s: u64, window: u32, fault: Fault) -> ChatResult {
         duration: Duration::from_millis(600),
         payload_bytes: 200,
         window,
+        kill_rounds: 0,
         seed: 3,
     };
     let pauses = Pauses { settle: Duration::ZERO, grace: Duration::from_secs(1) };
@@ -97,6 +100,14 @@ fn a_rejected_message_is_neither_lost_nor_clean() {
     assert_eq!((result.report.rejected, result.report.lost), (1, 0));
     assert_eq!(result.report.accepted, 599);
     assert!(!result.is_clean());
+}
+
+#[test]
+fn a_client_whose_connection_breaks_returns_and_replays() {
+    let result = run_chat(1_000, 1, Fault::HangUp(100));
+    assert_eq!(result.measure.reconnects, 1);
+    assert_eq!((result.report.accepted, result.report.delivered), (600, 600));
+    assert!(result.is_clean());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use rand::random;
 
 use crate::addr::SourceAddresses;
 use crate::fleet::{Fleet, Part};
+use crate::gateway::Stop;
 use crate::measure::{Measure, PayloadPattern, Stream};
 use crate::plan::{ChatPlan, Schedule, connections_of};
 use crate::report::{ChatReport, round};
@@ -40,7 +41,7 @@ impl ChatResult {
 
 /// Runs the scenario.
 pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatResult> {
-    let server = Server::reach(options)?;
+    let mut server = Server::reach(options)?;
     let threads = options.thread_count(plan.connections / 2);
     let run = random::<u32>();
     let parts = (0..threads)
@@ -59,14 +60,25 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
     let before = server.read_use();
     let planned = planned(plan, threads);
     let progress = bar(planned.unwrap_or_default(), "deliver");
+    let mut kills = plan.kill_times().into_iter().peekable();
+    let mut restarts = Vec::new();
+    let started = Instant::now();
     let measures = load(&fleet, plan, pauses, threads, |delivered| {
+        if let (Some(own), Some(_)) =
+            (server.own(), kills.next_if(|&time| time <= started.elapsed()))
+        {
+            restarts.push(own.stop(Stop::Kill).and_then(|_| own.restart()));
+        }
         if planned.is_none() {
             progress.set_length(delivered);
         }
         progress.set_position(delivered);
     })?;
     progress.finish_and_clear();
+    let restarts = restarts.into_iter().collect::<Result<Vec<Duration>>>()?;
     let after = server.read_use();
+    // A new process counts its CPU time from zero.
+    let before = before.filter(|_| restarts.is_empty());
     fleet.run(|_, swarm| swarm.disconnect(), |_| ())?;
 
     let mut measure = Measure::new();
@@ -80,6 +92,7 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
         ("planned", planned.into()),
         ("settle_s", pauses.settle.as_secs_f64().into()),
         ("grace_s", pauses.grace.as_secs_f64().into()),
+        ("kill_rounds", restarts.len().into()),
         ("ramp_s", round(ramp.as_secs_f64()).into()),
     ]);
     let host = server.host();
@@ -116,6 +129,9 @@ fn load(
     let plan = plan.clone();
     let (duration_ns, grace_ns) = (nanoseconds(plan.duration), nanoseconds(pauses.grace));
     let job = move |thread: usize, swarm: &mut crate::swarm::Swarm| {
+        if plan.kill_rounds > 0 {
+            swarm.handle_crash();
+        }
         if plan.rate_per_s == 0 {
             swarm.run_closed(plan.window, duration_ns, grace_ns)?;
         } else {

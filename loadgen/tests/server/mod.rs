@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     Swap(u64),
     Damage(u64),
     Reject(u64),
+    /// Stored, but the connection ends before the answer.
+    HangUp(u64),
 }
 
 struct Post {
@@ -44,6 +46,8 @@ struct Post {
 #[derive(Default)]
 struct Mailbox {
     last_seq: u64,
+    /// Of this user as a sender: the highest send_seq that was handled.
+    sent_mark: u64,
     letters: VecDeque<(Seq, Letter)>,
     held: Option<Letter>,
 }
@@ -115,10 +119,13 @@ impl Connection {
     fn serve(mut self) {
         while self.read() {
             while let Some(frame) = split_frame(&mut self.plaintext, FRAME_BYTES_MAX).unwrap() {
-                match self.session.handle_frame(0, frame, &mut self.out).unwrap() {
-                    Some(Request::Bye) => return,
+                let go_on = match self.session.handle_frame(0, frame, &mut self.out).unwrap() {
+                    Some(Request::Bye) => false,
                     Some(request) => self.handle(request),
-                    None => {}
+                    None => true,
+                };
+                if !go_on {
+                    return;
                 }
             }
             self.deliver();
@@ -147,7 +154,8 @@ impl Connection {
         true
     }
 
-    fn handle(&mut self, request: Request) {
+    /// False to hang up.
+    fn handle(&mut self, request: Request) -> bool {
         match request {
             Request::Hello(hello) => {
                 assert_eq!(self.tls.alpn_protocol(), Some(b"ringpost/1".as_slice()));
@@ -165,7 +173,12 @@ impl Connection {
                 self.session.welcome(0, u64::MAX, &welcome, &mut self.out);
             }
             Request::Send(send) => {
-                let outcome = self.post.lock().unwrap().store(&self.user, self.install_id, &send);
+                let mut post = self.post.lock().unwrap();
+                let outcome = post.store(&self.user, self.install_id, &send);
+                if post.fault == Fault::HangUp(post.stored) {
+                    post.fault = Fault::Nothing;
+                    return false;
+                }
                 put_outcome(&mut self.out, send.send_seq, &outcome);
             }
             Request::Ack { up_to } => {
@@ -176,6 +189,7 @@ impl Connection {
             }
             _ => {}
         }
+        true
     }
 
     fn deliver(&mut self) {
@@ -208,6 +222,12 @@ impl Post {
             panic!("the load generator sends one envelope to one user");
         };
         let rejected = |code| Outcome::Rejected { code, retry_after_ms: None };
+        let accepted = Outcome::Accepted { server_time_ms: 1, skipped: Vec::new() };
+        let mark = &mut self.mailboxes.get_mut(from).unwrap().sent_mark;
+        if send.send_seq.0 <= *mark {
+            return accepted;
+        }
+        *mark = send.send_seq.0;
         self.stored += 1;
         if self.fault == Fault::Reject(self.stored) {
             return rejected(RejectCode::RateLimited);
@@ -235,7 +255,7 @@ impl Post {
             }
             _ => mailbox.put(letter),
         }
-        Outcome::Accepted { server_time_ms: 1, skipped: Vec::new() }
+        accepted
     }
 }
 
