@@ -69,13 +69,16 @@ pub(crate) enum Phase {
     Waiting {
         until_ms: u64,
     },
-    Connecting(JoinHandle<Result<(String, TlsStream<TcpStream>), ConnectFault>>),
+    Connecting(JoinHandle<Result<Dialled, ConnectFault>>),
     Online {
         link: Box<Link>,
         /// The server said GoAway: the wait it asked for, and when we stop listening.
         leaving: Option<(u64, u64)>,
     },
 }
+
+/// A fresh token, and the connection to use it on.
+pub(crate) type Dialled = (String, Box<TlsStream<TcpStream>>);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectFault {
@@ -90,7 +93,7 @@ pub(crate) enum ConnectFault {
 /// What one turn waited for.
 enum Input {
     Commands(usize),
-    Connected(Result<(String, TlsStream<TcpStream>), ConnectFault>),
+    Connected(Result<Dialled, ConnectFault>),
     Link(Result<(), LinkFault>),
     Written(Result<Written, StoreFault>),
     EventGiven,
@@ -260,9 +263,10 @@ impl Driver {
             .unwrap_or_else(|| self.addresses[self.reconnect.address_index()].clone());
         let (tls, token_source) = (self.tls.clone(), self.token_source.clone());
         let attempt = async move {
+            // Asked for here and not earlier: it should be fresh when the server sees it.
             let token = token_source.token().await?;
             let stream = tls.connect(&address).await?;
-            Ok((token, stream))
+            Ok((token, Box::new(stream)))
         };
         let limit = Duration::from_millis(CONNECT_MS_MAX);
         self.phase = Phase::Connecting(tokio::spawn(async move {
@@ -270,7 +274,7 @@ impl Driver {
         }));
     }
 
-    fn open_session(&mut self, token: String, stream: TlsStream<TcpStream>) {
+    fn open_session(&mut self, token: String, stream: Box<TlsStream<TcpStream>>) {
         let identity = self.ledger.identity();
         let hello = ClientHello {
             token,
@@ -365,7 +369,8 @@ impl Driver {
 
     fn answer_waiters(&mut self) {
         let written = self.ledger.batches_written();
-        while let Some((_, waiter)) = self.waiters.pop_front_if(|(batch, _)| *batch <= written) {
+        while self.waiters.front().is_some_and(|(batch, _)| *batch <= written) {
+            let Some((_, waiter)) = self.waiters.pop_front() else { return };
             // The app may have stopped waiting.
             match waiter {
                 Waiter::Send(id, reply) => drop(reply.send(Ok(id))),

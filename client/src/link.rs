@@ -51,7 +51,7 @@ pub(crate) struct Tls {
 }
 
 pub(crate) struct Link {
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<TcpStream>>,
     pub(crate) session: ClientSession,
     inbound: BytesMut,
     outbound: Vec<u8>,
@@ -93,7 +93,7 @@ impl Tls {
 }
 
 impl Link {
-    pub(crate) fn new(stream: TlsStream<TcpStream>, session: ClientSession) -> Self {
+    pub(crate) fn new(stream: Box<TlsStream<TcpStream>>, session: ClientSession) -> Self {
         Self {
             stream,
             session,
@@ -140,7 +140,7 @@ impl Link {
         let mut written_bytes = 0;
         while written_bytes < self.outbound.len() {
             let rest = &self.outbound[written_bytes..];
-            match Pin::new(&mut self.stream).poll_write(cx, rest) {
+            match Pin::new(&mut *self.stream).poll_write(cx, rest) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(bytes)) => written_bytes += bytes,
                 Poll::Ready(Err(error)) => return Err(error),
@@ -149,7 +149,7 @@ impl Link {
             self.is_flushed = false;
         }
         self.outbound.drain(..written_bytes);
-        if !self.is_flushed && Pin::new(&mut self.stream).poll_flush(cx)?.is_ready() {
+        if !self.is_flushed && Pin::new(&mut *self.stream).poll_flush(cx)?.is_ready() {
             self.is_flushed = true;
         }
         Ok(())
@@ -158,7 +158,7 @@ impl Link {
     /// Ready once something came in.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkFault>> {
         let mut buffer = ReadBuf::new(&mut self.scratch[..]);
-        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+        match Pin::new(&mut *self.stream).poll_read(cx, &mut buffer) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Poll::Ready(Err(LinkFault::Closed))

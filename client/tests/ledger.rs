@@ -1,4 +1,5 @@
 //! The delivery logic against a server in miniature, with crashes at every boundary.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! A client on real sockets against a server in miniature.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

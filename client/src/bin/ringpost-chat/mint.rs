@@ -73,3 +73,27 @@ fn key_id(data: &Path, key_type: &str) -> anyhow::Result<String> {
 
 /// Longer than a terminal is left open; a connection that outlives it gets a new one.
 const LIFETIME_S: u64 = 24 * 3600;
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SignatureAlgorithm};
+
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_key_make_a_token_that_names_its_key() {
+        let check = |kind: &'static SignatureAlgorithm, key_type: &str, algorithm: Algorithm| {
+            let data = tempfile::tempdir().unwrap();
+            let key = KeyPair::generate_for(kind).unwrap();
+            fs::write(data.path().join("token-key.pem"), key.serialize_pem()).unwrap();
+            let jwks = json!({"keys": [{"kty": "RSA", "kid": "x"}, {"kty": key_type, "kid": "k"}]});
+            fs::write(data.path().join("jwks.json"), jwks.to_string()).unwrap();
+            let (user, device) = (UserId::new("alice").unwrap(), DeviceId::new("d").unwrap());
+            let tokens = DevelopmentTokens::load(data.path(), &user, &device).unwrap();
+            let header = jsonwebtoken::decode_header(tokens.mint().unwrap()).unwrap();
+            assert_eq!((header.alg, header.kid.as_deref()), (algorithm, Some("k")));
+        };
+        check(&PKCS_ED25519, "OKP", Algorithm::EdDSA);
+        check(&PKCS_ECDSA_P256_SHA256, "EC", Algorithm::ES256);
+    }
+}
