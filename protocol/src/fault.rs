@@ -12,7 +12,7 @@ use crate::wire::ErrorCode;
 /// The stream of frames is broken; nothing after it can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameFault {
-    #[error("frame of {bytes} bytes is above the limit of {bytes_max}")]
+    #[error("frame of {bytes} bytes or more is above the limit of {bytes_max}")]
     TooLong { bytes: usize, bytes_max: usize },
     #[error("frame length is not a varint in its shortest form")]
     LengthNotMinimal,

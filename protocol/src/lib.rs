@@ -39,3 +39,6 @@ pub mod message;
 pub mod window;
 pub mod session;
 pub mod fault;
+
+#[cfg(test)]
+mod seeded;

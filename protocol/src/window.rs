@@ -311,3 +311,6 @@ impl ReceiveMarks {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! Server frames to typed events: the client's way in.
 
+use std::fmt;
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -56,7 +58,7 @@ pub enum ClientEvent {
 }
 
 /// A message from the mailbox.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Delivery {
     pub seq: Seq,
     pub from: DeviceAddress,
@@ -192,6 +194,19 @@ fn group_id(group: &str) -> Result<Option<UserId>, ServerFault> {
         return Ok(None);
     }
     UserId::new(group).map(Some).map_err(|fault| ServerFault::Id { field: "group", fault })
+}
+
+// The envelope must not reach a log by way of `{:?}`.
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("seq", &self.seq)
+            .field("from", &self.from)
+            .field("send_seq", &self.send_seq)
+            .field("group", &self.group)
+            .field("envelope_bytes", &self.envelope.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl From<&'static str> for ServerFault {

@@ -1,8 +1,8 @@
 //! Typed requests and answers: what a frame says once it has been parsed. Nothing behind this
 //! module sees an unchecked length or id.
 //!
-//! [`parse_client_frame`] is the server's way in, the `put_*` functions are its way out. The ends
-//! of the client's session live here too, but only [`crate::session::ClientSession`] needs them.
+//! [`parse_client_frame`] is the server's way in, the `put_*` functions are its way out. The
+//! client's way in is [`crate::session::ClientSession`], which gives [`ClientEvent`]s.
 
 use std::fmt;
 
@@ -27,9 +27,11 @@ pub use parse::parse_client_frame;
 mod encode;
 mod event;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 /// What a client asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Request {
     Hello(Hello),
     Send(SendRequest),
@@ -182,12 +184,13 @@ pub struct Welcome {
 impl Limits {
     /// The bounds that the protocol itself sets.
     pub fn of_protocol() -> Self {
+        let narrow = |bound: usize| u32::try_from(bound).expect("FRAME_BYTES_MAX bounds them all");
         Self {
-            frame_bytes_max: FRAME_BYTES_MAX as u32,
-            envelope_bytes_max: ENVELOPE_BYTES_MAX as u32,
-            sends_unanswered_max: SENDS_UNANSWERED_MAX as u32,
-            delivers_unacked_max: DELIVERS_UNACKED_MAX as u32,
-            devices_per_user_max: DEVICES_PER_USER_MAX as u32,
+            frame_bytes_max: narrow(FRAME_BYTES_MAX),
+            envelope_bytes_max: narrow(ENVELOPE_BYTES_MAX),
+            sends_unanswered_max: narrow(SENDS_UNANSWERED_MAX),
+            delivers_unacked_max: narrow(DELIVERS_UNACKED_MAX),
+            devices_per_user_max: narrow(DEVICES_PER_USER_MAX),
             ttl_ms_max: TTL_MS_MAX,
             heartbeat_foreground_ms: HEARTBEAT_FOREGROUND_MS,
             heartbeat_background_ms_min: HEARTBEAT_BACKGROUND_MS_MIN,
@@ -197,6 +200,21 @@ impl Limits {
 }
 
 // Tokens and envelopes must not reach a log by way of `{:?}`.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hello(hello) => hello.fmt(f),
+            Self::Send(send) => send.fmt(f),
+            Self::Ack { up_to } => write!(f, "Ack({})", up_to.0),
+            Self::Mode(mode) => mode.fmt(f),
+            Self::Ping => write!(f, "Ping"),
+            Self::TokenRenew { .. } => write!(f, "TokenRenew"),
+            Self::Bye => write!(f, "Bye"),
+            Self::Unsupported { request_id } => write!(f, "Unsupported({request_id})"),
+        }
+    }
+}
+
 impl fmt::Debug for Hello {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hello")

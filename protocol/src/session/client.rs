@@ -5,6 +5,7 @@
 //! confirmed) is the caller's, as is replaying it on the next connection.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
@@ -29,7 +30,6 @@ use crate::wire::{self, client_frame::Frame};
 /// [`handle_timeout`](Self::handle_timeout) at [`poll_timeout`](Self::poll_timeout). After a fault,
 /// a fatal Error or a [`bye`](Self::bye), flush and close. Commands before the Welcome are held
 /// back until it comes.
-#[derive(Debug)]
 pub struct ClientSession {
     state: State,
     /// The Hello until it is transmitted, then frames that wait for the next transmit.
@@ -47,7 +47,8 @@ pub struct ClientSession {
     committed_up_to: Seq,
     /// Highest seq acknowledged on this connection, or by its Hello.
     acked_up_to: Seq,
-    mode: Mode,
+    /// Set once it is no longer the one in the Hello, which the Welcome answers.
+    mode_changed: Option<Mode>,
     limits: Limits,
     heartbeat_ms: u64,
     /// When something was last transmitted.
@@ -62,6 +63,18 @@ enum State {
     AwaitWelcome,
     Open,
     Closed,
+}
+
+// The queued Hello carries the token, and frames carry envelopes: neither belongs in a log.
+impl fmt::Debug for ClientSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientSession")
+            .field("state", &self.state)
+            .field("unanswered", &self.unanswered.len())
+            .field("received_up_to", &self.received_up_to)
+            .field("acked_up_to", &self.acked_up_to)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What goes into the Hello.
@@ -118,7 +131,7 @@ impl ClientSession {
             received_up_to: Seq::default(),
             committed_up_to: hello.acked_up_to,
             acked_up_to: hello.acked_up_to,
-            mode: hello.mode,
+            mode_changed: None,
             limits: Limits::of_protocol(),
             heartbeat_ms: hello.mode.heartbeat_ms(),
             sent_ms: now_ms,
@@ -192,7 +205,10 @@ impl ClientSession {
         }
         self.state = State::Open;
         self.limits = welcome.limits;
-        self.heartbeat_ms = welcome.heartbeat_ms.max(1);
+        self.heartbeat_ms = match self.mode_changed {
+            Some(mode) => granted_ms(mode, &self.limits),
+            None => welcome.heartbeat_ms.max(1),
+        };
         let unanswered_max = welcome.limits.sends_unanswered_max as usize;
         self.unanswered_max = unanswered_max.clamp(1, SENDS_UNANSWERED_MAX);
         if welcome.mailbox_id != self.mailbox_id {
@@ -237,15 +253,8 @@ impl ClientSession {
 
     /// The user looks at the app, or stops doing so.
     pub fn set_mode(&mut self, now_ms: u64, mode: Mode) {
-        self.mode = mode;
-        let limits = &self.limits;
-        self.heartbeat_ms = match mode {
-            Mode::Foreground => limits.heartbeat_foreground_ms,
-            Mode::Background { interval_ms } => interval_ms
-                .min(limits.heartbeat_background_ms_max)
-                .max(limits.heartbeat_background_ms_min),
-        }
-        .max(1);
+        self.mode_changed = Some(mode);
+        self.heartbeat_ms = granted_ms(mode, &self.limits);
         put_frame(&mut self.frames, Frame::Mode(wire_mode(mode)));
         // Silence was legal under a longer interval: measure it from now, and ask at once whether
         // the connection is still alive.
@@ -392,6 +401,17 @@ fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>) -> Result<(), SendRefused>
         }
     }
     Ok(())
+}
+
+/// The interval that a server with these limits grants; never 0, which would ping without end.
+fn granted_ms(mode: Mode, limits: &Limits) -> u64 {
+    let granted_ms = match mode {
+        Mode::Foreground => limits.heartbeat_foreground_ms,
+        Mode::Background { interval_ms } => interval_ms
+            .min(limits.heartbeat_background_ms_max)
+            .max(limits.heartbeat_background_ms_min),
+    };
+    granted_ms.max(1)
 }
 
 fn wire_mode(mode: Mode) -> wire::Mode {

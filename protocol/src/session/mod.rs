@@ -6,6 +6,8 @@ pub use server::ServerSession;
 
 mod client;
 mod server;
+#[cfg(test)]
+mod tests;
 
 /// Silence after which the other end is taken for gone: 2.5 heartbeat intervals.
 pub(crate) fn silence_ms_max(heartbeat_ms: u64) -> u64 {
