@@ -1,1 +1,179 @@
-fn main() {}
+//! The gateway's command line.
+#![forbid(unsafe_code)]
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Parser, Subcommand};
+use ringpost_engine::config::{Config, DEFAULT_AUDIENCE, LogConfig, LogFormat};
+use ringpost_engine::control::dev;
+use ringpost_engine::control::token::TokenKey;
+use ringpost_engine::launch;
+use ringpost_engine::start::{self, Serving, StartError};
+use ringpost_protocol::id::{DeviceId, UserId};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Connection gateway of a mobile messenger.
+///
+/// Without a command it is a development gateway: it makes a certificate authority, a certificate
+/// and a token key in ./ringpost-data, listens on 127.0.0.1:7443 and says how to talk through it.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true, after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    development: Development,
+}
+
+#[derive(Args)]
+struct Development {
+    /// Where the development gateway keeps keys and messages
+    #[arg(long, value_name = "DIR", default_value = dev::DEFAULT_DATA_DIR)]
+    data: PathBuf,
+    /// Where clients connect; port 0 takes a free one [default: 127.0.0.1:7443]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where /metrics, /healthz and /readyz are served [default: 127.0.0.1:7480]
+    #[arg(long, value_name = "ADDR")]
+    admin_listen: Option<SocketAddr>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway with a configuration file (engine/reference.toml has every key)
+    Serve {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print a token for one device, signed with the development gateway's key
+    Token {
+        #[arg(long)]
+        user: String,
+        #[arg(long)]
+        device: String,
+        /// The development gateway's directory
+        #[arg(long, value_name = "DIR", default_value = dev::DEFAULT_DATA_DIR)]
+        data: PathBuf,
+        #[arg(long, default_value = DEFAULT_AUDIENCE)]
+        audience: String,
+        /// How long the token is valid
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        ttl_s: u64,
+    },
+}
+
+/// What goes to standard error before a non-zero exit.
+struct Failure {
+    text: String,
+    fix: Option<String>,
+    exit_code: u8,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => develop(&cli.development),
+        Some(Command::Serve { config }) => serve(&config),
+        Some(Command::Token { user, device, data, audience, ttl_s }) => {
+            token(&user, &device, &data, &audience, ttl_s)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {}", failure.text);
+            if let Some(fix) = failure.fix {
+                eprintln!("fix: {fix}");
+            }
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}
+
+fn develop(options: &Development) -> Result<(), Failure> {
+    dev::prepare(&options.data).map_err(|fault| Failure::new(&fault, fault.fix(), 1))?;
+    let mut config = Config::development(&options.data);
+    config.listen = options.listen.unwrap_or(config.listen);
+    config.admin_listen = options.admin_listen.unwrap_or(config.admin_listen);
+    start_logs(&config.log);
+    let data = options.data.clone();
+    run(config, move |serving| {
+        announce(serving);
+        say(&format!("\n{}", dev::guide(&data, serving.listen, serving.admin_listen)));
+    })
+}
+
+fn serve(path: &Path) -> Result<(), Failure> {
+    let config = Config::load(path).map_err(|fault| Failure::new(&fault, fault.fix(), 2))?;
+    start_logs(&config.log);
+    run(config, announce)
+}
+
+fn run(config: Config, on_serving: impl FnOnce(Serving)) -> Result<(), Failure> {
+    start::run(config, launch::start_shards, on_serving)?;
+    Ok(())
+}
+
+fn token(user: &str, device: &str, data: &Path, audience: &str, ttl_s: u64) -> Result<(), Failure> {
+    let ids_fix = "user: 1 to 128 bytes; device: 1 to 64 ASCII characters";
+    let id_fault = |fault| Failure::new(&fault, ids_fix.to_owned(), 2);
+    let user = UserId::new(user).map_err(id_fault)?;
+    let device = DeviceId::new(device).map_err(id_fault)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let token = TokenKey::load(&dev::Files::of(data).token_key)
+        .and_then(|key| key.mint(&user, &device, audience, now_unix_ms, ttl_s))
+        .map_err(|fault| Failure::new(&fault, fault.fix(), 2))?;
+    say(&token);
+    Ok(())
+}
+
+fn announce(serving: Serving) {
+    say(&format!("listening on {}, admin on http://{}", serving.listen, serving.admin_listen));
+}
+
+/// A reader that went away is no reason to stop serving, as `println!` would.
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+fn start_logs(log: &LogConfig) {
+    let filter = EnvFilter::new(&log.filter); // checked by the configuration
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    match log.format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+impl Failure {
+    fn new(error: &dyn std::error::Error, fix: String, exit_code: u8) -> Self {
+        Self { text: error.to_string(), fix: Some(fix), exit_code }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self { text: error.to_string(), fix: error.fix(), exit_code: error.exit_code() }
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ringpost                                     a gateway to try out, ready at once
+  ringpost serve --config /etc/ringpost.toml   a gateway with your certificate and keys
+  ringpost token --user alice --device phone   a token for the gateway to try out
+  curl http://127.0.0.1:7480/readyz            whether it serves
+
+SIGTERM or Ctrl-C drains it: clients are told to come back, everything accepted is on disk.
+Exit codes: 0 drained, 1 the host or the storage failed, 2 wrong usage or configuration.";

@@ -43,7 +43,7 @@ pub struct Shards {
     pub listen: SocketAddr,
     /// In the order of the shards.
     pub ports: Vec<Box<dyn ShardPort>>,
-    /// Each ends after it reported itself drained or failed.
+    /// Each drops its reporter, at the latest, when it ends.
     pub threads: Vec<JoinHandle<()>>,
 }
 
@@ -63,6 +63,10 @@ pub enum ShardStartFault {
     Ring(#[from] RingFault),
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Certificate(#[from] crate::transport::tls::ConfigFault),
+    #[error("cannot read the store directory {directory}: {error}", directory = directory.display())]
+    Store { directory: PathBuf, error: std::io::Error },
     #[error("cannot start a shard's thread: {0}")]
     Thread(std::io::Error),
 }

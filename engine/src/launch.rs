@@ -1,0 +1,235 @@
+//! Starts the shards: one pinned thread each, with its own ring, listener, store and mesh end.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread::{self, JoinHandle};
+
+use ringpost_protocol::message::Limits;
+use ringpost_ring::net::ListenerGroup;
+use ringpost_ring::{Group, Uring, UringConfig, host};
+use ringpost_storage::{SegmentId, StoreConfig};
+use tokio::sync::oneshot;
+
+use crate::config::Config;
+use crate::control::{DrainPlan, ShardPort, ShardReporter};
+use crate::mesh::{Mesh, Queues};
+use crate::metrics::ShardMetrics;
+use crate::shard::message::{ControlRequest, ShardEvent};
+use crate::shard::{Shard, ShardConfig, ShardParts, StoreDirectory, Turn};
+use crate::start::{ShardPlan, ShardStartFault, Shards};
+use crate::transport::Acceptor;
+use crate::transport::tls::ServerConfig;
+
+/// Connections that the kernel holds for a shard that is behind with accepting.
+const LISTEN_BACKLOG: u32 = 4096;
+
+/// Starts `plan.shards` threads and returns at once: each opens its store on its own time and
+/// reports itself ready.
+pub fn start_shards(
+    plan: ShardPlan,
+    reporters: Vec<ShardReporter>,
+) -> Result<Shards, ShardStartFault> {
+    let group = Group::new(plan.shards).map_err(ShardStartFault::Thread)?;
+    let queues = Queues::new(group.clone());
+    let listeners = Arc::new(ListenerGroup::bind(plan.config.listen, plan.shards, LISTEN_BACKLOG)?);
+    let tls = ServerConfig::new(plan.certificates.clone(), plan.key.clone_key())?;
+    let quiet = Arc::new(AtomicU16::new(0));
+    let cores = host::usable_cores().map_err(ShardStartFault::Thread)?;
+    let threads = reporters
+        .into_iter()
+        .map(|reporter| {
+            let seat = Seat {
+                shard: reporter.shard(),
+                core: cores[usize::from(reporter.shard()) % cores.len()],
+                group: group.clone(),
+                queues: queues.clone(),
+                listeners: Arc::clone(&listeners),
+                acceptor: Acceptor::Tls(tls.clone()),
+                voice: Voice {
+                    reporter: Some(reporter),
+                    queues: queues.clone(),
+                    quiet: Arc::clone(&quiet),
+                },
+            };
+            seat.start(&plan)
+        })
+        .collect::<Result<_, _>>()?;
+    let ports = (0..plan.shards)
+        .map(|shard| Box::new(Port { shard, queues: queues.clone() }) as Box<dyn ShardPort>)
+        .collect();
+    Ok(Shards { listen: listeners.address(), ports, threads })
+}
+
+/// What one shard's thread is made from.
+struct Seat {
+    shard: u16,
+    core: usize,
+    group: Group,
+    queues: Queues,
+    listeners: Arc<ListenerGroup>,
+    acceptor: Acceptor,
+    voice: Voice,
+}
+
+impl Seat {
+    fn start(self, plan: &ShardPlan) -> Result<JoinHandle<()>, ShardStartFault> {
+        let shard_config = shard_config(self.shard, plan);
+        let store =
+            plan.store_dirs
+                .get(usize::from(self.shard))
+                .map(|directory| {
+                    let listing = list_segments(directory).map_err(|error| {
+                        ShardStartFault::Store { directory: directory.clone(), error }
+                    })?;
+                    Ok::<_, ShardStartFault>((
+                        store_config(self.shard, plan.store_id, &plan.config),
+                        listing,
+                    ))
+                })
+                .transpose()?;
+        let verifier = Arc::clone(&plan.verifier);
+        let run = move || {
+            let Self { shard, core, group, queues, listeners, acceptor, mut voice } = self;
+            if let Err(error) = host::pin_to_core(core) {
+                tracing::warn!(shard, core, %error, "cannot pin the shard to its core");
+            }
+            let ring = match Uring::new(&group, shard, UringConfig::default()) {
+                Ok(ring) => ring,
+                Err(fault) => {
+                    return voice.tell(ShardEvent::Failed { shard, reason: fault.to_string() });
+                }
+            };
+            let mut shard = Shard::new(
+                shard_config,
+                ShardParts {
+                    ring,
+                    listener: Some(listeners.listener(shard)),
+                    mesh: Mesh::new(shard, queues),
+                    acceptor,
+                    verifier,
+                    store,
+                    events: Box::new(move |event| voice.tell(event)),
+                },
+            );
+            while shard.turn() == Turn::Continue {}
+        };
+        thread::Builder::new()
+            .name(format!("shard-{}", self.voice.shard()))
+            .spawn(run)
+            .map_err(ShardStartFault::Thread)
+    }
+}
+
+/// Tells the control thread of a shard's milestones, and all shards when the last one is quiet.
+struct Voice {
+    reporter: Option<ShardReporter>,
+    queues: Queues,
+    /// Shards that have no connection left.
+    quiet: Arc<AtomicU16>,
+}
+
+impl Voice {
+    fn shard(&self) -> u16 {
+        self.reporter.as_ref().map_or(0, ShardReporter::shard)
+    }
+
+    fn tell(&mut self, event: ShardEvent) {
+        match event {
+            ShardEvent::Ready { .. } => {
+                if let Some(reporter) = &self.reporter {
+                    reporter.ready();
+                }
+            }
+            ShardEvent::Quiet { .. } => {
+                let before = self.quiet.fetch_add(1, Ordering::AcqRel);
+                // Until then a quiet shard still answers the others.
+                if before + 1 == self.queues.shards() {
+                    for shard in 0..self.queues.shards() {
+                        self.queues.push_control(shard, ControlRequest::Stop);
+                    }
+                }
+            }
+            ShardEvent::Finished { .. } => {
+                if let Some(reporter) = self.reporter.take() {
+                    reporter.drained();
+                }
+            }
+            ShardEvent::Failed { reason, .. } => {
+                if let Some(reporter) = self.reporter.take() {
+                    reporter.failed(reason);
+                }
+            }
+        }
+    }
+}
+
+/// The control thread's way to one shard.
+struct Port {
+    shard: u16,
+    queues: Queues,
+}
+
+impl ShardPort for Port {
+    fn request_metrics(&self, reply: oneshot::Sender<ShardMetrics>) {
+        let answer = Box::new(move |metrics| {
+            let _ = reply.send(metrics); // nobody waits any more
+        });
+        // A full queue drops the request, and the sender with it: control sees that.
+        self.queues.push_control(self.shard, ControlRequest::Metrics(answer));
+    }
+
+    fn drain(&self, plan: DrainPlan) {
+        let DrainPlan { drain_ms_max, reconnect_jitter_ms } = plan;
+        let request =
+            ControlRequest::Drain { within_ms: drain_ms_max, jitter_ms: reconnect_jitter_ms };
+        self.queues.push_control(self.shard, request);
+    }
+}
+
+fn shard_config(shard: u16, plan: &ShardPlan) -> ShardConfig {
+    let frame_bytes_max = plan.config.limits.frame_bytes_max;
+    let wire_limits = Limits {
+        frame_bytes_max: u32::try_from(frame_bytes_max).unwrap_or(u32::MAX),
+        ..Limits::of_protocol()
+    };
+    ShardConfig {
+        shard,
+        storage_shards: plan.storage_shards,
+        connections_max: plan.connections_per_shard_max,
+        frame_bytes_max,
+        wire_limits,
+        reconnect_jitter_ms: plan.config.drain.reconnect_jitter_ms,
+        random_seed: rand::random(),
+    }
+}
+
+fn store_config(shard: u16, store_id: u64, config: &Config) -> StoreConfig {
+    let reclaim = config.storage.reclaim_bytes_per_second;
+    StoreConfig {
+        segment_bytes: config.storage.segment_bytes,
+        cache_bytes: config.storage.cache_bytes,
+        reclaim_bytes_per_second: u32::try_from(reclaim).unwrap_or(u32::MAX),
+        mailbox_records_max: config.limits.mailbox_records_max,
+        mailbox_bytes_max: config.limits.mailbox_bytes_max,
+        ..StoreConfig::new(shard, store_id)
+    }
+}
+
+/// The segments in a shard's directory; what else lies there is left alone.
+fn list_segments(directory: &Path) -> io::Result<StoreDirectory> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if let Some(segment) = entry.file_name().to_str().and_then(SegmentId::parse) {
+            segments.push((segment, entry.metadata()?.len()));
+        }
+    }
+    let path = directory.canonicalize()?;
+    let path = path.to_str().ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, "the data directory's path must be UTF-8")
+    })?;
+    Ok(StoreDirectory { path: path.to_owned(), segments })
+}

@@ -1,0 +1,53 @@
+//! Every bound of the engine, and the inequalities that hold between them. Configuration may lower
+//! a bound, nothing raises one.
+
+use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, FRAME_BYTES_MAX, SENDS_UNANSWERED_MAX};
+
+/// Shards of one process.
+pub const SHARDS_MAX: u16 = 256;
+/// Connections of one shard.
+pub const CONNECTIONS_PER_SHARD_MAX: usize = 1 << 20;
+/// Devices of one shard: mailboxes it is the home of.
+pub const DEVICES_PER_SHARD_MAX: usize = 1 << 24;
+
+/// Requests that one shard may have unanswered at another one. Reaching it stops the socket reads
+/// of the connections that need that shard, and nothing else.
+pub const MESH_CREDITS: u32 = 1024;
+/// Messages drained from the mesh in one turn.
+pub const MESH_BATCH_MAX: usize = 1024;
+
+/// Plaintext that may wait to be sealed on one connection before its mailbox stops being read.
+pub const OUTBOUND_BYTES_MAX: usize = 32 * 1024;
+/// Plaintext that may be received ahead on a connection whose requests wait for room.
+pub const INBOUND_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
+/// Records that may be appended and not yet durable before new Sends wait.
+pub const UNSYNCED_RECORDS_MAX: u64 = 64 * 1024;
+/// The same in bytes.
+pub const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
+/// Receipts that the walk over one acknowledgement gathers before it sends them.
+pub const RECEIPTS_PER_WALK_MAX: usize = 64;
+
+/// Time for the peer to take what is being sent before the connection counts as stalled.
+pub const SEND_STALL_MS: u64 = 30_000;
+/// Time that a closing connection still reads, so that its last frame is not lost to a reset.
+pub const LINGER_MS: u64 = 1_000;
+/// Time after the last Send at which a device's send memory is freed.
+pub const SEND_MEMORY_MS: u64 = 60_000;
+/// Devices that one turn looks at when it frees send memory.
+pub const SWEEP_DEVICES_PER_TURN: usize = 64;
+/// Advice for a Send refused because the mailbox is full.
+pub const MAILBOX_FULL_RETRY_MS: u64 = 5_000;
+/// Advice for a Send refused because the store's queue is full.
+pub const OVERLOAD_RETRY_MS: u64 = 1_000;
+
+/// Granularity of the timer wheel.
+pub const WHEEL_TICK_MS: u64 = 64;
+/// Ticks of one turn of the timer wheel; later deadlines wait more than one turn.
+pub const WHEEL_SLOTS: usize = 2048;
+
+const _: () = assert!(WHEEL_SLOTS.is_power_of_two());
+// A frame must fit into what may be received ahead, else a waiting connection could never go on.
+const _: () = assert!(INBOUND_BYTES_MAX >= FRAME_BYTES_MAX + 4096);
+// One connection alone cannot use up the credits of its shard.
+const _: () = assert!(MESH_CREDITS as usize > 2 * SENDS_UNANSWERED_MAX);
+const _: () = assert!(RECEIPTS_PER_WALK_MAX <= DELIVERS_UNACKED_MAX);

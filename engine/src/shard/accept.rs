@@ -1,0 +1,178 @@
+//! From a new socket to a connection at its home shard: accept, handshake, Hello, move.
+
+use ringpost_protocol::fault::PeerFault;
+use ringpost_protocol::message::Hello;
+use ringpost_ring::{Completion, Errno, Op, Outcome, Ring, Socket};
+
+use super::Shard;
+use super::conn::{Conn, ConnKey, Phase};
+use super::message::{Arrival, DeviceIndex, Login, MeshMessage};
+use super::route::Waiter;
+use super::token::Token;
+use crate::control::auth::AuthFault;
+use crate::metrics::Bound;
+
+/// How long an accept that failed for want of resources waits.
+const ACCEPT_RETRY_MS: u64 = 1_000;
+
+impl<R: Ring> Shard<R> {
+    /// Arms the listener if it should accept and does not. The only place that does.
+    pub(super) fn arm_accept(&mut self) {
+        let Some(listener) = self.listener else { return };
+        let full = self.conns.len() >= self.config.connections_max;
+        if self.accept.is_some() || self.drain.is_some() || !self.is_ready() {
+            return;
+        }
+        if full || self.time.now_ms < self.accept_after_ms {
+            return;
+        }
+        self.accept = Some(self.ring.submit(Token::Accept.pack(), Op::Accept { listener }));
+    }
+
+    pub(super) fn handle_accept(&mut self, completion: Completion) {
+        if !completion.more {
+            self.accept = None;
+        }
+        match completion.result {
+            Ok(Outcome::Accepted(socket)) => self.admit(socket),
+            Ok(other) => unreachable!("an accept gives a socket, not {other:?}"),
+            Err(Errno::CANCELED) => {}
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
+                tracing::warn!(%errno, "accepting pauses; raise the limit on open files or memory");
+                self.metrics.accept_failures += 1;
+                self.accept_after_ms = self.time.now_ms + ACCEPT_RETRY_MS;
+            }
+            // The connection was gone before it was taken.
+            Err(errno) => {
+                tracing::debug!(%errno, "accept failed");
+                self.metrics.accept_failures += 1;
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: Socket) {
+        self.metrics.accepts += 1;
+        let transport = match self.acceptor.accept() {
+            Ok(transport) if self.drain.is_none() => transport,
+            _ => {
+                self.ring.submit(Token::Unowned.pack(), Op::CloseSocket { socket });
+                return;
+            }
+        };
+        let key = self.conns.insert(Conn::new(socket, transport, self.time.now_ms));
+        self.schedule(key);
+        self.rearm.push(key);
+        // What the kernel holds in the backlog waits there until a connection ends.
+        if self.conns.len() >= self.config.connections_max
+            && let Some(target) = self.accept
+        {
+            self.metrics.bound_hits.add(Bound::ConnectionsPerShard);
+            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+        }
+    }
+
+    /// Verifies the token on the shard that accepted, so that a flood of bad tokens is spread as
+    /// the connections are.
+    pub(super) fn handle_hello(&mut self, key: ConnKey, hello: Hello) -> Result<(), PeerFault> {
+        let claims = self.verifier.verify(&hello.token, self.time.unix_ms).map_err(token_fault)?;
+        if claims.device != hello.device {
+            return Err(PeerFault::TokenMismatch);
+        }
+        let conn = self.conns.get_mut(key).expect("its frame is being handled");
+        conn.phase = Phase::Moving(Box::new(Login { hello, claims }));
+        self.go_home(key);
+        Ok(())
+    }
+
+    /// Hands a verified connection to its home as soon as nothing is in flight on its socket.
+    pub(super) fn go_home(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Phase::Moving(login) = &conn.phase else { return };
+        let home = login.claims.user.slot().shard(self.config.storage_shards);
+        if home == self.id {
+            let Phase::Moving(login) = std::mem::replace(&mut conn.phase, Phase::Greeting) else {
+                unreachable!("matched above");
+            };
+            self.arrive(key, *login);
+            return;
+        }
+        if !conn.is_flushed() || conn.recv.is_some() {
+            self.mark_dirty(key);
+            return;
+        }
+        if self.mesh.reserve(home).is_err() {
+            self.wait_for_room(home, Waiter::Move(key));
+            return;
+        }
+        let mut conn = self.conns.remove(key);
+        let Phase::Moving(login) = std::mem::replace(&mut conn.phase, Phase::Greeting) else {
+            unreachable!("matched above");
+        };
+        conn.dirty = false;
+        conn.scheduled_ms = u64::MAX;
+        self.metrics.moves += 1;
+        self.push_mesh(home, MeshMessage::Move(Box::new(Arrival { conn, login: *login })));
+    }
+
+    /// Takes over a connection from the shard that accepted it.
+    pub(super) fn handle_move(&mut self, arrival: Arrival) {
+        let Arrival { conn, login } = arrival;
+        let full = self.conns.len() >= self.config.connections_max;
+        let key = self.conns.insert(conn);
+        self.schedule(key);
+        if full || self.drain.is_some() {
+            if full {
+                self.metrics.bound_hits.add(Bound::ConnectionsPerShard);
+            }
+            self.send_away(key);
+            return;
+        }
+        self.arrive(key, login);
+    }
+
+    /// A client that stays longer than its token lives brings a newer one of the same device.
+    pub(super) fn renew_token(
+        &mut self,
+        key: ConnKey,
+        device: DeviceIndex,
+        token: &str,
+    ) -> Result<(), PeerFault> {
+        let claims = self.verifier.verify(token, self.time.unix_ms).map_err(token_fault)?;
+        let home = self.home.as_ref().expect("an open connection is at home");
+        let address = &home.device(device).address;
+        if claims.user != address.user || claims.device != address.device {
+            return Err(PeerFault::TokenMismatch);
+        }
+        let conn = self.conns.get_mut(key).expect("its frame is being handled");
+        conn.session.renewed(claims.expires_unix_ms);
+        self.schedule(key);
+        Ok(())
+    }
+
+    /// At home: the connection becomes its device's, and is welcomed once the device is durable.
+    fn arrive(&mut self, key: ConnKey, login: Login) {
+        match self.attach(key, login) {
+            Ok(()) => self.process_input(key),
+            Err(fault) => self.fail(key, &fault),
+        }
+    }
+}
+
+/// What the client is told; the precise reason is logged without the token.
+pub(super) fn token_fault(fault: AuthFault) -> PeerFault {
+    tracing::debug!(%fault, "token refused");
+    match fault {
+        AuthFault::Expired => PeerFault::TokenExpired,
+        AuthFault::KeyIdMissing | AuthFault::KeyUnknown => PeerFault::TokenInvalid("unknown key"),
+        AuthFault::AlgorithmMismatch => PeerFault::TokenInvalid("algorithm is not the key's"),
+        AuthFault::SignatureWrong => PeerFault::TokenInvalid("wrong signature"),
+        AuthFault::AudienceWrong => PeerFault::TokenInvalid("wrong audience"),
+        AuthFault::NotYetValid => PeerFault::TokenInvalid("not valid yet"),
+        AuthFault::TooLong | AuthFault::Malformed | AuthFault::ExtensionUnsupported => {
+            PeerFault::TokenInvalid("malformed")
+        }
+        AuthFault::ClaimMissing(_) | AuthFault::UserInvalid(_) | AuthFault::DeviceInvalid(_) => {
+            PeerFault::TokenInvalid("a claim is missing or invalid")
+        }
+    }
+}

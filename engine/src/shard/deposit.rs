@@ -1,0 +1,162 @@
+//! A Send at the home of its recipient: into the mailboxes that have room.
+
+use ringpost_protocol::id::{DeviceId, UserId};
+use ringpost_protocol::message::{Outcome, Recipient, RejectCode, SendBody, SkipReason};
+use ringpost_ring::Ring;
+use ringpost_storage::{GapReason, NewMessage, Room, StoreFull};
+
+use super::Shard;
+use super::mailbox::{Awaiting, Home};
+use super::message::{DeviceIndex, StoreReply, StoreRequest};
+use crate::limits::{MAILBOX_FULL_RETRY_MS, OVERLOAD_RETRY_MS};
+use crate::metrics::Bound;
+
+impl<R: Ring> Shard<R> {
+    /// Takes a message for a user whose home this is.
+    pub(super) fn handle_store(&mut self, request: StoreRequest) {
+        let home = self.home.as_mut().expect("requests go to home shards");
+        let outcome = match home.blocks.check(&request) {
+            Some(refusal) => Err(refusal),
+            None => home.deposit(&request, self.time.unix_ms),
+        };
+        let remote = request.origin.shard != self.id;
+        let reply = |outcome| StoreReply {
+            origin: request.origin,
+            to: Recipient::User(request.to.clone()),
+            outcome,
+        };
+        match outcome {
+            Ok(deposited) => {
+                let Deposited { fresh, full, skipped, .. } = deposited;
+                for index in fresh.into_iter().chain(full) {
+                    home.await_durable(Awaiting::Fresh(index));
+                }
+                let accepted = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
+                home.await_durable(Awaiting::Stored(reply(accepted)));
+            }
+            Err(refusal) => {
+                if refusal.is_retryable() {
+                    self.metrics.bound_hits.add(Bound::MailboxRecords);
+                    if remote {
+                        home.blocks.arm(&request, &refusal);
+                    }
+                }
+                self.reply(reply(refusal));
+            }
+        }
+    }
+}
+
+impl Home {
+    /// Stores a message in every mailbox that has room. `Err`: none had.
+    fn deposit(&mut self, request: &StoreRequest, unix_ms: u64) -> Result<Deposited, Outcome> {
+        let unknown = rejected(RejectCode::UnknownRecipient, None);
+        let Some(devices) = self.users.get(&request.to).cloned() else { return Err(unknown) };
+        let mut deposited = Deposited::default();
+        match &request.body {
+            SendBody::Shared(envelope) => {
+                let others = devices
+                    .into_iter()
+                    .filter(|&index| self.device(index).address != request.from)
+                    .collect::<Vec<_>>();
+                self.store_envelope(request, envelope, &others, unix_ms, &mut deposited);
+            }
+            SendBody::PerDevice(envelopes) => {
+                for (name, envelope) in envelopes {
+                    let known = self.find(&request.to, name);
+                    match known {
+                        Some(index) => {
+                            self.store_envelope(
+                                request,
+                                envelope,
+                                &[index],
+                                unix_ms,
+                                &mut deposited,
+                            );
+                        }
+                        None => deposited.skip(&request.to, name, SkipReason::Unknown),
+                    }
+                }
+            }
+        }
+        if !deposited.fresh.is_empty() {
+            for &index in &deposited.full {
+                let mailbox = self.device(index).mailbox;
+                self.store.append_gap(mailbox, GapReason::Full, None);
+            }
+            return Ok(deposited);
+        }
+        if deposited.overloaded {
+            return Err(rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS)));
+        }
+        if deposited.full.is_empty() {
+            return Err(unknown);
+        }
+        Err(rejected(RejectCode::MailboxFull, Some(MAILBOX_FULL_RETRY_MS)))
+    }
+
+    fn store_envelope(
+        &mut self,
+        request: &StoreRequest,
+        envelope: &[u8],
+        devices: &[DeviceIndex],
+        unix_ms: u64,
+        deposited: &mut Deposited,
+    ) {
+        let sender_hash = request.from.hash32();
+        let (free, full): (Vec<_>, Vec<_>) = devices.iter().partition(|&&index| {
+            let room = self.store.room(self.device(index).mailbox, sender_hash, envelope.len());
+            room == Room::Free
+        });
+        for index in full {
+            deposited.skip(&request.to, &self.device(index).address.device, SkipReason::Full);
+            deposited.full.push(index);
+        }
+        if free.is_empty() {
+            return;
+        }
+        let mailboxes: Vec<_> = free.iter().map(|&index| self.device(index).mailbox).collect();
+        let appended = self.store.append_message(&NewMessage {
+            from: &request.from,
+            install_id: request.origin.install_id,
+            send_seq: request.origin.send_seq,
+            sent_at_ms: unix_ms,
+            expires_at_ms: unix_ms.saturating_add(request.ttl_ms),
+            urgent: request.urgent,
+            group: None,
+            mailboxes: &mailboxes,
+            envelope,
+        });
+        match appended {
+            Ok(_) => deposited.fresh.extend(free),
+            Err(StoreFull::Queue | StoreFull::Failed) => {
+                for index in free {
+                    let name = self.device(index).address.device.clone();
+                    deposited.skip(&request.to, &name, SkipReason::Full);
+                }
+                deposited.overloaded = true;
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Deposited {
+    /// Devices that got something.
+    fresh: Vec<DeviceIndex>,
+    /// Devices whose mailbox had no room.
+    full: Vec<DeviceIndex>,
+    skipped: Vec<(UserId, DeviceId, SkipReason)>,
+    /// The store took something no more.
+    overloaded: bool,
+}
+
+impl Deposited {
+    fn skip(&mut self, user: &UserId, device: &DeviceId, reason: SkipReason) {
+        self.skipped.push((user.clone(), device.clone(), reason));
+    }
+}
+
+fn rejected(code: RejectCode, retry_after_ms: Option<u64>) -> Outcome {
+    Outcome::Rejected { code, retry_after_ms }
+}

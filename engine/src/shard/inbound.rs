@@ -1,0 +1,197 @@
+//! Ciphertext to plaintext to frames to requests.
+
+use bytes::BytesMut;
+use ringpost_protocol::fault::PeerFault;
+use ringpost_protocol::frame::split_frame;
+use ringpost_protocol::message::Request;
+use ringpost_ring::{Completion, Errno, Lease, Op, Outcome, Ring};
+
+use super::Shard;
+use super::conn::{ConnKey, Phase};
+use super::token::Token;
+use crate::limits::INBOUND_BYTES_MAX;
+use crate::metrics::Bound;
+use crate::transport::Peer;
+
+/// A partial frame up to this size moves to a buffer of its own.
+const LEFTOVER_COPY_BYTES_MAX: usize = 4096;
+
+impl<R: Ring> Shard<R> {
+    pub(super) fn handle_recv(&mut self, key: ConnKey, completion: Completion) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            unreachable!("a connection outlives its receive");
+        };
+        if !completion.more {
+            conn.recv = None;
+            self.rearm.push(key);
+        }
+        match completion.result {
+            Ok(Outcome::Received(Some(lease))) => self.handle_data(key, lease),
+            Ok(Outcome::Received(None)) => self.handle_end(key),
+            Ok(other) => unreachable!("a receive gives data, not {other:?}"),
+            // Normal flow control: the pool is refilled in this turn, and the receive armed again.
+            Err(Errno::NOBUFS) => {}
+            Err(Errno::CANCELED) => {}
+            Err(errno) => {
+                tracing::debug!(%errno, "receive failed");
+                self.abort(key);
+            }
+        }
+        self.finish_close(key);
+    }
+
+    fn handle_data(&mut self, key: ConnKey, lease: Lease) {
+        let conn = self.conns.get_mut(key).expect("checked by the caller");
+        if conn.is_closing() {
+            self.ring.release(lease);
+            return;
+        }
+        // Most data is whole frames: opened into the shared buffer, so that an idle connection
+        // holds none.
+        let mut input = std::mem::take(&mut conn.input);
+        if input.is_empty() {
+            input = std::mem::take(&mut self.plaintext);
+        }
+        let was_handshaking = conn.transport.is_handshaking();
+        let data = self.ring.bytes(&lease);
+        self.metrics.received_bytes += data.len() as u64;
+        let opened = conn.transport.handle_ciphertext(data, &mut input);
+        conn.input = input;
+        self.ring.release(lease);
+        if was_handshaking && !conn.transport.is_handshaking() {
+            self.metrics.handshakes += 1;
+        }
+        let wants_seal = conn.transport.wants_seal();
+        match opened {
+            Ok(peer) => {
+                self.process_input(key);
+                if peer == Peer::Closed {
+                    self.handle_end(key);
+                }
+            }
+            Err(fault) => {
+                tracing::debug!(%fault, "transport failed");
+                if was_handshaking {
+                    self.metrics.handshakes_failed += 1;
+                } else {
+                    self.metrics.peer_faults += 1;
+                }
+                self.begin_close(key);
+            }
+        }
+        if wants_seal {
+            self.mark_dirty(key);
+        }
+    }
+
+    /// The peer sends nothing more: what it sent is handled, then the connection ends.
+    fn handle_end(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.peer_closed = true;
+        self.begin_close(key);
+    }
+
+    /// Handles the frames that have arrived, until one must wait.
+    pub(super) fn process_input(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let mut input = std::mem::take(&mut conn.input);
+        let result = self.process_frames(key, &mut input);
+        let Some(conn) = self.conns.get_mut(key) else { return }; // moved with its input
+        if let Err(fault) = result {
+            self.fail(key, &fault);
+            return;
+        }
+        if conn.takes_frames() && input.len() < LEFTOVER_COPY_BYTES_MAX {
+            // Keeps only what is left, not the buffer that the handled frames still share.
+            if !input.is_empty() {
+                conn.input = BytesMut::from(&input[..]);
+            }
+            input.clear();
+            self.plaintext = input;
+        } else if !input.is_empty() {
+            conn.input = input;
+        }
+        self.pause_or_resume(key);
+    }
+
+    fn process_frames(&mut self, key: ConnKey, input: &mut BytesMut) -> Result<(), PeerFault> {
+        loop {
+            let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
+            if !conn.takes_frames() {
+                return Ok(());
+            }
+            let Some(frame) = split_frame(input, self.config.frame_bytes_max)? else {
+                return Ok(());
+            };
+            self.metrics.frames_received += 1;
+            let request = conn.session.handle_frame(self.time.now_ms, frame, &mut conn.out)?;
+            if !conn.out.is_empty() {
+                self.mark_dirty(key);
+            }
+            let Some(request) = request else { continue };
+            if matches!(request, Request::Hello(_)) {
+                // The connection may leave for another shard, and takes the rest along.
+                let conn = self.conns.get_mut(key).expect("present above");
+                conn.input = std::mem::take(input);
+            }
+            self.handle_request(key, request)?;
+        }
+    }
+
+    fn handle_request(&mut self, key: ConnKey, request: Request) -> Result<(), PeerFault> {
+        if let Request::Hello(hello) = request {
+            return self.handle_hello(key, hello);
+        }
+        let conn = self.conns.get_mut(key).expect("its frame is being handled");
+        let Phase::Open { device } = conn.phase else {
+            unreachable!("the session lets nothing but Hello through before Welcome");
+        };
+        match request {
+            // Not answered, so the client will replay it where it was told to go.
+            Request::Send(_) if self.drain.is_some() => {}
+            Request::Send(send) => return self.handle_send(key, device, send),
+            Request::Ack { up_to } => self.acknowledge(device, up_to),
+            Request::TokenRenew { token } => return self.renew_token(key, device, &token),
+            Request::Bye => self.begin_close(key),
+            // The session has noted the new interval; its deadline may be earlier now.
+            Request::Mode(_) => self.schedule(key),
+            Request::Hello(_) | Request::Ping | Request::Unsupported { .. } => {
+                unreachable!("answered before")
+            }
+        }
+        Ok(())
+    }
+
+    /// While requests wait for room, no more than a bound is received ahead.
+    fn pause_or_resume(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.takes_frames() {
+            if std::mem::take(&mut conn.recv_paused) {
+                self.rearm.push(key);
+            }
+            return;
+        }
+        if conn.input.len() > INBOUND_BYTES_MAX && !conn.recv_paused && !conn.is_closing() {
+            conn.recv_paused = true;
+            self.metrics.bound_hits.add(Bound::InboundBytes);
+            if let Some(target) = conn.recv {
+                self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+            }
+        }
+    }
+
+    /// Arms the receives of this turn. The only place that does.
+    pub(super) fn arm_receives(&mut self) {
+        let mut rearm = std::mem::take(&mut self.rearm);
+        for key in rearm.drain(..) {
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            if !conn.wants_recv() {
+                continue;
+            }
+            let multishot = !matches!(conn.phase, Phase::Greeting);
+            let op = Op::Recv { socket: conn.socket, multishot };
+            conn.recv = Some(self.ring.submit(Token::Recv(key).pack(), op));
+        }
+        self.rearm = rearm;
+    }
+}

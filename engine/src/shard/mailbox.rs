@@ -1,0 +1,392 @@
+//! Devices and their mailboxes at their home shard: attach a connection, store, deliver.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use ringpost_protocol::fault::PeerFault;
+use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MailboxId, SendSeq, Seq, UserId};
+use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, DEVICES_PER_USER_MAX};
+use ringpost_protocol::message::{self, DeliverHead, DeliveredHead, Welcome};
+use ringpost_protocol::session::ServerSession;
+use ringpost_protocol::window::SendMemory;
+use ringpost_ring::Ring;
+use ringpost_storage::{
+    DeviceRecord, Fault, GapReason, ReadId, ReadStart, RecordNumber, Store, StoredRecord,
+};
+
+use super::Shard;
+use super::conn::{ConnKey, Phase};
+use super::disk::Disk;
+use super::message::{DeviceIndex, Login, StoreReply};
+use super::receipts::AckWalk;
+use super::route::Blocks;
+use crate::limits::{DEVICES_PER_SHARD_MAX, OUTBOUND_BYTES_MAX};
+use crate::limits::{UNSYNCED_BYTES_MAX, UNSYNCED_RECORDS_MAX};
+use crate::metrics::Bound;
+
+/// What a shard keeps for the slots it owns.
+pub(super) struct Home {
+    pub(super) store: Store,
+    pub(super) disk: Disk,
+    pub(super) devices: Vec<Device>,
+    pub(super) users: HashMap<UserId, Vec<DeviceIndex>>,
+    /// What waits for records to become durable, in the order of the log.
+    pub(super) awaiting: VecDeque<(RecordNumber, Awaiting)>,
+    pub(super) reads: HashMap<ReadId, ReadFor>,
+    pub(super) blocks: Blocks,
+    /// Where the sweep over send memories goes on.
+    pub(super) sweep_next: usize,
+}
+
+/// One device of a user, with or without a connection.
+pub(super) struct Device {
+    pub(super) address: DeviceAddress,
+    pub(super) mailbox: MailboxId,
+    pub(super) attached: Option<Box<Attached>>,
+    pub(super) ack: Option<Box<AckWalk>>,
+    pub(super) memory: Option<Box<SendMemory>>,
+    pub(super) last_send_ms: u64,
+}
+
+/// The connection that a device has now.
+pub(super) struct Attached {
+    pub(super) conn: ConnKey,
+    pub(super) login: Box<Login>,
+    /// Delivered on this connection up to here.
+    pub(super) cursor: Seq,
+    /// Delivered on this connection and not yet acknowledged, oldest first.
+    pub(super) unacked: VecDeque<Unacked>,
+    pub(super) caught_up: bool,
+    /// Delivery goes on when this record has been read.
+    pub(super) reading: Option<ReadId>,
+}
+
+pub(super) struct Unacked {
+    pub(super) seq: Seq,
+    /// Who gets a receipt; none for gaps and for receipts themselves.
+    pub(super) source: Option<Source>,
+}
+
+/// The Send that a delivered message came from.
+pub(super) struct Source {
+    pub(super) from: DeviceAddress,
+    pub(super) install_id: InstallId,
+    pub(super) group: Option<UserId>,
+    pub(super) send_seq: SendSeq,
+}
+
+/// What happens when a record is durable.
+pub(super) enum Awaiting {
+    Stored(StoreReply),
+    /// New entries of a mailbox may be delivered.
+    Fresh(DeviceIndex),
+    Registered(ConnKey),
+    ReceiptStored {
+        shard: u16,
+        device: DeviceIndex,
+    },
+}
+
+/// Why a record is being read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ReadFor {
+    Delivery(DeviceIndex),
+    Ack(DeviceIndex),
+}
+
+impl Home {
+    /// The store has been opened.
+    pub(super) fn new(store: Store, disk: Disk) -> Self {
+        let known: Vec<DeviceRecord> = store.devices().collect();
+        let mut home = Self {
+            store,
+            disk,
+            devices: Vec::with_capacity(known.len()),
+            users: HashMap::new(),
+            awaiting: VecDeque::new(),
+            reads: HashMap::new(),
+            blocks: Blocks::default(),
+            sweep_next: 0,
+        };
+        for device in known {
+            home.insert(device.address, device.mailbox);
+        }
+        home
+    }
+
+    pub(super) fn device(&self, index: DeviceIndex) -> &Device {
+        &self.devices[index.0 as usize]
+    }
+
+    pub(super) fn device_mut(&mut self, index: DeviceIndex) -> &mut Device {
+        &mut self.devices[index.0 as usize]
+    }
+
+    pub(super) fn find(&self, user: &UserId, device: &DeviceId) -> Option<DeviceIndex> {
+        let devices = self.users.get(user)?;
+        devices.iter().copied().find(|&index| self.device(index).address.device == *device)
+    }
+
+    /// Adds a device known to the store.
+    pub(super) fn insert(&mut self, address: DeviceAddress, mailbox: MailboxId) -> DeviceIndex {
+        let index = DeviceIndex(u32::try_from(self.devices.len()).expect("bounded by the limits"));
+        self.users.entry(address.user.clone()).or_default().push(index);
+        self.devices.push(Device {
+            address,
+            mailbox,
+            attached: None,
+            ack: None,
+            memory: None,
+            last_send_ms: 0,
+        });
+        index
+    }
+
+    pub(super) fn unsynced_records(&self) -> u64 {
+        self.store.last_assigned().0 - self.store.durable_up_to().0
+    }
+
+    /// Whether the log takes more, or is too far ahead of the disk.
+    pub(super) fn has_room(&self) -> bool {
+        self.unsynced_records() < UNSYNCED_RECORDS_MAX
+            && self.store.stats().queued_bytes < UNSYNCED_BYTES_MAX
+    }
+
+    pub(super) fn await_durable(&mut self, awaiting: Awaiting) {
+        self.awaiting.push_back((self.store.last_assigned(), awaiting));
+    }
+}
+
+impl<R: Ring> Shard<R> {
+    /// Gives a verified connection to its device, which it registers first if need be.
+    pub(super) fn attach(&mut self, key: ConnKey, login: Login) -> Result<(), PeerFault> {
+        let address =
+            DeviceAddress { user: login.claims.user.clone(), device: login.claims.device.clone() };
+        let index = self.register(&address)?;
+        let home = self.home.as_mut().expect("arrives at its home");
+        let device = home.device_mut(index);
+        let known = login.hello.mailbox_id == device.mailbox;
+        let acked_up_to = if known { login.hello.acked_up_to } else { Seq(0) };
+        let mailbox = device.mailbox;
+        match &mut device.memory {
+            Some(memory) => memory.connection_started(login.hello.install_id),
+            None => device.memory = Some(Box::new(SendMemory::new(login.hello.install_id))),
+        }
+        let attached = Attached {
+            conn: key,
+            login: Box::new(login),
+            cursor: acked_up_to.min(home.store.tail(mailbox)).max(home.store.acked(mailbox)),
+            unacked: VecDeque::new(),
+            caught_up: false,
+            reading: None,
+        };
+        let replaced = home.device_mut(index).attached.replace(Box::new(attached));
+        let conn = self.conns.get_mut(key).expect("just arrived");
+        conn.phase = Phase::Registering { device: index };
+        if home.unsynced_records() == 0 {
+            self.welcome(key);
+        } else {
+            home.await_durable(Awaiting::Registered(key));
+        }
+        if let Some(old) = replaced {
+            self.fail(old.conn, &PeerFault::Replaced);
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, address: &DeviceAddress) -> Result<DeviceIndex, PeerFault> {
+        let home = self.home.as_mut().expect("arrives at its home");
+        if let Some(index) = home.find(&address.user, &address.device) {
+            return Ok(index);
+        }
+        let of_user = home.users.get(&address.user).map_or(0, Vec::len);
+        if of_user >= DEVICES_PER_USER_MAX || home.devices.len() >= DEVICES_PER_SHARD_MAX {
+            self.metrics.bound_hits.add(Bound::DevicesPerShard);
+            return Err(PeerFault::DevicesFull);
+        }
+        // Zero means "none" on the wire.
+        let mailbox = MailboxId(self.random.next_u64().max(1));
+        home.store.put_device(&DeviceRecord {
+            address: address.clone(),
+            mailbox,
+            created_unix_ms: self.time.unix_ms,
+        });
+        Ok(home.insert(address.clone(), mailbox))
+    }
+
+    /// The device's record is durable: the session opens, and delivery begins.
+    pub(super) fn welcome(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Phase::Registering { device: index } = conn.phase else { return };
+        conn.phase = Phase::Open { device: index };
+        let home = self.home.as_mut().expect("registered at its home");
+        let device = home.device_mut(index);
+        let attached = device.attached.as_ref().expect("a registering connection is attached");
+        let hello = &attached.login.hello;
+        let welcome = Welcome {
+            mailbox_id: device.mailbox,
+            heartbeat_ms: hello.mode.heartbeat_ms(),
+            server_time_ms: self.time.unix_ms,
+            limits: self.config.wire_limits,
+            capabilities: 0,
+        };
+        let cursor = attached.cursor;
+        let expires_unix_ms = attached.login.claims.expires_unix_ms;
+        conn.session.welcome(self.time.now_ms, expires_unix_ms, &welcome, &mut conn.out);
+        self.metrics.hello_accepted += 1;
+        self.mark_dirty(key);
+        self.schedule(key);
+        self.rearm.push(key);
+        self.acknowledge(index, cursor);
+        self.deliver(index);
+        self.process_input(key);
+    }
+
+    /// The connection of a device ends. A newer one may already have taken its place.
+    pub(super) fn detach(&mut self, index: DeviceIndex, key: ConnKey) {
+        let home = self.home.as_mut().expect("devices live at home");
+        let device = home.device_mut(index);
+        if device.attached.as_ref().is_some_and(|attached| attached.conn == key) {
+            device.attached = None;
+        }
+    }
+
+    /// Hands out what the mailbox holds, as far as the connection takes it.
+    pub(super) fn deliver(&mut self, index: DeviceIndex) {
+        let home = self.home.as_mut().expect("devices live at home");
+        let device = &mut home.devices[index.0 as usize];
+        let Some(attached) = device.attached.as_mut() else { return };
+        let key = attached.conn;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.device().is_none() {
+            return;
+        }
+        let before_bytes = conn.out.len();
+        while attached.reading.is_none() {
+            if conn.out.len() >= OUTBOUND_BYTES_MAX {
+                self.metrics.bound_hits.add(Bound::OutboundBytes);
+                break;
+            }
+            if attached.unacked.len() >= DELIVERS_UNACKED_MAX {
+                self.metrics.bound_hits.add(Bound::DeliversUnacked);
+                break;
+            }
+            let Some(seq) = home.store.next(device.mailbox, attached.cursor) else {
+                if !std::mem::replace(&mut attached.caught_up, true) {
+                    message::put_caught_up(&mut conn.out);
+                }
+                break;
+            };
+            match home.store.read(device.mailbox, seq) {
+                ReadStart::Ready(record) => {
+                    let latency_ms = sent_at_ms(&record)
+                        .map(|sent_at_ms| self.time.unix_ms.saturating_sub(sent_at_ms));
+                    attached.put(&mut conn.session, &mut conn.out, seq, &record);
+                    if let Some(latency_ms) = latency_ms {
+                        self.metrics.messages_delivered += 1;
+                        self.metrics.time_to_delivery.observe(latency_ms * 1_000_000);
+                    }
+                }
+                ReadStart::Pending(id) => {
+                    attached.reading = Some(id);
+                    home.reads.insert(id, ReadFor::Delivery(index));
+                }
+                ReadStart::Gone => attached.cursor = seq,
+            }
+        }
+        if conn.out.len() > before_bytes {
+            self.mark_dirty(key);
+        }
+    }
+
+    /// Delivery waited for a record on disk.
+    pub(super) fn deliver_read(
+        &mut self,
+        index: DeviceIndex,
+        id: ReadId,
+        result: Result<StoredRecord, Fault>,
+    ) {
+        let home = self.home.as_mut().expect("devices live at home");
+        let device = &mut home.devices[index.0 as usize];
+        let Some(attached) = device.attached.as_mut() else { return };
+        if attached.reading != Some(id) {
+            return; // for a connection that is gone
+        }
+        attached.reading = None;
+        let key = attached.conn;
+        // Acknowledged or replaced meanwhile: the next one is delivered instead.
+        let seq = home.store.next(device.mailbox, attached.cursor);
+        if let (Some(conn), Some(seq)) = (self.conns.get_mut(key), seq) {
+            match result {
+                Ok(record) if conn.device().is_some() => {
+                    if let Some(sent_at_ms) = sent_at_ms(&record) {
+                        let latency_ms = self.time.unix_ms.saturating_sub(sent_at_ms);
+                        self.metrics.messages_delivered += 1;
+                        self.metrics.time_to_delivery.observe(latency_ms * 1_000_000);
+                    }
+                    attached.put(&mut conn.session, &mut conn.out, seq, &record);
+                    self.mark_dirty(key);
+                }
+                Ok(_) => {}
+                Err(_) => attached.cursor = seq,
+            }
+        }
+        self.deliver(index);
+    }
+}
+
+impl Attached {
+    /// Encodes the next entry of the mailbox and notes what its acknowledgement will set off.
+    fn put(
+        &mut self,
+        session: &mut ServerSession,
+        out: &mut Vec<u8>,
+        seq: Seq,
+        record: &StoredRecord,
+    ) {
+        let source = match record {
+            StoredRecord::Message(message) => {
+                let head = DeliverHead {
+                    seq,
+                    from_user: &message.from_user,
+                    from_device: &message.from_device,
+                    install_id: message.install_id,
+                    send_seq: message.send_seq,
+                    sent_at_ms: message.sent_at_ms,
+                    group: message.group.as_deref(),
+                    urgent: message.urgent,
+                };
+                session.deliver(out, &head, &message.envelope);
+                Some(Source::of(message))
+            }
+            StoredRecord::Receipt(receipt) => {
+                let head = DeliveredHead {
+                    seq,
+                    peer: &receipt.peer,
+                    group: receipt.group.as_ref().map(UserId::as_str),
+                    install_id: receipt.install_id,
+                    up_to_send_seq: receipt.up_to_send_seq,
+                };
+                session.delivered(out, &head);
+                None
+            }
+            StoredRecord::Gap { reason, group } => {
+                let reason = match reason {
+                    GapReason::Full => message::GapReason::Full,
+                    GapReason::Expired => message::GapReason::Expired,
+                };
+                session.gap(out, seq, reason, group.as_deref());
+                None
+            }
+        };
+        self.cursor = seq;
+        self.unacked.push_back(Unacked { seq, source });
+    }
+}
+
+fn sent_at_ms(record: &StoredRecord) -> Option<u64> {
+    match record {
+        StoredRecord::Message(message) => Some(message.sent_at_ms),
+        StoredRecord::Receipt(_) | StoredRecord::Gap { .. } => None,
+    }
+}

@@ -1,0 +1,113 @@
+//! What shards say to each other.
+
+use ringpost_protocol::id::{DeviceAddress, InstallId, SendSeq, UserId};
+use ringpost_protocol::message::{Hello, Outcome, Recipient, SendBody};
+
+use super::conn::Conn;
+use crate::control::auth::Claims;
+use crate::metrics::ShardMetrics;
+
+/// One message of the mesh. Large ones are boxed, so that the queues stay small.
+pub enum MeshMessage {
+    /// Request: take over a connection whose user lives at the receiver.
+    Move(Box<Arrival>),
+    /// Reply: the connection was taken, or closed with a reason that its client was told.
+    Moved,
+    /// Request: store a message in the mailboxes of its recipient.
+    Store(Box<StoreRequest>),
+    /// Reply: what became of it; sent only when the outcome is durable.
+    Stored(Box<StoreReply>),
+    /// Request: store a delivered receipt in the mailbox of the device that sent the message.
+    Receipt(Box<ReceiptRequest>),
+    /// Reply: the receipt is durable, or has no mailbox any more.
+    ReceiptStored { device: DeviceIndex },
+    /// Note after a retryable refusal: the sender's home has armed the block itself.
+    BlockArmed(Box<BlockArmed>),
+    /// From the control thread.
+    Control(ControlRequest),
+}
+
+/// Index of a device in its home shard; never reused while the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceIndex(pub u32);
+
+/// A connection on its way home. Nothing is in flight on its socket.
+pub struct Arrival {
+    pub conn: Conn,
+    pub login: Login,
+}
+
+/// A Hello whose token was verified.
+pub struct Login {
+    pub hello: Hello,
+    pub claims: Claims,
+}
+
+/// Who waits for the outcome of a Send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub shard: u16,
+    pub device: DeviceIndex,
+    pub install_id: InstallId,
+    pub send_seq: SendSeq,
+}
+
+/// A Send on its way to the home of its recipient.
+pub struct StoreRequest {
+    pub origin: Origin,
+    pub from: DeviceAddress,
+    pub to: UserId,
+    pub body: SendBody,
+    pub ttl_ms: u64,
+    pub urgent: bool,
+    pub after_reject: bool,
+}
+
+pub struct StoreReply {
+    pub origin: Origin,
+    pub to: Recipient,
+    pub outcome: Outcome,
+}
+
+/// "Your messages up to `up_to_send_seq` have reached `peer`."
+pub struct ReceiptRequest {
+    /// The device that acknowledged, at its home shard.
+    pub reply_to: DeviceIndex,
+    /// The device whose messages were acknowledged.
+    pub sender: DeviceAddress,
+    pub install_id: InstallId,
+    pub peer: DeviceAddress,
+    pub group: Option<UserId>,
+    pub up_to_send_seq: SendSeq,
+}
+
+/// Identifies a block: see `shard/route.rs`.
+pub struct BlockArmed {
+    pub from: DeviceAddress,
+    pub to: UserId,
+    pub send_seq: SendSeq,
+}
+
+/// What the control thread asks of a shard.
+pub enum ControlRequest {
+    /// Hand a copy of the counters to the closure.
+    Metrics(Box<dyn FnOnce(ShardMetrics) + Send>),
+    /// Stop accepting, tell every client to come back after a time up to `jitter_ms`, and close all
+    /// connections within `within_ms`.
+    Drain { within_ms: u64, jitter_ms: u64 },
+    /// All shards are drained: finish the store and end.
+    Stop,
+}
+
+/// What a shard tells the control thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardEvent {
+    /// The store is open and connections are accepted.
+    Ready { shard: u16 },
+    /// Draining: no connection is left, but other shards may still ask for something.
+    Quiet { shard: u16 },
+    /// After [`ControlRequest::Stop`]: everything is durable, the loop ends.
+    Finished { shard: u16 },
+    /// The shard cannot go on; the process must end with exit code 1.
+    Failed { shard: u16, reason: String },
+}

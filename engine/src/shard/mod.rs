@@ -1,0 +1,345 @@
+//! One shard: everything that one core owns, and its loop.
+//!
+//! The shard takes time and completions from its [`Ring`] and gives operations back; it sees no
+//! file descriptor, no clock and no thread. Behind the ring stands the kernel, or the simulator.
+//!
+//! A message passes through the files in this order: [`accept`] (or a move from another shard),
+//! [`inbound`], [`route`], [`mailbox`], [`disk`] (durable), [`outbound`]; its acknowledgement through
+//! [`receipts`].
+
+mod token;
+pub mod message;
+mod accept;
+pub mod conn;
+mod inbound;
+mod route;
+mod deposit;
+mod mailbox;
+mod disk;
+mod receipts;
+mod outbound;
+mod wheel;
+mod drain;
+mod home;
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use ringpost_protocol::message::Limits;
+use ringpost_ring::{Completion, Listener, OpId, Ring, WOKEN_TOKEN};
+use ringpost_storage::StoreConfig;
+
+use self::conn::{ConnKey, ConnTable};
+pub use self::disk::StoreDirectory;
+use self::drain::Drain;
+use self::home::Opener;
+use self::mailbox::Home;
+use self::message::{MeshMessage, ShardEvent};
+use self::route::Waiters;
+use self::token::Token;
+use self::wheel::Wheel;
+use crate::control::auth::Verifier;
+use crate::limits::{MESH_BATCH_MAX, SHARDS_MAX};
+use crate::mesh::{Mesh, Source};
+use crate::metrics::ShardMetrics;
+use crate::transport::Acceptor;
+
+/// What a shard is told at its start. Bounds are already checked against `limits`.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub shard: u16,
+    /// The first `storage_shards` shards own the slots; the others only accept and hand over.
+    pub storage_shards: u16,
+    pub connections_max: usize,
+    pub frame_bytes_max: usize,
+    /// What Welcome tells the client.
+    pub wire_limits: Limits,
+    /// Clients sent away for overload come back after a time from zero up to this.
+    pub reconnect_jitter_ms: u64,
+    /// Seed of the shard's random numbers: mailbox ids and return times.
+    pub random_seed: u64,
+}
+
+/// What a shard works with.
+pub struct ShardParts<R> {
+    pub ring: R,
+    pub listener: Option<Listener>,
+    pub mesh: Mesh,
+    pub acceptor: Acceptor,
+    pub verifier: Arc<Verifier>,
+    /// `None` for a shard that owns no slots.
+    pub store: Option<(StoreConfig, StoreDirectory)>,
+    /// Told of the shard's milestones; called from the shard's thread and must not block.
+    pub events: Box<dyn FnMut(ShardEvent) + Send>,
+}
+
+/// Time of one turn.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Time {
+    /// Monotonic.
+    pub(crate) now_ms: u64,
+    /// Wall clock.
+    pub(crate) unix_ms: u64,
+}
+
+/// Whether the loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Continue,
+    /// Drained and synced.
+    Finished,
+    /// The store failed; what is not durable is lost with the process, and was never acknowledged.
+    Failed,
+}
+
+/// One core's part of the gateway. Call [`Shard::turn`] until it is over.
+pub struct Shard<R> {
+    id: u16,
+    config: ShardConfig,
+    ring: R,
+    time: Time,
+    completions: Vec<Completion>,
+    listener: Option<Listener>,
+    accept: Option<OpId>,
+    accept_after_ms: u64,
+    acceptor: Acceptor,
+    verifier: Arc<Verifier>,
+    conns: ConnTable,
+    /// Connections with something to flush in this turn.
+    dirty: Vec<ConnKey>,
+    /// Connections whose receive may have to be armed in this turn.
+    rearm: Vec<ConnKey>,
+    wheel: Wheel<ConnKey>,
+    due: Vec<ConnKey>,
+    /// Receive buffer for plaintext, shared by all connections that hold no partial frame.
+    plaintext: BytesMut,
+    opener: Option<Opener>,
+    home: Option<Home>,
+    mesh: Mesh,
+    waiters: Waiters,
+    drain: Option<Drain>,
+    random: Random,
+    metrics: ShardMetrics,
+    events: Box<dyn FnMut(ShardEvent) + Send>,
+    ready: bool,
+    failed: bool,
+}
+
+impl<R: Ring> Shard<R> {
+    pub fn new(config: ShardConfig, parts: ShardParts<R>) -> Self {
+        let ShardParts { ring, listener, mesh, acceptor, verifier, store, events } = parts;
+        assert!(config.storage_shards <= SHARDS_MAX && config.storage_shards <= mesh.shards());
+        assert_eq!(store.is_some(), config.shard < config.storage_shards);
+        let time = Time { now_ms: ring.now_ns() / 1_000_000, unix_ms: ring.unix_ms() };
+        let mut random = Random::new(config.random_seed);
+        let opener =
+            store.map(|(store, directory)| Opener::new(store, directory, random.next_u64()));
+        Self {
+            id: config.shard,
+            ring,
+            time,
+            completions: Vec::new(),
+            listener,
+            accept: None,
+            accept_after_ms: 0,
+            acceptor,
+            verifier,
+            conns: ConnTable::default(),
+            dirty: Vec::new(),
+            rearm: Vec::new(),
+            wheel: Wheel::new(time.now_ms),
+            due: Vec::new(),
+            plaintext: BytesMut::new(),
+            opener,
+            home: None,
+            waiters: (0..mesh.shards()).map(|_| std::collections::VecDeque::new()).collect(),
+            mesh,
+            drain: None,
+            random,
+            metrics: ShardMetrics::default(),
+            events,
+            ready: false,
+            failed: false,
+            config,
+        }
+    }
+
+    /// One turn of the loop, and the whole of it: reap, handle, mesh, timers, store, flush, submit.
+    pub fn turn(&mut self) -> Turn {
+        self.reap();
+        self.handle_completions();
+        self.drain_mesh();
+        self.expire_timers();
+        self.drive_store();
+        self.serve_waiters();
+        self.drive_drain();
+        self.flush();
+        self.arm_receives();
+        self.arm_accept();
+        if self.failed {
+            Turn::Failed
+        } else if self.is_finished() {
+            self.close();
+            (self.events)(ShardEvent::Finished { shard: self.id });
+            Turn::Finished
+        } else {
+            Turn::Continue
+        }
+    }
+
+    /// Submits what the last turn has produced and takes what has completed; sleeps only when
+    /// nothing is left to do.
+    fn reap(&mut self) {
+        let wait_ns = self.wait_ns();
+        let sleeps = wait_ns > 0 && self.mesh.arm_sleep();
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.enter(if sleeps { wait_ns } else { 0 }, &mut completions);
+        self.completions = completions;
+        if sleeps {
+            self.mesh.disarm_sleep();
+        }
+        self.time = Time { now_ms: self.ring.now_ns() / 1_000_000, unix_ms: self.ring.unix_ms() };
+    }
+
+    fn wait_ns(&self) -> u64 {
+        if !self.dirty.is_empty() || !self.rearm.is_empty() {
+            return 0;
+        }
+        let now_ms = self.time.now_ms;
+        let mut deadline_ms = self.wheel.next_deadline_ms().unwrap_or(u64::MAX);
+        if let Some(home) = &self.home {
+            deadline_ms = deadline_ms.min(home.deadline_ms());
+        }
+        if self.accept.is_none() && self.accept_after_ms > now_ms {
+            deadline_ms = deadline_ms.min(self.accept_after_ms);
+        }
+        if self.drain.is_some() {
+            deadline_ms = deadline_ms.min(now_ms + DRAIN_TURN_MS);
+        }
+        deadline_ms.saturating_sub(now_ms).saturating_mul(1_000_000)
+    }
+
+    fn handle_completions(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
+            if completion.token == WOKEN_TOKEN {
+                continue; // the mesh is drained in every turn
+            }
+            match Token::unpack(completion.token) {
+                Token::Unowned => {}
+                Token::Accept => self.handle_accept(completion),
+                Token::Recv(key) => self.handle_recv(key, completion),
+                Token::Send(key) => self.handle_sent(key, completion),
+                Token::Shutdown(key) => self.handle_shutdown(key),
+                Token::Disk(index) => self.handle_disk(index, completion.result),
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn drain_mesh(&mut self) {
+        for _ in 0..MESH_BATCH_MAX {
+            let Some(inbound) = self.mesh.pop() else { return };
+            match (inbound.from, inbound.message) {
+                (_, MeshMessage::Control(request)) => self.handle_control(request),
+                (Source::Shard(from), message) => self.handle_mesh(from, message),
+                (Source::Control, _) => unreachable!("control makes control requests"),
+            }
+        }
+    }
+
+    fn handle_mesh(&mut self, from: u16, message: MeshMessage) {
+        match message {
+            MeshMessage::Move(arrival) => {
+                self.handle_move(*arrival);
+                self.push_mesh(from, MeshMessage::Moved);
+            }
+            MeshMessage::Store(request) => self.handle_store(*request),
+            MeshMessage::Receipt(receipt) => self.handle_receipt(from, *receipt),
+            MeshMessage::Moved => self.mesh.replied(from),
+            MeshMessage::Stored(reply) => {
+                self.mesh.replied(from);
+                self.settle(*reply);
+            }
+            MeshMessage::ReceiptStored { device } => {
+                self.mesh.replied(from);
+                self.handle_receipt_stored(device);
+            }
+            MeshMessage::BlockArmed(note) => {
+                let home = self.home.as_mut().expect("blocks are armed at home shards");
+                home.blocks.noted(*note);
+            }
+            MeshMessage::Control(_) => unreachable!("handled by the caller"),
+        }
+    }
+
+    fn expire_timers(&mut self) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(self.time.now_ms, &mut due);
+        for key in due.drain(..) {
+            self.handle_deadline(key);
+        }
+        self.due = due;
+        self.sweep_send_memory();
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// A copy of the counters, with what is measured only when asked for.
+    fn snapshot(&self) -> ShardMetrics {
+        let mut metrics = self.metrics.clone();
+        metrics.connections.set(self.conns.len() as u64);
+        metrics.timers.set(self.wheel.len() as u64);
+        metrics.mesh_depth.set(self.mesh.depth() as u64);
+        metrics.set_ring(&self.ring.counters());
+        if let Some(home) = &self.home {
+            let stats = home.store.stats();
+            metrics.mailboxes.set(home.devices.len() as u64);
+            metrics.queued_records.set(stats.entries);
+            metrics.store_segments.set(stats.segments);
+            metrics.store_bytes.set(stats.file_bytes);
+        }
+        metrics
+    }
+
+    fn close(&mut self) {
+        if let Some(home) = &mut self.home {
+            home.disk.close(&mut self.ring);
+        }
+        self.ring.enter(0, &mut self.completions);
+    }
+
+    /// The ring, for whoever stands behind the seam.
+    pub fn ring(&self) -> &R {
+        &self.ring
+    }
+}
+
+/// Random numbers of one shard, from its seed: nothing secret is made of them.
+#[derive(Debug)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// SplitMix64: every seed has the full period.
+    pub(crate) fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which is above zero.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next_u64() % bound
+    }
+}
+
+/// While draining, the loop looks at its connections at least this often.
+const DRAIN_TURN_MS: u64 = 20;

@@ -1,0 +1,298 @@
+//! What an acknowledgement sets off: receipts to the senders first, then the watermark.
+//!
+//! The watermark may become durable only after the receipts are (protocol rule 8), else a crash in
+//! between would lose a receipt for good. So an acknowledgement is a *walk* over the entries that it
+//! covers: gather who is owed a receipt, have the receipts stored at the senders' homes, and only
+//! then append the watermark. One walk per device runs at a time; what is acknowledged meanwhile is
+//! covered by its next round.
+
+use ringpost_protocol::id::{DeviceAddress, DeviceId, Seq, UserId};
+use ringpost_ring::Ring;
+use ringpost_storage::{Fault, ReadId, ReadStart, ReceiptRecord, StoredMessage, StoredRecord};
+
+use super::Shard;
+use super::mailbox::{Awaiting, Home, ReadFor, Source};
+use super::message::{DeviceIndex, MeshMessage, ReceiptRequest};
+use super::route::Waiter;
+use crate::limits::RECEIPTS_PER_WALK_MAX;
+
+/// An acknowledgement in progress: `done <= position <= wanted`.
+pub(super) struct AckWalk {
+    /// What the device has acknowledged.
+    wanted: Seq,
+    /// Entries up to here have been looked at.
+    position: Seq,
+    /// The watermark has been appended up to here.
+    done: Seq,
+    /// Receipts for the entries up to `position`, one per sender's installation, not yet sent.
+    owed: Vec<Source>,
+    /// Receipts sent and not yet durable.
+    outstanding: u32,
+    /// The entry being read from disk, the next after `position`.
+    reading: Option<Seq>,
+    /// Stands in a queue of waiters.
+    waiting: bool,
+}
+
+/// What the walk needs next.
+enum Step {
+    Wait,
+    Receipt(Box<Source>),
+    Watermark(Seq),
+    Over,
+}
+
+impl AckWalk {
+    fn new(acked: Seq) -> Self {
+        Self {
+            wanted: acked,
+            position: acked,
+            done: acked,
+            owed: Vec::new(),
+            outstanding: 0,
+            reading: None,
+            waiting: false,
+        }
+    }
+
+    fn owe(&mut self, source: Source) {
+        let same = self.owed.iter_mut().find(|owed| {
+            owed.from == source.from
+                && owed.install_id == source.install_id
+                && owed.group == source.group
+        });
+        match same {
+            Some(owed) => owed.send_seq = owed.send_seq.max(source.send_seq),
+            None => self.owed.push(source),
+        }
+    }
+
+    fn next_step(&mut self) -> Step {
+        if self.waiting || self.reading.is_some() {
+            return Step::Wait;
+        }
+        if let Some(source) = self.owed.pop() {
+            return Step::Receipt(Box::new(source));
+        }
+        if self.outstanding > 0 {
+            return Step::Wait;
+        }
+        if self.position > self.done {
+            self.done = self.position;
+            return Step::Watermark(self.done);
+        }
+        Step::Over
+    }
+}
+
+impl Source {
+    pub(super) fn of(message: &StoredMessage) -> Self {
+        Self {
+            from: DeviceAddress {
+                user: UserId::new(&message.from_user).expect("checked when it was stored"),
+                device: DeviceId::new(&message.from_device).expect("checked when it was stored"),
+            },
+            install_id: message.install_id,
+            group: message
+                .group
+                .as_ref()
+                .map(|group| UserId::new(group).expect("checked when it was stored")),
+            send_seq: message.send_seq,
+        }
+    }
+}
+
+impl Home {
+    /// Looks at the entries after `position`, until the acknowledgement's end, a bound, or a record
+    /// that must be read first.
+    fn gather(&mut self, index: DeviceIndex) {
+        let device = &mut self.devices[index.0 as usize];
+        let Some(walk) = device.ack.as_mut() else { return };
+        if walk.waiting || walk.reading.is_some() || walk.outstanding > 0 {
+            return;
+        }
+        let mut unacked = device.attached.as_mut().map(|attached| &mut attached.unacked);
+        while walk.position < walk.wanted && walk.owed.len() < RECEIPTS_PER_WALK_MAX {
+            let next = self.store.next(device.mailbox, walk.position);
+            let Some(seq) = next.filter(|&seq| seq <= walk.wanted) else {
+                walk.position = walk.wanted;
+                break;
+            };
+            if let Some(unacked) = &mut unacked {
+                while unacked.front().is_some_and(|entry| entry.seq < seq) {
+                    unacked.pop_front(); // replaced in the store meanwhile
+                }
+            }
+            let delivered = match &mut unacked {
+                Some(unacked) if unacked.front().is_some_and(|entry| entry.seq == seq) => {
+                    unacked.pop_front()
+                }
+                _ => None,
+            };
+            let source = match delivered {
+                Some(entry) => entry.source,
+                // Acknowledged by Hello, so delivered on an earlier connection.
+                None => match self.store.read(device.mailbox, seq) {
+                    ReadStart::Ready(StoredRecord::Message(message)) => Some(Source::of(&message)),
+                    ReadStart::Ready(_) | ReadStart::Gone => None,
+                    ReadStart::Pending(id) => {
+                        walk.reading = Some(seq);
+                        self.reads.insert(id, ReadFor::Ack(index));
+                        return;
+                    }
+                },
+            };
+            walk.position = seq;
+            if let Some(source) = source {
+                walk.owe(source);
+            }
+        }
+        if let Some(unacked) = unacked {
+            while unacked.front().is_some_and(|entry| entry.seq <= walk.position) {
+                unacked.pop_front();
+            }
+        }
+    }
+}
+
+impl<R: Ring> Shard<R> {
+    /// The device has everything up to `up_to`.
+    pub(super) fn acknowledge(&mut self, index: DeviceIndex, up_to: Seq) {
+        let home = self.home.as_mut().expect("devices live at home");
+        let device = &mut home.devices[index.0 as usize];
+        let acked = home.store.acked(device.mailbox);
+        if up_to <= acked || home.store.len(device.mailbox) == 0 {
+            return;
+        }
+        let walk = device.ack.get_or_insert_with(|| Box::new(AckWalk::new(acked)));
+        walk.wanted = walk.wanted.max(up_to);
+        self.drive_ack(index);
+        // The window of unacknowledged messages may have opened.
+        self.deliver(index);
+    }
+
+    /// Takes the walk of a device as far as it goes now.
+    fn drive_ack(&mut self, index: DeviceIndex) {
+        loop {
+            let home = self.home.as_mut().expect("devices live at home");
+            home.gather(index);
+            let device = &mut home.devices[index.0 as usize];
+            let Some(walk) = device.ack.as_mut() else { return };
+            match walk.next_step() {
+                Step::Wait => return,
+                Step::Receipt(source) => self.send_receipt(index, *source),
+                Step::Watermark(up_to) => {
+                    home.store.ack(device.mailbox, up_to);
+                }
+                Step::Over => {
+                    device.ack = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// There is room again at the shard that the walk waited for.
+    pub(super) fn resume_ack(&mut self, index: DeviceIndex) {
+        let home = self.home.as_mut().expect("devices live at home");
+        if let Some(walk) = home.device_mut(index).ack.as_mut() {
+            walk.waiting = false;
+        }
+        self.drive_ack(index);
+    }
+
+    fn send_receipt(&mut self, index: DeviceIndex, source: Source) {
+        let to_shard = self.home_of(&source.from.user);
+        let has_room = self.has_room(to_shard);
+        let home = self.home.as_mut().expect("devices live at home");
+        let device = home.device_mut(index);
+        let walk = device.ack.as_mut().expect("the walk sends it");
+        if !has_room {
+            walk.owed.push(source);
+            walk.waiting = true;
+            self.wait_for_room(to_shard, Waiter::Receipts(index));
+            return;
+        }
+        walk.outstanding += 1;
+        let receipt = ReceiptRequest {
+            reply_to: index,
+            sender: source.from,
+            install_id: source.install_id,
+            peer: device.address.clone(),
+            group: source.group,
+            up_to_send_seq: source.send_seq,
+        };
+        if to_shard != self.id {
+            let reserved = self.mesh.reserve(to_shard);
+            assert!(reserved.is_ok(), "room was checked");
+            self.push_mesh(to_shard, MeshMessage::Receipt(Box::new(receipt)));
+        } else if !home.put_receipt(self.id, receipt) {
+            self.receipt_settled(index);
+        }
+    }
+
+    /// Stores a receipt for a device whose home this is.
+    pub(super) fn handle_receipt(&mut self, shard: u16, receipt: ReceiptRequest) {
+        let device = receipt.reply_to;
+        let home = self.home.as_mut().expect("requests go to home shards");
+        if !home.put_receipt(shard, receipt) {
+            self.push_mesh(shard, MeshMessage::ReceiptStored { device });
+        }
+    }
+
+    /// A receipt is durable: tells the shard of the device that acknowledged.
+    pub(super) fn receipt_stored(&mut self, shard: u16, device: DeviceIndex) {
+        if shard == self.id {
+            self.handle_receipt_stored(device);
+        } else {
+            self.push_mesh(shard, MeshMessage::ReceiptStored { device });
+        }
+    }
+
+    pub(super) fn handle_receipt_stored(&mut self, index: DeviceIndex) {
+        self.receipt_settled(index);
+        self.drive_ack(index);
+    }
+
+    fn receipt_settled(&mut self, index: DeviceIndex) {
+        let home = self.home.as_mut().expect("devices live at home");
+        let walk = home.device_mut(index).ack.as_mut().expect("a walk outlives its receipts");
+        walk.outstanding -= 1;
+    }
+
+    /// A record that was on disk has been read.
+    pub(super) fn handle_read(&mut self, id: ReadId, result: Result<StoredRecord, Fault>) {
+        let home = self.home.as_mut().expect("reads belong to a store");
+        let reason = home.reads.remove(&id).expect("every read has a reason");
+        if let Err(fault) = &result {
+            tracing::error!(%fault, "a stored record cannot be read");
+            self.metrics.read_faults += 1;
+        }
+        match reason {
+            ReadFor::Delivery(index) => self.deliver_read(index, id, result),
+            ReadFor::Ack(index) => {
+                let device = home.device_mut(index);
+                let walk = device.ack.as_mut().expect("a walk outlives its reads");
+                walk.position = walk.reading.take().expect("the walk waits for this read");
+                // What cannot be read any more cannot be receipted; it was delivered all the same.
+                if let Ok(StoredRecord::Message(message)) = result {
+                    walk.owe(Source::of(&message));
+                }
+                self.drive_ack(index);
+            }
+        }
+    }
+}
+
+impl Home {
+    /// False: no such device any more, so nothing will be stored.
+    fn put_receipt(&mut self, shard: u16, receipt: ReceiptRequest) -> bool {
+        let ReceiptRequest { reply_to, sender, install_id, peer, group, up_to_send_seq } = receipt;
+        let Some(index) = self.find(&sender.user, &sender.device) else { return false };
+        let mailbox = self.device(index).mailbox;
+        self.store.put_receipt(mailbox, &ReceiptRecord { peer, group, install_id, up_to_send_seq });
+        self.await_durable(Awaiting::Fresh(index));
+        self.await_durable(Awaiting::ReceiptStored { shard, device: reply_to });
+        true
+    }
+}

@@ -1,0 +1,102 @@
+//! Ciphertext in, plaintext out, and back. No IO: bytes come from the ring's leases and go into
+//! its send operations.
+
+pub mod tls;
+
+#[cfg(feature = "plain-transport")]
+pub mod plain;
+
+use bytes::BytesMut;
+
+/// What encrypts one connection.
+pub enum Transport {
+    Tls(Box<tls::Tls>),
+    /// No encryption at all: TLS cannot be driven from a seed, so the simulator runs without it.
+    /// The feature is never part of a shipped binary.
+    #[cfg(feature = "plain-transport")]
+    Plain(plain::Plain),
+}
+
+/// Makes the transport of a new connection.
+#[derive(Clone)]
+pub enum Acceptor {
+    Tls(tls::ServerConfig),
+    #[cfg(feature = "plain-transport")]
+    Plain,
+}
+
+/// The peer broke the transport's protocol; an alert may wait to be sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TransportFault(pub(crate) String);
+
+/// What a call to [`Transport::handle_ciphertext`] left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// More may come.
+    Open,
+    /// The peer has said that it sends no more.
+    Closed,
+}
+
+impl Acceptor {
+    pub fn accept(&self) -> Result<Transport, TransportFault> {
+        match self {
+            Self::Tls(config) => Ok(Transport::Tls(Box::new(tls::Tls::accept(config)?))),
+            #[cfg(feature = "plain-transport")]
+            Self::Plain => Ok(Transport::Plain(plain::Plain)),
+        }
+    }
+}
+
+impl Transport {
+    /// Opens what arrived and appends the plaintext. On a fault, what [`Transport::seal`] gives is
+    /// the alert for the peer.
+    pub fn handle_ciphertext(
+        &mut self,
+        data: &[u8],
+        plaintext: &mut BytesMut,
+    ) -> Result<Peer, TransportFault> {
+        match self {
+            Self::Tls(tls) => tls.handle_ciphertext(data, plaintext),
+            #[cfg(feature = "plain-transport")]
+            Self::Plain(plain) => plain.handle_ciphertext(data, plaintext),
+        }
+    }
+
+    /// Whether application data may flow.
+    pub fn is_handshaking(&self) -> bool {
+        match self {
+            Self::Tls(tls) => tls.is_handshaking(),
+            #[cfg(feature = "plain-transport")]
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// Seals `plaintext` and appends it, after whatever the transport itself has to say.
+    pub fn seal(&mut self, plaintext: &[u8], ciphertext: &mut Vec<u8>) {
+        match self {
+            Self::Tls(tls) => tls.seal(plaintext, ciphertext),
+            #[cfg(feature = "plain-transport")]
+            Self::Plain(plain) => plain.seal(plaintext, ciphertext),
+        }
+    }
+
+    /// Whether [`Transport::seal`] has something to send without any plaintext.
+    pub fn wants_seal(&self) -> bool {
+        match self {
+            Self::Tls(tls) => tls.wants_seal(),
+            #[cfg(feature = "plain-transport")]
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// Queues the end of our direction (close_notify, RFC 8446 section 6.1).
+    pub fn close(&mut self) {
+        match self {
+            Self::Tls(tls) => tls.close(),
+            #[cfg(feature = "plain-transport")]
+            Self::Plain(_) => {}
+        }
+    }
+}

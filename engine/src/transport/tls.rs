@@ -1,0 +1,147 @@
+//! The only file that knows rustls.
+//!
+//! TLS 1.3 alone, with a post-quantum hybrid key exchange preferred (X25519MLKEM768), the ALPN
+//! protocol required, and one stateless ticketer shared by all shards, so that a session resumes on
+//! whichever shard accepts it. No early data: Hello is never accepted before the handshake is done.
+
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ServerConnection};
+
+use super::{Peer, TransportFault};
+
+/// The application protocol that a client must offer (RFC 7301).
+pub const ALPN: &[u8] = b"ringpost/1";
+
+/// Everything the handshakes of all shards share.
+#[derive(Clone)]
+pub struct ServerConfig(Arc<rustls::ServerConfig>);
+
+/// Why a certificate and key do not make a server.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS configuration: {0}")]
+pub struct ConfigFault(#[from] rustls::Error);
+
+/// The server's side of one TLS connection.
+pub struct Tls {
+    connection: ServerConnection,
+}
+
+impl ServerConfig {
+    pub fn new(
+        certificates: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, ConfigFault> {
+        let provider = Arc::new(provider());
+        let key = CertifiedKey::from_der(certificates, key, &provider)?;
+        let resolver = Arc::new(RequireAlpn(Arc::new(key)));
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(resolver);
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+        config.send_tls13_tickets = 1;
+        config.max_early_data_size = 0;
+        Ok(Self(Arc::new(config)))
+    }
+}
+
+/// AES-128-GCM with SHA-256 first: its key schedule is the cheapest of the three suites of TLS 1.3
+/// and every phone built for a decade has the instructions.
+fn provider() -> rustls::crypto::CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+}
+
+/// rustls refuses a client that offers only other protocols; this also refuses one that offers
+/// none, before any signature is made.
+#[derive(Debug)]
+struct RequireAlpn(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for RequireAlpn {
+    fn resolve(&self, client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut offered = client_hello.alpn()?;
+        offered.any(|protocol| protocol == ALPN).then(|| Arc::clone(&self.0))
+    }
+}
+
+impl Tls {
+    pub(super) fn accept(config: &ServerConfig) -> Result<Self, TransportFault> {
+        let mut connection = ServerConnection::new(Arc::clone(&config.0)).map_err(fault)?;
+        // Bounded by the caller: at most OUTBOUND_BYTES_MAX and one frame are sealed at a time.
+        connection.set_buffer_limit(None);
+        Ok(Self { connection })
+    }
+
+    pub(super) fn handle_ciphertext(
+        &mut self,
+        mut data: &[u8],
+        plaintext: &mut BytesMut,
+    ) -> Result<Peer, TransportFault> {
+        while !data.is_empty() {
+            let taken = self.connection.read_tls(&mut data).map_err(|error| {
+                TransportFault(format!("TLS buffer: {error}")) // a record longer than allowed
+            })?;
+            let state = self.connection.process_new_packets().map_err(fault)?;
+            if state.plaintext_bytes_to_read() > 0 {
+                self.take_plaintext(plaintext);
+            }
+            if state.peer_has_closed() {
+                return Ok(Peer::Closed);
+            }
+            assert!(taken > 0, "rustls takes input while the peer has not closed");
+        }
+        Ok(Peer::Open)
+    }
+
+    fn take_plaintext(&mut self, plaintext: &mut BytesMut) {
+        let mut reader = self.connection.reader();
+        while let Ok(chunk) = reader.fill_buf() {
+            if chunk.is_empty() {
+                break;
+            }
+            plaintext.extend_from_slice(chunk);
+            let length = chunk.len();
+            reader.consume(length);
+        }
+    }
+
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    pub(super) fn seal(&mut self, plaintext: &[u8], ciphertext: &mut Vec<u8>) {
+        if !plaintext.is_empty() {
+            let taken = self.connection.writer().write(plaintext);
+            assert!(
+                matches!(taken, Ok(length) if length == plaintext.len()),
+                "the writer of a connection without a buffer limit takes everything"
+            );
+        }
+        while self.connection.wants_write() {
+            let written = self.connection.write_tls(ciphertext);
+            assert!(written.is_ok(), "writing into memory");
+        }
+    }
+
+    pub(super) fn wants_seal(&self) -> bool {
+        self.connection.wants_write()
+    }
+
+    pub(super) fn close(&mut self) {
+        self.connection.send_close_notify();
+    }
+}
+
+fn fault(error: rustls::Error) -> TransportFault {
+    TransportFault(error.to_string())
+}
