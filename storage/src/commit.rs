@@ -407,7 +407,7 @@ impl Store {
                 config.segment_bytes
             };
             let want = want.min(config.segment_bytes);
-            if let Some((op, disk_op)) = preparation.poll(want, config) {
+            if let Some((op, disk_op)) = preparation.poll(want, self.durable_batch, config) {
                 return Some((Task::Prepare(preparation.segment, op), disk_op));
             }
         }

@@ -1,4 +1,57 @@
 //! Storage of Ringpost: the segment store of one shard.
+//!
+//! Sans-IO: a [`Store`] takes commands, time and the results of disk operations, and gives disk
+//! operations and events. It knows no file system, no clock and no entropy. One writer per
+//! directory; the caller holds the directory's lock. [`Opening`] makes a store from what the
+//! directory holds.
+//!
+//! # On disk, on one page
+//!
+//! A directory of segments `00000001.seg`, `00000002.seg`, ... (hexadecimal, rising, never used
+//! twice). All numbers are little-endian, all checksums CRC32C.
+//!
+//! ```text
+//! segment  [header, 4096 bytes][batch][batch]...[zeros, written ahead of the log]
+//! header   "RINGPOST" | crc u32 | format version u16 | shard u16 | store_id u64 | segment u32
+//!          | open_count u32 | first_batch u64
+//! batch    starts at a multiple of 4096 and is padded with zeros to the next
+//!          "RPB1" | crc u32 | length u32 | records u32 | number u64 | durable_up_to u64
+//!          | store_id u64 | segment u32 | offset u32 | open_count u32 | shard u16 | 0 u16 | records
+//! record   type u8 | version u8 | flags u16 | length u32 | crc u32 | fields
+//!   1 message  seq, install_id, send_seq, sent_at_ms, expires_at_ms u64 | sender hash u32
+//!              | count u16 | count x mailbox u64 | lengths of user, device, group u8 x 3
+//!              | user | device | group | envelope            flags bit 0: urgent
+//!   2 ack      mailbox, up_to u64                            all seq <= up_to are deleted
+//!   3 receipt  mailbox, seq, slot, install_id, up_to_send_seq u64 | lengths u8 x 3
+//!              | user | device | group                       replaces the one of the same slot
+//!   4 gap      mailbox, seq u64 | reason u8 | length u8 | group      1 full, 2 expired
+//!   5 device   mailbox, created_unix_ms u64 | lengths u8 x 2 | user | device
+//!   6, 7       reserved: roster or device-list version, expiry clock; refused by name
+//! ```
+//!
+//! A length counts its whole batch or record. A crc covers all that follows it, a record's also
+//! the eight bytes before it. Batch checksums cover their place, so a misplaced or stale block is
+//! none. Record checksums do not: a read verifies one record without its batch, and knows the
+//! right one by its seq, which is unique; reading the whole batch for each would cost up to a
+//! thousand times the bytes. `seq` is open_count << 40 | record number, and copies keep it.
+//!
+//! # What is promised
+//!
+//! - **Durable** ([`StoreEvent::Durable`]): survives kill -9 and power failure. A batch is written
+//!   and `fdatasync`ed before the next one is written; each attests its predecessor in
+//!   `durable_up_to`, and an idle store writes one empty batch after a second.
+//! - **Torn or corrupt**: batch numbers have no holes. A batch that is missing though a later one
+//!   or a later header attests it is corruption: reported as a [`DamagedRange`], the rest serves.
+//!   What is damaged behind that is the torn tail and was never reported durable. Not promised:
+//!   rot in the last batch, which nothing attests yet, looks like a torn tail.
+//! - **Every open begins a new segment** with the next open_count. Its `first_batch` ends what
+//!   earlier opens wrote for ever, even if a torn batch turns up again. The header is written
+//!   once everything before `first_batch` is durable, and is durable before the first batch.
+//! - **Acknowledged stays acknowledged**, through reclaim and crashes: the argument is in
+//!   `reclaim.rs`.
+//! - **A failed write or sync** closes the store: [`StoreEvent::Failed`], and nothing after it.
+//!
+//! The modules below follow a command's path to the disk and back.
 #![forbid(unsafe_code)]
 
 pub mod limits;
@@ -24,3 +77,6 @@ pub use record::{
 };
 pub use recovery::{DamagedRange, Opening, Progress, RecoveryReport};
 pub use store::{ReadId, ReadStart, RecordNumber, Room, Store, StoreEvent, StoreStats};
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use bytes::Bytes;
 use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MailboxId, SendSeq, UserId};
 
-use crate::limits::MAILBOXES_PER_RECORD_MAX;
+use crate::limits::{MAILBOXES_PER_RECORD_MAX, RECORD_BYTES_MAX};
 
 /// A message to append; everything is borrowed and copied once, into the batch.
 #[derive(Clone, Copy, Debug)]
@@ -169,7 +169,7 @@ impl<'a> RawRecord<'a> {
         let _flags: [u8; 2] = fields.array().ok_or(RecordFault::Malformed)?;
         let length = usize::try_from(fields.u32().ok_or(RecordFault::Malformed)?)
             .map_err(|_| RecordFault::Malformed)?;
-        if length < RECORD_HEAD_BYTES || length > bytes.len() {
+        if length < RECORD_HEAD_BYTES || length > bytes.len().min(RECORD_BYTES_MAX) {
             return Err(RecordFault::Malformed);
         }
         let (bytes, rest) = bytes.split_at(length);

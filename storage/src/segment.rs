@@ -162,8 +162,14 @@ impl Preparation {
         self.header == HeaderStep::Durable && end <= self.ready
     }
 
-    /// The next step towards zeros up to `want`, at most `segment_bytes`.
-    pub(crate) fn poll(&mut self, want: u32, config: &StoreConfig) -> Option<(PrepareOp, DiskOp)> {
+    /// The next step towards zeros up to `want`, at most `segment_bytes`. The header waits until
+    /// all batches before its first one are durable: it states that they were.
+    pub(crate) fn poll(
+        &mut self,
+        want: u32,
+        durable_batch: u64,
+        config: &StoreConfig,
+    ) -> Option<(PrepareOp, DiskOp)> {
         if self.busy {
             return None;
         }
@@ -171,7 +177,9 @@ impl Preparation {
         let next = match (self.step, self.header) {
             (Step::Absent, _) => (PrepareOp::Create, DiskOp::Create { segment }),
             (Step::Created, _) => (PrepareOp::Link, DiskOp::SyncDir),
-            (Step::Linked, HeaderStep::Wanted(header)) => {
+            (Step::Linked, HeaderStep::Wanted(header))
+                if header.first_batch <= durable_batch + 1 =>
+            {
                 let data = header.encode(config.origin(), segment);
                 (PrepareOp::Header, DiskOp::Write { segment, offset: 0, data })
             }

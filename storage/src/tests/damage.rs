@@ -1,0 +1,210 @@
+//! Damage at rest, a torn tail, foreign files, and a disk that refuses.
+
+use ringpost_protocol::id::{MailboxId, Seq};
+
+use super::disk::{Disk, Rng};
+use super::world::{World, open, small_config};
+use crate::batch::BatchHead;
+use crate::{
+    DiskErrorKind, DiskOp, Fault, OpenFault, ReadStart, SegmentId, StoreConfig, StoreEvent,
+    StoreFull,
+};
+
+/// One message of 5,000 bytes per batch: batch n + 1 stands at (2 n + 2) blocks.
+fn ten_batches(rng: &mut Rng) -> (World, Vec<Seq>) {
+    let mut world = World::new(small_config());
+    world.settle(rng);
+    let mut append = || {
+        let seq = world.message(1, &[1], 5000).unwrap();
+        while world.step(rng) {}
+        seq
+    };
+    let seqs = (0..10).map(|_| append()).collect();
+    (world, seqs)
+}
+
+#[test]
+fn attested_damage_is_quarantined_and_the_rest_is_served() {
+    let mut rng = Rng(1);
+    for victim in 0..9 {
+        let (mut world, seqs) = ten_batches(&mut rng);
+        let block = 2 + 2 * victim;
+        world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * block + 300 * victim);
+        world.reopen(None);
+        assert_eq!(world.report.damaged.len(), 1, "{:?}", world.report);
+        let damaged = world.report.damaged[0];
+        assert_eq!((damaged.offset, damaged.end), (4096 * block as u64, 4096 * (block as u64 + 2)));
+        let mut left = seqs.clone();
+        left.remove(victim);
+        assert_eq!(world.queued(1), left);
+        for seq in left {
+            assert!(world.read(1, seq, &mut rng).is_some());
+        }
+    }
+}
+
+#[test]
+fn damage_after_the_last_attestation_is_a_torn_tail() {
+    let mut rng = Rng(1);
+    let (mut world, seqs) = ten_batches(&mut rng);
+    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 20 + 99);
+    world.reopen(None);
+    assert_eq!(world.report.damaged, []);
+    assert_eq!(world.report.cut_at, Some((SegmentId(1), 4096 * 20)));
+    assert_eq!(world.queued(1), seqs[..9]);
+    // The cut is for ever, even if the bytes turn up again.
+    world.message(1, &[2], 10);
+    world.settle(&mut rng);
+    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 20 + 99);
+    world.reopen(None);
+    assert_eq!(world.queued(1), seqs[..9]);
+    assert_eq!((world.queued(2).len(), world.report.damaged.len()), (1, 0));
+}
+
+#[test]
+fn an_attested_last_batch_that_rots_is_corruption() {
+    let mut rng = Rng(1);
+    let (mut world, _) = ten_batches(&mut rng);
+    world.settle(&mut rng);
+    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 20 + 99);
+    world.reopen(None);
+    assert_eq!(world.report.damaged.len(), 1);
+    assert_eq!(world.queued(1).len(), 9);
+}
+
+#[test]
+fn a_damaged_header_or_a_misplaced_batch_hides_nothing_else() {
+    let mut rng = Rng(1);
+    let (mut world, seqs) = ten_batches(&mut rng);
+    world.settle(&mut rng);
+    let file = world.disk.files.get_mut(&SegmentId(1)).unwrap();
+    file.flip(20);
+    // The write of batch 4 went to the place of batch 3.
+    file.content.copy_within(4096 * 8..4096 * 10, 4096 * 6);
+    file.flip(4095);
+    world.reopen(None);
+    assert_eq!(world.report.damaged.len(), 1);
+    let left = [&seqs[..2], &seqs[3..]].concat();
+    assert_eq!(world.queued(1), left);
+}
+
+#[test]
+fn rot_under_an_open_store_is_found_by_the_read() {
+    let mut rng = Rng(1);
+    let (mut world, seqs) = ten_batches(&mut rng);
+    world.reopen(None);
+    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 2 + 800);
+    let ReadStart::Pending(id) = world.store.read(MailboxId(1), seqs[0]) else { panic!("cached") };
+    while world.step(&mut rng) {}
+    assert!(matches!(world.read.remove(&id), Some(Err(Fault::Corrupt { .. }))));
+    assert!(world.read(1, seqs[1], &mut rng).is_some());
+}
+
+#[test]
+fn unknown_and_reserved_records_are_refused_by_name() {
+    let mut rng = Rng(1);
+    for (kind, name) in [(6, "roster or device-list version, reserved"), (77, "no known type")] {
+        let (mut world, _) = ten_batches(&mut rng);
+        let origin = world.config.origin();
+        let file = world.disk.files.get_mut(&SegmentId(1)).unwrap();
+        let batch = &mut file.content[4096 * 2..4096 * 4];
+        let head = BatchHead::parse(batch, origin, SegmentId(1), 4096 * 2).unwrap();
+        batch[56] = kind;
+        head.seal(origin, SegmentId(1), 4096 * 2, batch);
+        let fault = open(&world.config, &mut world.disk).unwrap_err();
+        assert!(fault.to_string().contains(name), "{fault}");
+    }
+}
+
+#[test]
+fn files_of_another_store_shard_or_version_are_refused() {
+    let mut rng = Rng(1);
+    let (mut world, _) = ten_batches(&mut rng);
+    let refused = |config: StoreConfig, disk: &mut Disk| open(&config, disk).unwrap_err();
+    let config = small_config();
+    let fault = refused(StoreConfig { store_id: 1, ..config.clone() }, &mut world.disk);
+    assert!(matches!(fault, OpenFault::OtherStore { found: 0x5eed, .. }), "{fault}");
+    let fault = refused(StoreConfig { shard: 1, ..config.clone() }, &mut world.disk);
+    assert!(matches!(fault, OpenFault::OtherShard { found: 3, .. }), "{fault}");
+    let header = &mut world.disk.files.get_mut(&SegmentId(1)).unwrap().content;
+    header[12] = 9;
+    let crc = crc32c::crc32c(&header[12..40]).to_le_bytes();
+    header[8..12].copy_from_slice(&crc);
+    let fault = refused(config, &mut world.disk);
+    assert!(matches!(fault, OpenFault::Version { found: 9, .. }), "{fault}");
+}
+
+#[test]
+fn arbitrary_flips_never_panic_and_never_serve_a_changed_record() {
+    let mut rng = Rng(5);
+    let (mut whole, seqs) = ten_batches(&mut rng);
+    whole.receipt(2, 1, 5);
+    whole.gap(2);
+    whole.device(3);
+    whole.settle(&mut rng);
+    for _ in 0..300 {
+        let mut disk = whole.disk.clone();
+        let file = disk.files.get_mut(&SegmentId(1)).unwrap();
+        for _ in 0..=rng.below(6) {
+            let byte = rng.below(file.content.len());
+            file.flip(byte);
+        }
+        let mut world = World::with_disk(small_config(), disk);
+        for seq in world.queued(1) {
+            assert!(seqs.contains(&seq) && world.read(1, seq, &mut rng).is_some());
+        }
+    }
+}
+
+#[test]
+fn a_disk_error_closes_the_store_and_keeps_what_was_durable() {
+    for kind in [DiskErrorKind::Full, DiskErrorKind::Io] {
+        for after in 0..60 {
+            let mut rng = Rng(after as u64);
+            let (mut world, seqs) = ten_batches(&mut rng);
+            world.disk.fail_in = Some((after, kind));
+            for _ in 0..20 {
+                world.message(1, &[3], 9000);
+                while world.step(&mut rng) {}
+            }
+            if world.disk.executed > 60 && !world.failed {
+                continue;
+            }
+            assert!(world.failed);
+            assert!(world.store.poll_disk(9_999_999).is_none());
+            assert_eq!(world.message(1, &[3], 10), None);
+            let durable = world.store.durable_up_to();
+            world.reopen(Some(&mut rng));
+            world.check(durable, &mut rng).unwrap();
+            assert_eq!(world.queued(1), seqs);
+        }
+    }
+}
+
+#[test]
+fn a_failed_store_says_so_once() {
+    let mut rng = Rng(3);
+    let (mut world, _) = ten_batches(&mut rng);
+    world.message(1, &[3], 10).unwrap();
+    let (id, op) = world.store.poll_disk(5).unwrap();
+    assert!(matches!(op, DiskOp::Write { .. }));
+    let text = "no space left on device".to_owned();
+    let error = crate::DiskError { kind: DiskErrorKind::Full, text };
+    world.store.handle_disk(5, id, Err(error));
+    assert!(matches!(world.store.poll_event(), Some(StoreEvent::Failed(Fault::Full { .. }))));
+    assert!(world.store.poll_event().is_none() && world.store.poll_disk(6).is_none());
+    assert_eq!(world.store.durable_up_to().0 + 1, world.store.last_assigned().0);
+    let message = super::world::address(1);
+    let refused = world.store.append_message(&crate::NewMessage {
+        from: &message,
+        install_id: Default::default(),
+        send_seq: Default::default(),
+        sent_at_ms: 0,
+        expires_at_ms: 0,
+        urgent: false,
+        group: None,
+        mailboxes: &[MailboxId(1)],
+        envelope: &[],
+    });
+    assert_eq!(refused, Err(StoreFull::Failed));
+}

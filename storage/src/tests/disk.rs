@@ -1,0 +1,148 @@
+//! A disk in memory that keeps apart what was written and what was synced.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::{DiskError, DiskErrorKind, DiskOp, DiskOutcome, SegmentId};
+
+/// splitmix64: small, seeded, good enough to choose faults.
+#[derive(Clone)]
+pub(super) struct Rng(pub(super) u64);
+
+impl Rng {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).unwrap()
+    }
+
+    pub(super) fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+#[derive(Clone, Default)]
+pub(super) struct MemoryFile {
+    pub(super) content: Vec<u8>,
+    synced: Vec<u8>,
+    /// Sectors written since the last sync.
+    dirty: std::collections::BTreeSet<usize>,
+    is_linked: bool,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Disk {
+    pub(super) files: BTreeMap<SegmentId, MemoryFile>,
+    /// Removed, but a crash may bring them back.
+    removed: BTreeMap<SegmentId, MemoryFile>,
+    /// The mutant: fdatasync does nothing.
+    pub(super) ignores_sync_data: bool,
+    /// The operation with this count, from now, fails.
+    pub(super) fail_in: Option<(usize, DiskErrorKind)>,
+    pub(super) executed: usize,
+}
+
+impl Disk {
+    pub(super) fn execute(&mut self, op: DiskOp) -> Result<DiskOutcome, DiskError> {
+        self.executed += 1;
+        if let Some((left, kind)) = &mut self.fail_in {
+            if *left == 0 {
+                return Err(DiskError { kind: *kind, text: "injected".into() });
+            }
+            *left -= 1;
+        }
+        match op {
+            DiskOp::List => {
+                let list = self.files.iter().map(|(id, f)| (*id, f.content.len() as u64));
+                return Ok(DiskOutcome::Listed(list.collect()));
+            }
+            DiskOp::Create { segment } => {
+                assert!(!self.files.contains_key(&segment), "created twice");
+                self.files.insert(segment, MemoryFile::default());
+            }
+            DiskOp::Write { segment, offset, data } => {
+                let file = self.files.get_mut(&segment).expect("write to a missing file");
+                let start = usize::try_from(offset).unwrap();
+                let end = start + data.len();
+                if file.content.len() < end {
+                    file.content.resize(end, 0);
+                }
+                file.content[start..end].copy_from_slice(&data);
+                file.dirty.extend(start / SECTOR..end.div_ceil(SECTOR));
+            }
+            DiskOp::Read { segment, offset, length_bytes } => {
+                let file = &self.files[&segment];
+                let start = usize::try_from(offset).unwrap().min(file.content.len());
+                let end = (start + length_bytes as usize).min(file.content.len());
+                return Ok(DiskOutcome::Read(Bytes::copy_from_slice(&file.content[start..end])));
+            }
+            DiskOp::SyncData { .. } if self.ignores_sync_data => {}
+            DiskOp::SyncData { segment } | DiskOp::SyncAll { segment } => {
+                let file = self.files.get_mut(&segment).expect("sync of a missing file");
+                file.sync();
+            }
+            DiskOp::SyncDir => {
+                self.removed.clear();
+                self.files.values_mut().for_each(|file| file.is_linked = true);
+            }
+            DiskOp::Unlink { segment } => {
+                let file = self.files.remove(&segment).expect("unlink of a missing file");
+                self.removed.insert(segment, file);
+            }
+        }
+        Ok(DiskOutcome::Done)
+    }
+
+    /// Power failure: of everything un-synced a random part survives.
+    pub(super) fn crash(&mut self, rng: &mut Rng) {
+        self.fail_in = None;
+        for (segment, file) in std::mem::take(&mut self.removed) {
+            if file.is_linked && rng.chance(50) {
+                self.files.insert(segment, file);
+            }
+        }
+        self.files.retain(|_, file| file.is_linked || rng.chance(50));
+        for file in self.files.values_mut() {
+            for sector in std::mem::take(&mut file.dirty) {
+                if rng.chance(50) {
+                    file.keep_sector(sector);
+                }
+            }
+            file.content = file.synced.clone();
+            file.is_linked = true;
+        }
+    }
+}
+
+impl MemoryFile {
+    fn sync(&mut self) {
+        self.synced.resize(self.content.len(), 0);
+        for sector in std::mem::take(&mut self.dirty) {
+            self.keep_sector(sector);
+        }
+    }
+
+    fn keep_sector(&mut self, sector: usize) {
+        let start = sector * SECTOR;
+        let end = (start + SECTOR).min(self.content.len());
+        if self.synced.len() < end {
+            self.synced.resize(end, 0);
+        }
+        self.synced[start..end].copy_from_slice(&self.content[start..end]);
+    }
+
+    /// Damage at rest.
+    pub(super) fn flip(&mut self, byte: usize) {
+        self.content[byte] ^= 0x10;
+        self.synced = self.content.clone();
+    }
+}
+
+const SECTOR: usize = 512;

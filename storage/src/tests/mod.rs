@@ -1,0 +1,7 @@
+//! The store on a disk that forgets un-synced writes.
+
+mod disk;
+mod world;
+mod crash;
+mod damage;
+mod behaviour;
