@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use ringpost_protocol::id::{DeviceId, InstallId, UserId};
+use ringpost_ring::host::raise_open_files;
 use rustls::pki_types::ServerName;
 
 use crate::client::Identity;
@@ -155,6 +156,18 @@ impl Options {
     }
 }
 
+/// Raises the limit of open files as far as it goes; one that is too low is told before the ramp.
+fn allow_connections(connections: u32) -> Result<()> {
+    let limit = raise_open_files().context("read the limit of open files")?;
+    let wanted = u64::from(connections) + FILES_BESIDE_CONNECTIONS;
+    anyhow::ensure!(
+        limit >= wanted,
+        "{connections} connections need {wanted} open files, the limit is {limit}: raise \
+         RLIMIT_NOFILE (ulimit -Hn)"
+    );
+    Ok(())
+}
+
 /// A bar on a terminal, nothing elsewhere.
 fn bar(length: u64, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:>10} {wide_bar} {pos}/{len} {per_sec} {eta}")
@@ -182,5 +195,7 @@ impl Options {
     }
 }
 
+/// Rings, logs, the standard streams.
+const FILES_BESIDE_CONNECTIONS: u64 = 64;
 const DEVICE: &str = "load";
 const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);

@@ -11,7 +11,7 @@ use crate::gateway::Stop;
 use crate::measure::{Measure, PayloadPattern, Stream};
 use crate::plan::{ChatPlan, Schedule, connections_of};
 use crate::report::{ChatReport, round};
-use crate::scenario::{Options, Server, bar};
+use crate::scenario::{Options, Server, allow_connections, bar};
 use crate::traffic::Traffic;
 
 /// Times around the load.
@@ -41,6 +41,7 @@ impl ChatResult {
 
 /// Runs the scenario.
 pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatResult> {
+    allow_connections(plan.connections)?;
     let mut server = Server::reach(options)?;
     let threads = options.thread_count(plan.connections / 2);
     let run = random::<u32>();

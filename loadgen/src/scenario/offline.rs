@@ -11,7 +11,7 @@ use crate::gateway::Stop;
 use crate::measure::{Measure, PayloadPattern, Stream};
 use crate::plan::OfflinePlan;
 use crate::report::{OfflineReport, round};
-use crate::scenario::{Options, Server, bar};
+use crate::scenario::{Options, Server, allow_connections, bar};
 use crate::traffic::Traffic;
 
 /// The report, and what it was made of.
@@ -62,6 +62,7 @@ impl Share {
 
 /// Runs the scenario. `how`: whether our own gateway is drained or killed; another one stays up.
 pub fn run(plan: &OfflinePlan, how: Stop, options: &Options) -> Result<OfflineResult> {
+    allow_connections(plan.devices)?;
     let mut server = Server::reach(options)?;
     let threads = options.thread_count(plan.devices);
     let run = random::<u32>();
