@@ -229,7 +229,7 @@ const MAILBOX_RECORDS: RangeInclusive<u64> = 4..=MAILBOX_RECORDS_MAX as u64;
 const MAILBOX_BYTES: RangeInclusive<u64> = 4 * FRAME_BYTES_MAX as u64..=MAILBOX_BYTES_MAX as u64;
 const SEGMENT_BYTES: RangeInclusive<u64> = 4 << 20..=1 << 30;
 const CACHE_BYTES: RangeInclusive<u64> = 0..=64 << 30;
-const RECLAIM_BYTES_PER_SECOND: RangeInclusive<u64> = 1 << 20..=16 << 30;
+const RECLAIM_BYTES_PER_SECOND: RangeInclusive<u64> = 1 << 20..=u32::MAX as u64;
 const DRAIN_MS: RangeInclusive<u64> = 0..=600_000;
 const JITTER_MS: RangeInclusive<u64> = 0..=3_600_000;
 
