@@ -4,147 +4,35 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use ringpost_client::ledger::LedgerConfig;
 use ringpost_client::protocol::id::{DeviceId, SendSeq};
-use ringpost_client::protocol::message::{ErrorCode, GoAwayReason, Mode, put_error, put_go_away};
+use ringpost_client::protocol::message::{ErrorCode, Mode};
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
     Client, ClientConfig, Closed, Event, EventId, News, SendOptions, Status, TokenFault,
     TokenSource,
 };
-use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use support::{Entry, FakeServer, ServerConn, device, text, user};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use support::gateway::{Gateway, Order};
+use support::{text, user};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
-/// What the server does beside serving.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Order {
-    Serve,
-    Drop,
-    Refuse(ErrorCode),
-    GoAway(u64),
-}
-
-struct Gateway {
-    address: String,
-    roots_pem: Vec<u8>,
-    state: Arc<Mutex<FakeServer>>,
-    orders: watch::Sender<Order>,
-}
-
-impl Gateway {
-    async fn start(alpn: &[u8]) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
-        let certificate = params.signed_by(&key, &issuer).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], private)
-            .unwrap();
-        config.alpn_protocols = vec![alpn.to_vec()];
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (orders, order) = watch::channel(Order::Serve);
-        let gateway = Self {
-            address: listener.local_addr().unwrap().to_string(),
-            roots_pem: issuer.pem().into_bytes(),
-            state: Arc::new(Mutex::new(FakeServer::new())),
-            orders,
-        };
-        let (acceptor, state) = (TlsAcceptor::from(Arc::new(config)), gateway.state.clone());
-        tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                let (acceptor, state, order) = (acceptor.clone(), state.clone(), order.clone());
-                tokio::spawn(async move {
-                    if let Ok(stream) = acceptor.accept(tcp).await {
-                        serve(stream, state, order).await;
-                    }
-                });
-            }
-        });
-        gateway
-    }
-
-    fn order(&self, order: Order) {
-        self.orders.send(order).unwrap();
-    }
-
-    fn push(&self, send_seq: u64, text: &str) {
-        let send_seq = SendSeq(send_seq);
-        let entry = Entry::Message { from: device("bob"), send_seq, text: text.into() };
-        self.state.lock().unwrap().push(entry);
-        // Wakes the connection.
-        self.order(Order::Serve);
-    }
-
-    async fn client(&self, store: &Path, token_source: Arc<dyn TokenSource>) -> Client {
-        let config = ClientConfig {
-            addresses: vec![self.address.clone()],
-            server_name: "127.0.0.1".into(),
-            roots_pem: self.roots_pem.clone(),
-            database_path: store.join("client.redb"),
-            token_source,
-            device: DeviceId::new("d").unwrap(),
-            mode: Mode::Foreground,
-            reconnect: ReconnectConfig { first_ms: 20, ..ReconnectConfig::default() },
-            ledger: LedgerConfig::default(),
-        };
-        Client::open(config).await.unwrap()
-    }
-}
-
-async fn serve(
-    mut stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
-    state: Arc<Mutex<FakeServer>>,
-    mut order: watch::Receiver<Order>,
-) {
-    let mut conn = ServerConn::new();
-    let mut data = [0; 4096];
-    order.mark_unchanged();
-    loop {
-        let mut out = Vec::new();
-        let now = *order.borrow();
-        tokio::select! {
-            read = stream.read(&mut data) => {
-                let Ok(count @ 1..) = read else { return };
-                if let Order::Refuse(code) = now {
-                    put_error(&mut out, code, "refused", true, 0);
-                } else {
-                    let mut state = state.lock().unwrap();
-                    state.handle(&mut conn, &data[..count], &mut out).unwrap();
-                }
-            }
-            _ = order.changed() => match *order.borrow() {
-                Order::Serve => state.lock().unwrap().deliver(&mut conn, &mut out),
-                Order::Drop => return,
-                Order::Refuse(code) => put_error(&mut out, code, "refused", true, 0),
-                Order::GoAway(wait_ms) => put_go_away(&mut out, GoAwayReason::Drain, wait_ms, None),
-            }
-        }
-        if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
-            return;
-        }
-        if matches!(*order.borrow(), Order::Refuse(_) | Order::GoAway(_)) {
-            let _ = stream.shutdown().await;
-            return;
-        }
-    }
+async fn open(gateway: &Gateway, store: &Path, token_source: Arc<dyn TokenSource>) -> Client {
+    let config = ClientConfig {
+        addresses: vec![gateway.address.clone()],
+        server_name: "127.0.0.1".into(),
+        roots_pem: gateway.roots_pem.clone(),
+        database_path: store.join("client.redb"),
+        token_source,
+        device: DeviceId::new("d").unwrap(),
+        mode: Mode::Foreground,
+        reconnect: ReconnectConfig { first_ms: 20, ..ReconnectConfig::default() },
+        ledger: LedgerConfig::default(),
+    };
+    Client::open(config).await.unwrap()
 }
 
 fn tokens() -> Arc<dyn TokenSource> {
@@ -184,7 +72,7 @@ fn body(news: &News) -> &[u8] {
 async fn sends_receives_confirms_and_replays_after_a_lost_connection() {
     let gateway = Gateway::start(b"ringpost/1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = gateway.client(store.path(), tokens()).await;
+    let client = open(&gateway, store.path(), tokens()).await;
     next_status(&client, |status| *status == Status::Connected).await;
     let send = |body: &'static str| client.send(user("bob"), text(body), SendOptions::default());
     let first = send("one").await.unwrap();
@@ -225,7 +113,7 @@ async fn sends_receives_confirms_and_replays_after_a_lost_connection() {
     }
 
     // The one message that was not confirmed comes again, the others do not.
-    let client = gateway.client(store.path(), tokens()).await;
+    let client = open(&gateway, store.path(), tokens()).await;
     let (id, news) = next_news(&client).await;
     assert_eq!(body(&news), b"again");
     client.confirm(id).await.unwrap();
@@ -239,11 +127,11 @@ async fn what_is_sent_without_a_connection_goes_out_later() {
     let store = tempfile::tempdir().unwrap();
     let away: Arc<dyn TokenSource> =
         Arc::new(|| std::future::ready(Err(TokenFault::Unavailable("offline".into()))));
-    let client = gateway.client(store.path(), away).await;
+    let client = open(&gateway, store.path(), away).await;
     client.send(user("bob"), text("later"), SendOptions::default()).await.unwrap();
     next_status(&client, |status| matches!(status, Status::Disconnected { .. })).await;
     client.close().await;
-    let client = gateway.client(store.path(), tokens()).await;
+    let client = open(&gateway, store.path(), tokens()).await;
     let (_, news) = next_news(&client).await;
     assert!(matches!(news, News::Sent(_)));
     assert_eq!(gateway.state.lock().unwrap().stored[0].2, "later");
@@ -260,7 +148,7 @@ async fn a_refused_token_is_replaced_once() {
         source.fetch_add(1, Ordering::Relaxed);
         std::future::ready(Ok("token".to_owned()))
     });
-    let client = gateway.client(store.path(), counting).await;
+    let client = open(&gateway, store.path(), counting).await;
     next_status(&client, |status| matches!(status, Status::TokenRefused { .. })).await;
     assert_eq!(asked.load(Ordering::Relaxed), 2);
     gateway.order(Order::Serve);
@@ -274,7 +162,7 @@ async fn a_refused_token_is_replaced_once() {
 async fn a_replaced_client_stays_away_until_asked() {
     let gateway = Gateway::start(b"ringpost/1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = gateway.client(store.path(), tokens()).await;
+    let client = open(&gateway, store.path(), tokens()).await;
     next_status(&client, |status| *status == Status::CaughtUp).await;
     gateway.order(Order::Refuse(ErrorCode::Replaced));
     next_status(&client, |status| *status == Status::Replaced).await;
@@ -288,7 +176,7 @@ async fn a_replaced_client_stays_away_until_asked() {
 async fn the_wait_of_a_go_away_is_kept() {
     let gateway = Gateway::start(b"ringpost/1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = gateway.client(store.path(), tokens()).await;
+    let client = open(&gateway, store.path(), tokens()).await;
     next_status(&client, |status| *status == Status::CaughtUp).await;
     gateway.order(Order::GoAway(321));
     let is_end = |status: &Status| matches!(status, Status::Disconnected { .. });
@@ -302,7 +190,7 @@ async fn the_wait_of_a_go_away_is_kept() {
 async fn a_server_of_another_protocol_is_refused() {
     let gateway = Gateway::start(b"http/1.1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = gateway.client(store.path(), tokens()).await;
+    let client = open(&gateway, store.path(), tokens()).await;
     let is_end = |status: &Status| matches!(status, Status::Disconnected { .. });
     next_status(&client, is_end).await;
     assert!(gateway.state.lock().unwrap().hellos.is_empty());

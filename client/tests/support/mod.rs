@@ -16,6 +16,8 @@ use ringpost_client::protocol::message::{
 };
 use ringpost_client::protocol::session::ServerSession;
 
+pub(crate) mod gateway;
+
 pub(crate) enum Entry {
     Message { from: DeviceAddress, send_seq: SendSeq, text: String },
     Gap,
