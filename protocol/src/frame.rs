@@ -71,7 +71,7 @@ mod tests {
     fn framed(length: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         put_length(&mut bytes, length);
-        bytes.extend((0..length).map(|index| (index % 251) as u8));
+        bytes.extend((0..length).map(|index| index.to_le_bytes()[0]));
         bytes
     }
 

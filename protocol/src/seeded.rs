@@ -17,6 +17,11 @@ impl Seeded {
         self.next() % bound
     }
 
+    /// 0 ..= bound - 1, for slices.
+    pub(crate) fn index(&mut self, bound: usize) -> usize {
+        usize::try_from(self.below(bound as u64)).expect("below a usize")
+    }
+
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
@@ -27,7 +32,7 @@ impl Seeded {
         self.next() >> shift
     }
 
-    pub(crate) fn bytes(&mut self, length: u64) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
         (0..length).map(|_| self.next().to_le_bytes()[0]).collect()
     }
 }

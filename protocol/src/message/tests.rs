@@ -182,15 +182,15 @@ fn sends_outside_the_bounds_are_refused() {
 fn the_hand_written_parser_agrees_with_the_generated_code() {
     let mut random = Seeded(1);
     for _ in 0..2_000 {
-        let name = |random: &mut Seeded| "x".repeat(1 + random.below(60) as usize);
+        let name = |random: &mut Seeded| "x".repeat(1 + random.index(60));
         let body = if random.chance(50) {
-            let length = random.below(300);
+            let length = random.index(300);
             Some(wire::send::Body::Shared(random.bytes(length).into()))
         } else {
             let devices = ["a", "b", "c", "d"];
-            let count = 1 + random.below(4) as usize;
+            let count = 1 + random.index(4);
             let entries: Vec<_> =
-                devices[..count].iter().map(|d| (*d, random.below(200) as usize)).collect();
+                devices[..count].iter().map(|d| (*d, random.index(200))).collect();
             per_device(&entries)
         };
         let send = wire::Send {
@@ -231,7 +231,7 @@ fn unknown_fields_are_skipped_unknown_frames_are_not() {
     let mut body = send_to_user().encode_to_vec();
     // Fields 20 (varint), 21 (fixed64), 22 (bytes) and 23 (fixed32).
     body.extend([0xa0, 1, 5, 0xa9, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0xb2, 1, 1, 9, 0xbd, 1, 1, 2, 3, 4]);
-    let mut frame = vec![2 << 3 | 2, body.len() as u8];
+    let mut frame = vec![2 << 3 | 2, body.len().to_le_bytes()[0]];
     frame.extend(body);
     let parsed = parse_client_frame(frame.into());
     assert_eq!(parsed, parse_send(send_to_user()));
@@ -259,11 +259,11 @@ fn every_truncation_of_a_frame_is_a_fault_or_a_shorter_request_never_a_panic() {
     for _ in 0..20_000 {
         let mut bytes = whole.to_vec();
         for _ in 0..=random.below(3) {
-            let at = random.below(bytes.len() as u64) as usize;
+            let at = random.index(bytes.len());
             bytes[at] = random.next().to_le_bytes()[0];
         }
         let _ = parse_client_frame(bytes.into());
-        let length = random.below(40);
+        let length = random.index(40);
         let noise = Bytes::from(random.bytes(length));
         let _ = parse_client_frame(noise.clone());
         let _ = parse_server_frame(&noise);
@@ -304,12 +304,12 @@ fn frames_of_later_issues_are_known_and_keep_their_request_id() {
 fn hand_written_encoders_decode_equal_with_the_generated_code() {
     let mut random = Seeded(3);
     for _ in 0..2_000 {
-        let length = random.below(400);
+        let length = random.index(400);
         let envelope = random.bytes(length);
         let group = random.chance(50).then_some("group");
         let head = DeliverHead {
             seq: Seq(random.spread()),
-            from_user: &"u".repeat(1 + random.below(128) as usize),
+            from_user: &"u".repeat(1 + random.index(128)),
             from_device: "phone",
             install_id: InstallId(random.spread()),
             send_seq: SendSeq(random.spread()),
