@@ -172,6 +172,12 @@ impl StartError {
             Self::Shards(ShardStartFault::Thread(_)) => {
                 Some("raise the limit of threads of this user (TasksMax=, ulimit -u)".to_owned())
             }
+            Self::Shards(ShardStartFault::Store { .. }) => {
+                Some("data_dir must belong to the user that runs the gateway".to_owned())
+            }
+            Self::Shards(ShardStartFault::Certificate(_)) => {
+                Some("TLS 1.3 needs an ECDSA, Ed25519 or RSA certificate and its key".to_owned())
+            }
             Self::Shards(ShardStartFault::Ring(_) | ShardStartFault::Tls(_)) => None,
             Self::Control(fault) => Some(fault.fix().to_owned()),
         }

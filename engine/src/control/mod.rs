@@ -1,9 +1,8 @@
 //! The control thread: signals, draining, the admin endpoint. It runs beside the shards, never on
 //! the path of a message, and speaks to them only through [`ShardPort`] and [`ShardReporter`].
 //!
-//! A shard reports itself ready once, then quiet and drained, or failed; when one fails the process
-//! ends, because its users would be cut off while the others look healthy. Draining has two steps,
-//! because a shard that still closes connections may need the store of another one.
+//! A shard reports itself ready once, later drained or failed once; when one fails the process
+//! ends, because its users would be cut off while the others look healthy.
 
 use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
@@ -24,15 +23,12 @@ pub mod dev;
 pub mod tls_files;
 pub mod token;
 
-/// What control asks of one shard. No call blocks or waits.
+/// What control asks of one shard. Neither call blocks or waits.
 pub trait ShardPort: Send {
     /// The shard answers with a copy of its counters; dropping `reply` says that it cannot.
     fn request_metrics(&self, reply: oneshot::Sender<ShardMetrics>);
-    /// The shard stops accepting, sends GoAway, closes its connections, and reports itself quiet.
+    /// The shard stops accepting, sends GoAway, flushes, syncs, and reports itself drained.
     fn drain(&self, plan: DrainPlan);
-    /// All shards are quiet, so none asks another one for anything: the shard finishes its store,
-    /// ends its thread and reports itself drained.
-    fn stop(&self);
 }
 
 /// How shards are to drain.
@@ -66,7 +62,6 @@ struct ShardReport {
 #[derive(Debug)]
 enum ShardState {
     Ready,
-    Quiet,
     Drained,
     Failed(String),
 }
@@ -106,11 +101,6 @@ impl ShardReporter {
     /// The shard has recovered its store and accepts connections. Called once.
     pub fn ready(&self) {
         self.report(ShardState::Ready);
-    }
-
-    /// The shard has no connection left and serves only requests of other shards. Called once.
-    pub fn quiet(&self) {
-        self.report(ShardState::Quiet);
     }
 
     /// The shard has flushed and synced everything.
@@ -224,7 +214,7 @@ async fn serve_until_stopped(
                     on_serving.take().expect("each shard becomes ready once")();
                 }
             }
-            ShardState::Quiet | ShardState::Drained => return Err(ended_early(report.shard)),
+            ShardState::Drained => return Err(ended_early(report.shard)),
             ShardState::Failed(text) => return Err(failed(report.shard, text)),
         }
     }
@@ -244,7 +234,6 @@ async fn drain(
     let waited_max = Duration::from_millis(plan.drain_ms_max) + DRAIN_MARGIN;
     let timeout = tokio::time::sleep(waited_max);
     tokio::pin!(timeout);
-    let mut noisy = state.shards;
     let mut missing = state.shards;
     while missing > 0 {
         let report = tokio::select! {
@@ -260,12 +249,6 @@ async fn drain(
         };
         match report.state {
             ShardState::Ready => {} // recovered while the signal came
-            ShardState::Quiet => {
-                noisy -= 1;
-                if noisy == 0 {
-                    state.ports.borrow().iter().for_each(|port| port.stop());
-                }
-            }
             ShardState::Drained => missing -= 1,
             ShardState::Failed(text) => return Err(failed(report.shard, text)),
         }
@@ -321,7 +304,7 @@ impl StopSignals {
     }
 }
 
-/// Ready, quiet, and drained or failed.
+/// Ready, drained or failed, and one to spare.
 const REPORTS_PER_SHARD: usize = 3;
 /// Beyond the shards' own limit: closing, the last sync.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
