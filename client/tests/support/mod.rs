@@ -37,6 +37,8 @@ pub(crate) struct FakeServer {
     pub(crate) unknown: BTreeSet<Recipient>,
     /// Whether a Send is processed, but its answer is lost.
     pub(crate) is_mute: bool,
+    /// The same for single Sends.
+    pub(crate) lost_answers: BTreeSet<SendSeq>,
     pub(crate) sends_seen: Vec<(SendSeq, bool)>,
     pub(crate) hellos: Vec<(InstallId, MailboxId, Seq)>,
 }
@@ -59,6 +61,7 @@ impl FakeServer {
             full: BTreeSet::new(),
             unknown: BTreeSet::new(),
             is_mute: false,
+            lost_answers: BTreeSet::new(),
             sends_seen: Vec::new(),
             hellos: Vec::new(),
         }
@@ -103,7 +106,7 @@ impl FakeServer {
                 Some(Request::Send(send)) => {
                     let send_seq = send.send_seq;
                     let outcome = self.take(conn, send);
-                    if !self.is_mute {
+                    if !self.is_mute && !self.lost_answers.contains(&send_seq) {
                         put_outcome(out, send_seq, &outcome);
                     }
                 }
