@@ -91,6 +91,7 @@ impl Seat {
                 })
                 .transpose()?;
         let verifier = Arc::clone(&plan.verifier);
+        let name = format!("shard-{}", self.shard);
         let run = move || {
             let Self { shard, core, group, queues, listeners, acceptor, mut voice } = self;
             if let Err(error) = host::pin_to_core(core) {
@@ -116,10 +117,7 @@ impl Seat {
             );
             while shard.turn() == Turn::Continue {}
         };
-        thread::Builder::new()
-            .name(format!("shard-{}", self.voice.shard()))
-            .spawn(run)
-            .map_err(ShardStartFault::Thread)
+        thread::Builder::new().name(name).spawn(run).map_err(ShardStartFault::Thread)
     }
 }
 
@@ -132,10 +130,6 @@ struct Voice {
 }
 
 impl Voice {
-    fn shard(&self) -> u16 {
-        self.reporter.as_ref().map_or(0, ShardReporter::shard)
-    }
-
     fn tell(&mut self, event: ShardEvent) {
         match event {
             ShardEvent::Ready { .. } => {

@@ -81,7 +81,7 @@ impl Entry {
     }
 
     /// The same entry in a copy of its record.
-    pub(crate) fn moved(&self, place: Place, length: u32, mailboxes: u32) -> Self {
+    fn moved(&self, place: Place, length: u32, mailboxes: u32) -> Self {
         let length_bits = self.length_bits();
         let upper = if self.is_message() { mailboxes } else { self.upper() };
         let tag = self.packed >> TAG_SHIFT;
@@ -157,9 +157,27 @@ impl Mailbox {
         Some(entry)
     }
 
+    /// The entry's record was copied to `place`; the entry before and after.
+    pub(crate) fn relocate(
+        &mut self,
+        seq: u64,
+        place: Place,
+        length: u32,
+        mailboxes: u32,
+    ) -> Option<(Entry, Entry)> {
+        let position = self.position(seq)?;
+        let old = self.entries[position];
+        let new = old.moved(place, length, mailboxes);
+        self.entries[position] = new;
+        self.discount(&old);
+        self.count(&new);
+        Some((old, new))
+    }
+
     /// Removes the oldest entry if it is at or before `up_to`.
     pub(crate) fn pop(&mut self, up_to: u64) -> Option<Entry> {
-        let entry = self.entries.pop_front_if(|entry| entry.seq <= up_to)?;
+        self.entries.front().filter(|entry| entry.seq <= up_to)?;
+        let entry = self.entries.pop_front()?;
         self.discount(&entry);
         Some(entry)
     }

@@ -215,9 +215,9 @@ impl Store {
         match moved {
             Moved::Entry { mailbox, seq, place, length, mailboxes } => {
                 let Some(queue) = self.mailboxes.get_mut(&mailbox) else { return };
-                let Some(old) = queue.remove(seq) else { return };
-                let new = old.moved(place, length, mailboxes);
-                queue.insert(new);
+                let Some((old, new)) = queue.relocate(seq, place, length, mailboxes) else {
+                    return;
+                };
                 self.log.sub_live(old.place.segment, old.share());
                 self.log.add_live(place.segment, new.share());
             }

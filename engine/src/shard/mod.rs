@@ -121,6 +121,8 @@ pub struct Shard<R> {
     random: Random,
     metrics: ShardMetrics,
     events: Box<dyn FnMut(ShardEvent) + Send>,
+    /// The first turn has been made: from then on something always leads to the next one.
+    started: bool,
     ready: bool,
     failed: bool,
 }
@@ -158,6 +160,7 @@ impl<R: Ring> Shard<R> {
             random,
             metrics: ShardMetrics::default(),
             events,
+            started: false,
             ready: false,
             failed: false,
             config,
@@ -176,6 +179,7 @@ impl<R: Ring> Shard<R> {
         self.flush();
         self.arm_receives();
         self.arm_accept();
+        self.started = true;
         if self.failed {
             Turn::Failed
         } else if self.is_finished() {
@@ -202,7 +206,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn wait_ns(&self) -> u64 {
-        if !self.dirty.is_empty() || !self.rearm.is_empty() {
+        if !self.started || !self.dirty.is_empty() || !self.rearm.is_empty() {
             return 0;
         }
         let now_ms = self.time.now_ms;
