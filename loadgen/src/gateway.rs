@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rand::random_range;
 
 use crate::host::{filesystem, is_memory_filesystem};
 use crate::report::ServerUse;
@@ -80,30 +81,51 @@ impl Gateway {
             Stop::Drain => {
                 terminate(&self.child)?;
                 let status = self.wait_exit(STOP_TIME_MAX)?;
-                ensure!(status.success(), "the gateway ended with {status}\n{}", self.log_tail());
+                ensure!(
+                    status.success(),
+                    "the gateway ended with {status}\n{}",
+                    self.log_end(LOG_END_LINES)
+                );
             }
         }
         Ok(started.elapsed())
     }
 
     /// Starts the process again on the same store and says how long it took until it was ready.
+    /// While its port is in use it tries again, as a supervisor does: the kernel may still be
+    /// closing the sockets of a killed ring.
     pub fn restart(&mut self) -> Result<Duration> {
         let started = Instant::now();
-        self.child = spawn(&self.binary, self.data())?;
-        self.wait_ready()?;
-        Ok(started.elapsed())
+        loop {
+            self.child = spawn(&self.binary, self.data())?;
+            match self.wait_ready() {
+                Ok(()) => return Ok(started.elapsed()),
+                Err(_)
+                    if started.elapsed() < RESTART_TIME_MAX
+                        && self.log_end(LOG_END_LINES).contains("is in use") =>
+                {
+                    sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + READY_TIME_MAX;
         loop {
             if let Some(status) = self.child.try_wait().context("ask for the gateway's status")? {
-                bail!("the gateway ended at start with {status}\n{}", self.log_tail());
+                let log = self.log_end(LOG_END_LINES);
+                bail!("the gateway ended at start with {status}\n{log}");
             }
             if http_get(self.admin, "/readyz").is_ok() {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "the gateway is not ready\n{}", self.log_tail());
+            ensure!(
+                Instant::now() < deadline,
+                "the gateway is not ready\n{}",
+                self.log_end(LOG_END_LINES)
+            );
             sleep(Duration::from_millis(2));
         }
     }
@@ -117,16 +139,16 @@ impl Gateway {
             ensure!(
                 Instant::now() < deadline,
                 "the gateway did not end within {time_max:?} after SIGTERM\n{}",
-                self.log_tail()
+                self.log_end(LOG_END_LINES)
             );
             sleep(Duration::from_millis(2));
         }
     }
 
-    fn log_tail(&self) -> String {
+    fn log_end(&self, line_count: usize) -> String {
         let text = fs::read_to_string(self.data().join(LOG_FILE)).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+        lines[lines.len().saturating_sub(line_count)..].join("\n")
     }
 }
 
@@ -261,10 +283,16 @@ fn temporary_directory() -> Result<tempfile::TempDir> {
         .with_context(|| format!("make a directory in {}", place.display()))
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, below the range of ephemeral ports: while the gateway is
+/// down, a client that is given the target's own port as its source would connect to itself, and
+/// keep the port from the gateway.
 fn free_port() -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("bind to loopback")?;
-    listener.local_addr().context("ask for the port")
+    (0..FREE_PORT_TRIES)
+        .find_map(|_| {
+            let port = random_range(FREE_PORTS);
+            TcpListener::bind(("127.0.0.1", port)).ok()?.local_addr().ok()
+        })
+        .context("no free port on loopback")
 }
 
 /// One GET over HTTP/1.1; the body of a 200.
@@ -316,8 +344,11 @@ fn allocated_bytes(path: &Path) -> u64 {
 const CONFIG_FILE: &str = "ringpost.toml";
 const LOG_FILE: &str = "gateway.log";
 const STORE_DIRECTORY: &str = "store";
-const LOG_TAIL_LINES: usize = 20;
+const LOG_END_LINES: usize = 20;
+const FREE_PORTS: std::ops::Range<u16> = 20_000..32_000;
+const FREE_PORT_TRIES: usize = 1_000;
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
+const RESTART_TIME_MAX: Duration = Duration::from_secs(15);
 const STOP_TIME_MAX: Duration = Duration::from_secs(60);
 const HTTP_TIME_MAX: Duration = Duration::from_secs(5);
 const HTTP_BYTES_MAX: u64 = 16 * 1024 * 1024;

@@ -64,7 +64,7 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
     let mut kills = plan.kill_times().into_iter().peekable();
     let mut restarts = Vec::new();
     let started = Instant::now();
-    let measures = load(&fleet, plan, pauses, threads, |delivered| {
+    let loaded = load(&fleet, plan, pauses, threads, |delivered| {
         if let (Some(own), Some(_)) =
             (server.own(), kills.next_if(|&time| time <= started.elapsed()))
         {
@@ -74,9 +74,11 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
             progress.set_length(delivered);
         }
         progress.set_position(delivered);
-    })?;
+    });
     progress.finish_and_clear();
+    // A gateway that did not come back explains why the clients gave up.
     let restarts = restarts.into_iter().collect::<Result<Vec<Duration>>>()?;
+    let measures = loaded?;
     let after = server.read_use();
     // A new process counts its CPU time from zero.
     let before = before.filter(|_| restarts.is_empty());
