@@ -1,0 +1,22 @@
+//! End to end: the real binaries, real sockets, the real client library.
+//!
+//! Waits are bounded and generous; no test depends on how fast anything is. Tests that need more
+//! than the toolchain and a C compiler, or minutes, are ignored here and run by `.ci/run`.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(unreachable_pub, reason = "the modules of one binary")]
+
+mod support;
+
+mod exchange;
+mod offline;
+mod kill;
+mod drain;
+mod devices;
+mod full;
+mod faults;
+mod tls;
+mod openssl;
+mod refusal;
+mod admin;
+mod chat;

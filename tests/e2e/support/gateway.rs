@@ -1,0 +1,242 @@
+//! One gateway: its directory, its process, its end.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc;
+
+use tempfile::TempDir;
+
+use super::binaries::binaries;
+use super::keys::Keys;
+use super::{PATIENCE, wait_until};
+
+/// What differs from a small gateway with two shards.
+#[derive(Clone)]
+pub struct Settings {
+    pub shards: u16,
+    pub mailbox_records_max: u32,
+    pub drain_ms_max: u64,
+    pub reconnect_jitter_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            shards: 2,
+            mailbox_records_max: 1000,
+            drain_ms_max: 10_000,
+            reconnect_jitter_ms: 100,
+        }
+    }
+}
+
+pub struct Gateway {
+    directory: TempDir,
+    pub keys: Keys,
+    settings: Settings,
+    running: Option<Running>,
+    /// The first start takes free ports, later ones the same again: clients come back to them.
+    listen: SocketAddr,
+    admin: SocketAddr,
+}
+
+struct Running {
+    child: Child,
+}
+
+impl Gateway {
+    pub fn start(settings: Settings) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = Keys::prepare(directory.path());
+        // An address of its own: nobody else takes its port while it is down.
+        let free_port = SocketAddr::from((own_address(), 0));
+        let mut gateway = Self {
+            directory,
+            keys,
+            settings,
+            running: None,
+            listen: free_port,
+            admin: free_port,
+        };
+        gateway.restart();
+        gateway
+    }
+
+    /// Starts it again on the same data and addresses.
+    pub fn restart(&mut self) {
+        assert!(self.running.is_none(), "it still runs");
+        std::fs::write(self.config_path(), self.config()).unwrap();
+        let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
+        let mut child = Command::new(&binaries().gateway)
+            .args(["serve", "--config"])
+            .arg(self.config_path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let announced = read_announcement(&mut child);
+        self.running = Some(Running { child });
+        let Some((listen, admin)) = announced else {
+            panic!("the gateway did not start:\n{}", self.log());
+        };
+        (self.listen, self.admin) = (listen, admin);
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.directory.path().join("ringpost.toml")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        let mut running = self.running.take().expect("it runs");
+        running.child.kill().unwrap();
+        running.child.wait().unwrap();
+    }
+
+    /// SIGTERM; gives the status it ended with.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.wait()
+    }
+
+    pub fn terminate(&self) {
+        let running = self.running.as_ref().expect("it runs");
+        terminate(&running.child);
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let running = self.running.as_mut().expect("it runs");
+        let status = wait_for_exit(&mut running.child);
+        self.running = None;
+        status
+    }
+
+    pub fn config(&self) -> String {
+        let Settings { shards, mailbox_records_max, drain_ms_max, reconnect_jitter_ms } =
+            self.settings;
+        let Self { listen, admin, .. } = self;
+        let mut text = String::new();
+        write!(
+            text,
+            "listen = \"{listen}\"\n\
+             admin_listen = \"{admin}\"\n\
+             data_dir = \"store\"\n\
+             shards = {shards}\n\
+             tls = {{ certificate_path = \"cert.pem\", key_path = \"key.pem\" }}\n\
+             auth = {{ jwks_path = \"jwks.json\" }}\n\
+             limits = {{ mailbox_records_max = {mailbox_records_max} }}\n\
+             storage = {{ segment_bytes = 4194304 }}\n\
+             drain = {{ drain_ms_max = {drain_ms_max}, \
+             reconnect_jitter_ms = {reconnect_jitter_ms} }}\n\
+             log = {{ filter = \"debug\" }}\n"
+        )
+        .unwrap();
+        text
+    }
+
+    /// GET on the admin endpoint: status and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect_timeout(&self.admin, PATIENCE).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: ringpost\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Sum of a metric over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (status, body) = self.get("/metrics");
+        assert_eq!(status, 200);
+        let is_of = |line: &&str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+        };
+        let lines: Vec<&str> = body.lines().filter(is_of).collect();
+        assert!(!lines.is_empty(), "no metric {name} in\n{body}");
+        lines.iter().map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            // It may have ended by itself.
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let start = log.len().saturating_sub(LOG_TAIL_BYTES);
+            let tail = log.get(start..).unwrap_or(&log);
+            eprintln!("--- end of the gateway's log ---\n{tail}\n--- that was the log ---");
+        }
+    }
+}
+
+/// SIGTERM without unsafe code, from the shell that every system has.
+pub fn terminate(child: &Child) {
+    let status = Command::new("sh").args(["-c", "kill -TERM $0", &child.id().to_string()]).status();
+    assert!(status.unwrap().success(), "the process is gone");
+}
+
+pub fn wait_for_exit(child: &mut Child) -> ExitStatus {
+    wait_until("the process ends", || child.try_wait().unwrap())
+}
+
+/// `None`: it ended without one.
+pub fn read_announcement(child: &mut Child) -> Option<(SocketAddr, SocketAddr)> {
+    let stdout = child.stdout.take().expect("piped");
+    let (found, announcement) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Reads on after the line was found, so that the gateway never writes into a closed pipe.
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if let Some(rest) = line.strip_prefix("listening on ") {
+                let (listen, admin) = rest.split_once(", admin on http://").unwrap();
+                let _ = found.send((listen.parse().unwrap(), admin.parse().unwrap()));
+            }
+        }
+    });
+    match announcement.recv_timeout(PATIENCE) {
+        Ok(addresses) => Some(addresses),
+        Err(mpsc::RecvTimeoutError::Disconnected) => None,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("no announcement within {PATIENCE:?}"),
+    }
+}
+
+/// A loopback address that no other gateway of these tests uses, nor any outgoing connection.
+pub fn own_address() -> Ipv4Addr {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let number = u8::try_from(NEXT.fetch_add(1, Ordering::Relaxed)).expect("few gateways");
+    Ipv4Addr::new(127, 64 | high >> 2, low, number)
+}
+
+const LOG_TAIL_BYTES: usize = 6000;
