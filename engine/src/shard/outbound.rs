@@ -132,7 +132,7 @@ impl<R: Ring> Shard<R> {
         let phase = std::mem::replace(&mut conn.phase, Phase::Closing(closing));
         conn.blocked = None;
         conn.input.clear();
-        conn.transport.close();
+        conn.transport.close(&mut conn.out);
         if let Phase::Open { device } | Phase::Registering { device } = phase {
             self.detach(device, key);
         }

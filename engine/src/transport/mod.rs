@@ -91,10 +91,11 @@ impl Transport {
         }
     }
 
-    /// Queues the end of our direction (close_notify, RFC 8446 section 6.1).
-    pub fn close(&mut self) {
+    /// Queues the end of our direction (close_notify, RFC 8446 section 6.1) behind `last`, which it
+    /// takes, or leaves to be sealed where nothing marks the end: a peer reads nothing behind it.
+    pub fn close(&mut self, last: &mut Vec<u8>) {
         match self {
-            Self::Tls(tls) => tls.close(),
+            Self::Tls(tls) => tls.close(last),
             #[cfg(feature = "plain-transport")]
             Self::Plain(_) => {}
         }

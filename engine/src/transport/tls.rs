@@ -120,13 +120,7 @@ impl Tls {
     }
 
     pub(super) fn seal(&mut self, plaintext: &[u8], ciphertext: &mut Vec<u8>) {
-        if !plaintext.is_empty() {
-            let taken = self.connection.writer().write(plaintext);
-            assert!(
-                matches!(taken, Ok(length) if length == plaintext.len()),
-                "the writer of a connection without a buffer limit takes everything"
-            );
-        }
+        self.write(plaintext);
         while self.connection.wants_write() {
             let written = self.connection.write_tls(ciphertext);
             assert!(written.is_ok(), "writing into memory");
@@ -137,8 +131,21 @@ impl Tls {
         self.connection.wants_write()
     }
 
-    pub(super) fn close(&mut self) {
+    pub(super) fn close(&mut self, last: &mut Vec<u8>) {
+        self.write(last);
+        last.clear();
         self.connection.send_close_notify();
+    }
+
+    fn write(&mut self, plaintext: &[u8]) {
+        if plaintext.is_empty() {
+            return;
+        }
+        let taken = self.connection.writer().write(plaintext);
+        assert!(
+            matches!(taken, Ok(length) if length == plaintext.len()),
+            "the writer of a connection without a buffer limit takes everything"
+        );
     }
 }
 
