@@ -90,6 +90,7 @@ impl<R: Ring> Shard<R> {
                 tracing::info!(shard = self.id, ?report, "store opened");
                 self.home = Some(Home::new(store, disk));
                 self.become_ready();
+                self.handle_early();
             }
             Err(fault) => self.fail_store(fault.to_string()),
         }

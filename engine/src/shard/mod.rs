@@ -22,6 +22,7 @@ mod wheel;
 mod drain;
 mod home;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -116,6 +117,8 @@ pub struct Shard<R> {
     opener: Option<Opener>,
     home: Option<Home>,
     mesh: Mesh,
+    /// Requests of shards that opened their store before this one has. Credits bound them.
+    early: Vec<(u16, MeshMessage)>,
     waiters: Waiters,
     drain: Option<Drain>,
     random: Random,
@@ -154,7 +157,9 @@ impl<R: Ring> Shard<R> {
             plaintext: BytesMut::new(),
             opener,
             home: None,
-            waiters: (0..mesh.shards()).map(|_| std::collections::VecDeque::new()).collect(),
+            early: Vec::new(),
+            deferred: VecDeque::new(),
+            waiters: (0..mesh.shards()).map(|_| VecDeque::new()).collect(),
             mesh,
             drain: None,
             random,
@@ -206,7 +211,11 @@ impl<R: Ring> Shard<R> {
     }
 
     fn wait_ns(&self) -> u64 {
-        if !self.started || !self.dirty.is_empty() || !self.rearm.is_empty() {
+        if !self.started
+            || self.ready && !self.deferred.is_empty()
+            || !self.dirty.is_empty()
+            || !self.rearm.is_empty()
+        {
             return 0;
         }
         let now_ms = self.time.now_ms;
@@ -246,9 +255,18 @@ impl<R: Ring> Shard<R> {
             let Some(inbound) = self.mesh.pop() else { return };
             match (inbound.from, inbound.message) {
                 (_, MeshMessage::Control(request)) => self.handle_control(request),
+                (Source::Shard(from), message) if self.opener.is_some() => {
+                    self.early.push((from, message));
+                }
                 (Source::Shard(from), message) => self.handle_mesh(from, message),
                 (Source::Control, _) => unreachable!("control makes control requests"),
             }
+        }
+    }
+
+    pub(super) fn handle_early(&mut self) {
+        for (from, message) in std::mem::take(&mut self.early) {
+            self.handle_mesh(from, message);
         }
     }
 
