@@ -36,7 +36,7 @@ impl<R: Ring> Shard<R> {
             }
             Err(refusal) => {
                 if refusal.is_retryable() {
-                    self.metrics.bound_hits.add(Bound::MailboxRecords);
+                    self.metrics.bound_hits.add(bound_of(&refusal));
                     if remote {
                         home.blocks.arm(&request, &refusal);
                     }
@@ -92,7 +92,12 @@ impl Home {
         if deposited.full.is_empty() {
             return Err(unknown);
         }
-        Err(rejected(RejectCode::MailboxFull, Some(MAILBOX_FULL_RETRY_MS)))
+        let code = if deposited.any_mailbox_full {
+            RejectCode::MailboxFull
+        } else {
+            RejectCode::SenderShare
+        };
+        Err(rejected(code, Some(MAILBOX_FULL_RETRY_MS)))
     }
 
     fn store_envelope(
@@ -104,12 +109,16 @@ impl Home {
         deposited: &mut Deposited,
     ) {
         let sender_hash = request.from.hash32();
-        let (free, full): (Vec<_>, Vec<_>) = devices.iter().partition(|&&index| {
-            let room = self.store.room(self.device(index).mailbox, sender_hash, envelope.len());
-            room == Room::Free
-        });
-        for index in full {
-            deposited.skip(&request.to, &self.device(index).address.device, SkipReason::Full);
+        let mut free = Vec::with_capacity(devices.len());
+        for &index in devices {
+            let device = self.device(index);
+            let room = self.store.room(device.mailbox, sender_hash, envelope.len());
+            if room == Room::Free {
+                free.push(index);
+                continue;
+            }
+            deposited.any_mailbox_full |= room == Room::Full;
+            deposited.skip(&request.to, &device.address.device, SkipReason::Full);
             deposited.full.push(index);
         }
         if free.is_empty() {
@@ -144,8 +153,10 @@ impl Home {
 struct Deposited {
     /// Devices that got something.
     fresh: Vec<DeviceIndex>,
-    /// Devices whose mailbox had no room.
+    /// Devices whose mailbox had no room for this sender.
     full: Vec<DeviceIndex>,
+    /// One of them has no room for anybody.
+    any_mailbox_full: bool,
     skipped: Vec<(UserId, DeviceId, SkipReason)>,
     /// The store took something no more.
     overloaded: bool,
@@ -154,6 +165,14 @@ struct Deposited {
 impl Deposited {
     fn skip(&mut self, user: &UserId, device: &DeviceId, reason: SkipReason) {
         self.skipped.push((user.clone(), device.clone(), reason));
+    }
+}
+
+fn bound_of(refusal: &Outcome) -> Bound {
+    match refusal {
+        Outcome::Rejected { code: RejectCode::SenderShare, .. } => Bound::SenderShare,
+        Outcome::Rejected { code: RejectCode::Overloaded, .. } => Bound::UnsyncedRecords,
+        _ => Bound::MailboxRecords,
     }
 }
 
