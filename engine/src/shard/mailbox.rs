@@ -279,12 +279,12 @@ impl<R: Ring> Shard<R> {
             };
             match home.store.read(device.mailbox, seq) {
                 ReadStart::Ready(record) => {
-                    let latency_ms = sent_at_ms(&record)
-                        .map(|sent_at_ms| self.time.unix_ms.saturating_sub(sent_at_ms));
-                    attached.put(&mut conn.session, &mut conn.out, seq, &record);
-                    if let Some(latency_ms) = latency_ms {
+                    let unix_ms = self.time.unix_ms;
+                    let waited_ms =
+                        attached.put(&mut conn.session, &mut conn.out, seq, &record, unix_ms);
+                    if let Some(waited_ms) = waited_ms {
                         self.metrics.messages_delivered += 1;
-                        self.metrics.time_to_delivery.observe(latency_ms * 1_000_000);
+                        self.metrics.time_to_delivery.observe(waited_ms * 1_000_000);
                     }
                 }
                 ReadStart::Pending(id) => {
@@ -319,12 +319,13 @@ impl<R: Ring> Shard<R> {
         if let (Some(conn), Some(seq)) = (self.conns.get_mut(key), seq) {
             match result {
                 Ok(record) if conn.device().is_some() => {
-                    if let Some(sent_at_ms) = sent_at_ms(&record) {
-                        let latency_ms = self.time.unix_ms.saturating_sub(sent_at_ms);
+                    let unix_ms = self.time.unix_ms;
+                    let waited_ms =
+                        attached.put(&mut conn.session, &mut conn.out, seq, &record, unix_ms);
+                    if let Some(waited_ms) = waited_ms {
                         self.metrics.messages_delivered += 1;
-                        self.metrics.time_to_delivery.observe(latency_ms * 1_000_000);
+                        self.metrics.time_to_delivery.observe(waited_ms * 1_000_000);
                     }
-                    attached.put(&mut conn.session, &mut conn.out, seq, &record);
                     self.mark_dirty(key);
                 }
                 Ok(_) => {}
@@ -336,15 +337,22 @@ impl<R: Ring> Shard<R> {
 }
 
 impl Attached {
-    /// Encodes the next entry of the mailbox and notes what its acknowledgement will set off.
+    /// Encodes the next entry of the mailbox and notes what its acknowledgement will set off. Gives
+    /// how long a message has waited; one that waited too long goes out as a gap.
     fn put(
         &mut self,
         session: &mut ServerSession,
         out: &mut Vec<u8>,
         seq: Seq,
         record: &StoredRecord,
-    ) {
+        unix_ms: u64,
+    ) -> Option<u64> {
+        let mut waited_ms = None;
         let source = match record {
+            StoredRecord::Message(message) if message.expires_at_ms <= unix_ms => {
+                session.gap(out, seq, message::GapReason::Expired, message.group.as_deref());
+                None
+            }
             StoredRecord::Message(message) => {
                 let head = DeliverHead {
                     seq,
@@ -357,6 +365,7 @@ impl Attached {
                     urgent: message.urgent,
                 };
                 session.deliver(out, &head, &message.envelope);
+                waited_ms = Some(unix_ms.saturating_sub(message.sent_at_ms));
                 Some(Source::of(message))
             }
             StoredRecord::Receipt(receipt) => {
@@ -381,12 +390,6 @@ impl Attached {
         };
         self.cursor = seq;
         self.unacked.push_back(Unacked { seq, source });
-    }
-}
-
-fn sent_at_ms(record: &StoredRecord) -> Option<u64> {
-    match record {
-        StoredRecord::Message(message) => Some(message.sent_at_ms),
-        StoredRecord::Receipt(_) | StoredRecord::Gap { .. } => None,
+        waited_ms
     }
 }
