@@ -158,7 +158,6 @@ impl<R: Ring> Shard<R> {
             opener,
             home: None,
             early: Vec::new(),
-            deferred: VecDeque::new(),
             waiters: (0..mesh.shards()).map(|_| VecDeque::new()).collect(),
             mesh,
             drain: None,
@@ -211,11 +210,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn wait_ns(&self) -> u64 {
-        if !self.started
-            || self.ready && !self.deferred.is_empty()
-            || !self.dirty.is_empty()
-            || !self.rearm.is_empty()
-        {
+        if !self.started || !self.dirty.is_empty() || !self.rearm.is_empty() {
             return 0;
         }
         let now_ms = self.time.now_ms;
