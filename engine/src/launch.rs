@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use ringpost_protocol::message::Limits;
-use ringpost_ring::net::ListenerGroup;
+use ringpost_ring::net::{ListenFault, ListenerGroup};
 use ringpost_ring::{Group, Uring, UringConfig, host};
 use ringpost_storage::{SegmentId, StoreConfig};
 use tokio::sync::oneshot;
@@ -25,6 +26,9 @@ use crate::transport::tls::ServerConfig;
 
 /// Connections that the kernel holds for a shard that is behind with accepting.
 const LISTEN_BACKLOG: u32 = 4096;
+/// How long a port that is in use is tried again, and how often.
+const LISTEN_RETRY_MAX: Duration = Duration::from_secs(2);
+const LISTEN_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Starts `plan.shards` threads and returns at once: each opens its store on its own time and
 /// reports itself ready.
@@ -34,7 +38,7 @@ pub fn start_shards(
 ) -> Result<Shards, ShardStartFault> {
     let group = Group::new(plan.shards).map_err(ShardStartFault::Thread)?;
     let queues = Queues::new(group.clone());
-    let listeners = Arc::new(ListenerGroup::bind(plan.config.listen, plan.shards, LISTEN_BACKLOG)?);
+    let listeners = Arc::new(listen(&plan)?);
     let tls = ServerConfig::new(plan.certificates.clone(), plan.key.clone_key())?;
     let quiet = Arc::new(AtomicU16::new(0));
     let cores = host::usable_cores().map_err(ShardStartFault::Thread)?;
@@ -61,6 +65,20 @@ pub fn start_shards(
         .map(|shard| Box::new(Port { shard, queues: queues.clone() }) as Box<dyn ShardPort>)
         .collect();
     Ok(Shards { listen: listeners.address(), ports, threads })
+}
+
+/// Binds the listeners of all shards. The kernel closes the sockets of a killed gateway's rings a
+/// moment after its process is gone, so a supervisor's restart gets a short second chance.
+fn listen(plan: &ShardPlan) -> Result<ListenerGroup, ListenFault> {
+    let started = Instant::now();
+    loop {
+        match ListenerGroup::bind(plan.config.listen, plan.shards, LISTEN_BACKLOG) {
+            Err(ListenFault::InUse { .. }) if started.elapsed() < LISTEN_RETRY_MAX => {
+                thread::sleep(LISTEN_RETRY_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// What one shard's thread is made from.

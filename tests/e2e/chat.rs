@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 
+use crate::support::PATIENCE;
 use crate::support::binaries::binaries;
 use crate::support::gateway::{own_address, read_announcement, terminate, wait_for_exit};
 use crate::support::peer::Place;
-use crate::support::PATIENCE;
 
 /// Ends the process with the test.
 struct Guard(Child);

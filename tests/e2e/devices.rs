@@ -30,7 +30,8 @@ async fn a_newer_connection_of_a_device_wins() {
     newer.wait("replaced in turn", |seen| seen.count(&Status::Replaced) == 1).await;
     older.wait("connected again", |seen| seen.count(&Status::Connected) == 2).await;
     alice.send("bob", "to the older again").await;
-    let texts = older.wait("the last", |seen| seen.texts().ends_with(&["to the older again".into()]));
+    let texts =
+        older.wait("the last", |seen| seen.texts().ends_with(&["to the older again".into()]));
     assert_eq!(texts.await.messages.len(), 2);
     assert_eq!(newer.close().await.messages.len(), 20);
 }

@@ -37,7 +37,8 @@ async fn a_drain_under_load_keeps_everything() {
             stop.set();
         };
         let (count, ()) = tokio::join!(load, restart);
-        let before = bob.seen().texts().iter().filter(|t| !t.starts_with(&format!("{round} "))).count();
+        let before =
+            bob.seen().texts().iter().filter(|t| !t.starts_with(&format!("{round} "))).count();
         alice.wait_sent(before + count).await;
         bob.wait_messages(before + count).await;
         let texts = bob.seen().texts();

@@ -28,7 +28,8 @@ async fn kill_rounds(rounds: usize, seed: u64) {
     let mut gateway = Gateway::start(Settings::default());
     let place = Place::new();
     // Each sends to the next one: both directions of the mesh, and shards by themselves.
-    let users: Vec<String> = [0, 0, 1, 1].map(|shard| user_at(shard, 2, &format!("s{shard}")))
+    let users: Vec<String> = [0, 0, 1, 1]
+        .map(|shard| user_at(shard, 2, &format!("s{shard}")))
         .into_iter()
         .enumerate()
         .map(|(number, user)| unique(&user, number))

@@ -41,8 +41,7 @@ fn a_session_resumes_on_whichever_shard_accepts() {
         let user = user_at(attempt % 2, 2, "alice");
         raw.hello(&gateway.keys.token(&user, "phone"), "phone");
         raw.expect_welcome();
-        let expected =
-            if attempt == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed };
+        let expected = if attempt == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed };
         assert_eq!(raw.tls().handshake_kind(), Some(expected), "attempt {attempt}");
     }
     assert!(gateway.metric("ringpost_moves_total") > 0.0, "some were accepted elsewhere");

@@ -238,6 +238,9 @@ async fn drain(
     while missing > 0 {
         let report = tokio::select! {
             name = stop.next() => {
+                if started.elapsed() < SIGNAL_REPEAT_MAX {
+                    continue;
+                }
                 warn!("{name}: ending without waiting for {missing} shards");
                 return Err(ControlFault::Interrupted);
             }
@@ -308,6 +311,8 @@ impl StopSignals {
 const REPORTS_PER_SHARD: usize = 3;
 /// Beyond the shards' own limit: closing, the last sync.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
+/// Supervisors signal a process and its group: what repeats that soon is the same wish.
+const SIGNAL_REPEAT_MAX: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

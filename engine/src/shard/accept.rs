@@ -96,7 +96,10 @@ impl<R: Ring> Shard<R> {
             self.arrive(key, *login);
             return;
         }
-        if !conn.is_flushed() || conn.recv.is_some() {
+        if conn.recv.is_some() {
+            return; // its completion brings the connection back here
+        }
+        if !conn.is_flushed() {
             self.mark_dirty(key);
             return;
         }

@@ -1,7 +1,7 @@
 //! Ciphertext to plaintext to frames to requests.
 
 use bytes::BytesMut;
-use ringpost_protocol::fault::PeerFault;
+use ringpost_protocol::fault::{FrameFault, PeerFault};
 use ringpost_protocol::frame::split_frame;
 use ringpost_protocol::message::Request;
 use ringpost_ring::{Completion, Errno, Lease, Op, Outcome, Ring};
@@ -24,6 +24,9 @@ impl<R: Ring> Shard<R> {
         if !completion.more {
             conn.recv = None;
             self.rearm.push(key);
+            if matches!(conn.phase, Phase::Moving(_)) {
+                self.mark_dirty(key); // it may leave now
+            }
         }
         match completion.result {
             Ok(Outcome::Received(Some(lease))) => self.handle_data(key, lease),
@@ -88,6 +91,10 @@ impl<R: Ring> Shard<R> {
     fn handle_end(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.peer_closed = true;
+        let bytes = conn.input.len();
+        if bytes > 0 && conn.takes_frames() {
+            self.fail(key, &FrameFault::Truncated { bytes }.into());
+        }
         self.begin_close(key);
     }
 

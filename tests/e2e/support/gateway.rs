@@ -55,14 +55,8 @@ impl Gateway {
         let keys = Keys::prepare(directory.path());
         // An address of its own: nobody else takes its port while it is down.
         let free_port = SocketAddr::from((own_address(), 0));
-        let mut gateway = Self {
-            directory,
-            keys,
-            settings,
-            running: None,
-            listen: free_port,
-            admin: free_port,
-        };
+        let mut gateway =
+            Self { directory, keys, settings, running: None, listen: free_port, admin: free_port };
         gateway.restart();
         gateway
     }
@@ -176,9 +170,8 @@ impl Gateway {
     pub fn metric(&self, name: &str) -> f64 {
         let (status, body) = self.get("/metrics");
         assert_eq!(status, 200);
-        let is_of = |line: &&str| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
-        };
+        let is_of =
+            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         let lines: Vec<&str> = body.lines().filter(is_of).collect();
         assert!(!lines.is_empty(), "no metric {name} in\n{body}");
         lines.iter().map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()

@@ -106,7 +106,9 @@ impl Peer {
         match result {
             Ok(Ok(seen)) => seen.clone(),
             Ok(Err(_)) => panic!("{what}: the client has closed; {}", self.seen().summary()),
-            Err(_) => panic!("{what}: {} within {PATIENCE:?}: {}", self.user, self.seen().summary()),
+            Err(_) => {
+                panic!("{what}: {} within {PATIENCE:?}: {}", self.user, self.seen().summary())
+            }
         }
     }
 
