@@ -1,0 +1,120 @@
+//! Disks that run one operation at a time, on the calling thread. The gateway runs them on its
+//! ring; for one batch in flight the order is the same.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use ringpost_storage::{DiskError, DiskErrorKind, DiskOp, DiskOutcome, SegmentId};
+
+/// Runs disk operations to their end.
+pub trait Disk {
+    fn execute(&mut self, op: DiskOp) -> Result<DiskOutcome, DiskError>;
+}
+
+/// Does nothing, at once: what remains is the CPU time of the store. Cannot be read.
+#[derive(Debug, Default)]
+pub struct NullDisk;
+
+/// A directory of segment files.
+#[derive(Debug)]
+pub struct FileDisk {
+    directory: PathBuf,
+    files: HashMap<SegmentId, File>,
+}
+
+impl Disk for NullDisk {
+    fn execute(&mut self, op: DiskOp) -> Result<DiskOutcome, DiskError> {
+        match op {
+            DiskOp::List => Ok(DiskOutcome::Listed(Vec::new())),
+            DiskOp::Read { .. } => unreachable!("nothing is read back here"),
+            _ => Ok(DiskOutcome::Done),
+        }
+    }
+}
+
+impl FileDisk {
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), files: HashMap::new() }
+    }
+
+    fn path(&self, segment: SegmentId) -> PathBuf {
+        self.directory.join(segment.file_name())
+    }
+
+    fn file(&mut self, segment: SegmentId) -> io::Result<&File> {
+        if !self.files.contains_key(&segment) {
+            let file = File::options().read(true).write(true).open(self.path(segment))?;
+            self.files.insert(segment, file);
+        }
+        Ok(&self.files[&segment])
+    }
+
+    fn list(&self) -> io::Result<Vec<(SegmentId, u64)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if let Some(segment) = entry.file_name().to_str().and_then(SegmentId::parse) {
+                found.push((segment, entry.metadata()?.len()));
+            }
+        }
+        Ok(found)
+    }
+
+    fn run(&mut self, op: DiskOp) -> io::Result<DiskOutcome> {
+        match op {
+            DiskOp::List => return self.list().map(DiskOutcome::Listed),
+            DiskOp::Create { segment } => {
+                let mut options = File::options();
+                options.read(true).write(true).create_new(true);
+                self.files.insert(segment, options.open(self.path(segment))?);
+            }
+            DiskOp::Write { segment, offset, data } => {
+                self.file(segment)?.write_all_at(&data, offset)?;
+            }
+            DiskOp::Read { segment, offset, length_bytes } => {
+                let bytes = read_at(self.file(segment)?, offset, length_bytes as usize)?;
+                return Ok(DiskOutcome::Read(bytes));
+            }
+            DiskOp::SyncData { segment } => self.file(segment)?.sync_data()?,
+            DiskOp::SyncAll { segment } => self.file(segment)?.sync_all()?,
+            DiskOp::SyncDir => File::open(&self.directory)?.sync_all()?,
+            DiskOp::Unlink { segment } => {
+                self.files.remove(&segment);
+                fs::remove_file(self.path(segment))?;
+            }
+        }
+        Ok(DiskOutcome::Done)
+    }
+}
+
+impl Disk for FileDisk {
+    fn execute(&mut self, op: DiskOp) -> Result<DiskOutcome, DiskError> {
+        self.run(op).map_err(|error| {
+            let kind = match error.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => DiskErrorKind::Full,
+                _ => DiskErrorKind::Io,
+            };
+            DiskError { kind, text: error.to_string() }
+        })
+    }
+}
+
+/// Short only at the end of the file.
+fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    while filled < length {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes.into())
+}

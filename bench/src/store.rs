@@ -1,0 +1,108 @@
+//! A store and its disk, driven to the point that the gateway waits for.
+
+use bytes::Bytes;
+use ringpost_protocol::id::{DeviceAddress, SendSeq};
+use ringpost_storage::{
+    NewMessage, Opening, RecordNumber, RecoveryReport, Store, StoreConfig, StoreEvent,
+};
+
+use crate::disk::Disk;
+use crate::fixture;
+
+/// An open store on the disk `D`.
+pub struct OpenStore<D> {
+    store: Store,
+    disk: D,
+    from: DeviceAddress,
+    envelope: Bytes,
+    appended: u64,
+    durable_up_to: RecordNumber,
+}
+
+/// Opens what `disk` holds.
+///
+/// # Panics
+/// When it cannot be opened; there is no bench without it.
+pub fn open(disk: &mut impl Disk) -> (Store, RecoveryReport) {
+    let mut opening = Opening::new(StoreConfig::new(0, STORE_ID), HASH_SEED);
+    while let Some((id, op)) = opening.poll_disk() {
+        let result = disk.execute(op);
+        opening.handle_disk(id, result);
+    }
+    opening.finish().expect("the benches keep their directory to themselves")
+}
+
+impl<D: Disk> OpenStore<D> {
+    pub fn new(mut disk: D, envelope_bytes: usize) -> Self {
+        let (store, _) = open(&mut disk);
+        let mut open = Self {
+            store,
+            disk,
+            from: fixture::device(1),
+            envelope: fixture::envelope(envelope_bytes).into(),
+            appended: 0,
+            durable_up_to: RecordNumber(0),
+        };
+        open.prepare();
+        open
+    }
+
+    /// Appends one message, to one mailbox of [`MAILBOXES`] in turn.
+    pub fn append(&mut self) {
+        self.appended += 1;
+        let mailbox = fixture::mailbox(self.appended % MAILBOXES);
+        let message = NewMessage {
+            from: &self.from,
+            install_id: fixture::INSTALL,
+            send_seq: SendSeq(self.appended),
+            sent_at_ms: fixture::UNIX_MS,
+            expires_at_ms: fixture::UNIX_MS + 1,
+            urgent: false,
+            group: None,
+            mailboxes: &[mailbox],
+            envelope: &self.envelope,
+        };
+        self.store.append_message(&message).expect("every batch is committed before the next");
+    }
+
+    /// Runs disk operations until everything appended is durable. The batch in flight comes first;
+    /// writing zeros ahead of the log is left to [`OpenStore::prepare`] where possible.
+    pub fn commit(&mut self) {
+        let target = self.store.last_assigned();
+        while self.durable_up_to < target {
+            assert!(self.step(), "a batch that waits has an operation to run");
+        }
+    }
+
+    /// Runs what is left: zeros ahead of the log. The gateway does it while it waits for work.
+    pub fn prepare(&mut self) {
+        while self.step() {}
+    }
+
+    /// Length of the log.
+    pub fn file_bytes(&self) -> u64 {
+        self.store.stats().file_bytes
+    }
+
+    fn step(&mut self) -> bool {
+        let Some((id, op)) = self.store.poll_disk(NOW_MS) else { return false };
+        let result = self.disk.execute(op);
+        self.store.handle_disk(NOW_MS, id, result);
+        while let Some(event) = self.store.poll_event() {
+            match event {
+                StoreEvent::Durable { up_to } => self.durable_up_to = up_to,
+                StoreEvent::Failed(fault) => panic!("{fault}"),
+                other => panic!("nothing is read or reclaimed here: {other:?}"),
+            }
+        }
+        true
+    }
+}
+
+/// Mailboxes that a bench spreads its messages over.
+pub const MAILBOXES: u64 = 10_000;
+
+const STORE_ID: u64 = 0x5eed;
+const HASH_SEED: u64 = 7;
+/// The clock stands still: no batch is written only because time passed.
+const NOW_MS: u64 = 1;
