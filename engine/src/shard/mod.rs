@@ -117,8 +117,6 @@ pub struct Shard<R> {
     opener: Option<Opener>,
     home: Option<Home>,
     mesh: Mesh,
-    /// What shards that opened their stores earlier have asked for; their credits bound it.
-    deferred: VecDeque<(u16, MeshMessage)>,
     /// Requests of shards that opened their store before this one has. Credits bound them.
     early: Vec<(u16, MeshMessage)>,
     waiters: Waiters,

@@ -13,12 +13,12 @@ pub struct Binaries {
 }
 
 pub fn binaries() -> &'static Binaries {
-    static BINARIES: OnceLock<Binaries> = OnceLock::new();
-    BINARIES.get_or_init(build)
+    static BINARIES: OnceLock<Result<Binaries, String>> = OnceLock::new();
+    BINARIES.get_or_init(build).as_ref().unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 /// Into the target directory, and with the profile, that this test was built with.
-fn build() -> Binaries {
+fn build() -> Result<Binaries, String> {
     let test = std::env::current_exe().unwrap();
     let profile_dir = test.parent().and_then(Path::parent).expect("TARGET/PROFILE/deps/TEST");
     let target_dir = profile_dir.parent().expect("TARGET/PROFILE");
@@ -36,7 +36,10 @@ fn build() -> Binaries {
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .output()
         .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "building the binaries failed:\n{errors}");
-    Binaries { gateway: profile_dir.join("ringpost"), chat: profile_dir.join("ringpost-chat") }
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("building the binaries failed:\n{errors}"));
+    }
+    let binary = |name: &str| profile_dir.join(name);
+    Ok(Binaries { gateway: binary("ringpost"), chat: binary("ringpost-chat") })
 }
