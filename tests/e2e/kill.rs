@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use ringpost_client::SendError;
+use ringpost_client::{Client, SendError, SendOptions};
+use ringpost_protocol::id::UserId;
+use ringpost_protocol::message::{Recipient, SendBody};
 
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
@@ -27,26 +29,19 @@ async fn kill_rounds(rounds: usize, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut gateway = Gateway::start(Settings::default());
     let place = Place::new();
-    // Each sends to the next one: both directions of the mesh, and shards by themselves.
-    let users: Vec<String> = [0, 0, 1, 1]
-        .map(|shard| user_at(shard, 2, &format!("s{shard}")))
-        .into_iter()
-        .enumerate()
-        .map(|(number, user)| unique(&user, number))
-        .collect();
     let mut peers = Vec::new();
-    for user in &users {
-        peers.push(Peer::connect(&gateway, user, "phone", &place.file(user)).await);
+    for (shard, name) in [(0, "alice"), (0, "bob"), (1, "carol"), (1, "dave")] {
+        let user = user_at(shard, 2, name);
+        peers.push(Peer::connect(&gateway, &user, "phone", &place.file(name)).await);
     }
     let stop = Stop::default();
-    let load: Vec<_> = peers
-        .iter()
-        .enumerate()
-        .map(|(number, peer)| {
-            let next = users[(number + 1) % users.len()].clone();
-            tokio::spawn(keep_sending(peer.client.clone(), next, stop.clone()))
-        })
-        .collect();
+    let mut load = Vec::new();
+    for from in &peers {
+        for to in peers.iter().filter(|to| to.user != from.user) {
+            let sending = keep_sending(from.client.clone(), to.user.clone(), stop.clone());
+            load.push((from.user.clone(), to.user.clone(), tokio::spawn(sending)));
+        }
+    }
 
     for round in 0..rounds {
         let up = Duration::from_millis(random.random_range(50..600));
@@ -60,33 +55,45 @@ async fn kill_rounds(rounds: usize, seed: u64) {
 
     stop.set();
     let mut counts = Vec::new();
-    for task in load {
-        counts.push(task.await.unwrap());
+    for (from, to, task) in load {
+        counts.push((from, to, task.await.unwrap()));
     }
-    assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
-    for (number, peer) in peers.iter().enumerate() {
-        peer.wait_sent(counts[number]).await;
-        peer.wait_messages(counts[(number + users.len() - 1) % users.len()]).await;
+    let total = |is_counted: &dyn Fn(&str, &str) -> bool| -> usize {
+        let counted = counts.iter().filter(|(from, to, _)| is_counted(from, to));
+        counted.map(|(_, _, count)| count).sum()
+    };
+    for peer in &peers {
+        peer.wait_sent(total(&|from, _| from == peer.user)).await;
+        peer.wait_messages(total(&|_, to| to == peer.user)).await;
     }
-    for (number, peer) in peers.into_iter().enumerate() {
+    for peer in peers {
+        let user = peer.user.clone();
         let seen = peer.close().await;
-        let count = counts[(number + users.len() - 1) % users.len()];
-        let expected: Vec<String> = (0..count).map(|number| number.to_string()).collect();
-        assert_eq!(seen.texts(), expected, "seed {seed}");
-        assert_eq!(seen.sent.len(), counts[number], "each is answered once, seed {seed}");
-        assert!(seen.refused.is_empty() && seen.gaps.is_empty(), "seed {seed}");
+        for (from, _, count) in counts.iter().filter(|(_, to, _)| *to == user) {
+            assert!(*count > 0, "no load");
+            let got = seen.texts_from(from);
+            let expected = (0..*count).map(|number| number.to_string());
+            let wrong = got.iter().zip(expected).position(|(got, expected)| *got != expected);
+            if let Some(index) = wrong {
+                let around = &got[index.saturating_sub(5)..got.len().min(index + 5)];
+                panic!("{from} to {user}, seed {seed}: wrong at {index}: {around:?}");
+            }
+            assert_eq!(got.len(), *count, "{from} to {user}, seed {seed}");
+        }
+        let sent = total(&|from, _| from == user);
+        assert_eq!(seen.sent.len(), sent, "each is answered once, seed {seed}");
+        assert_eq!((seen.refused, seen.gaps), (vec![], vec![]), "seed {seed}");
     }
-    println!("{counts:?} messages");
+    println!("{} messages", total(&|_, _| true));
 }
 
 /// Numbers to one recipient until told to stop; gives how many.
-async fn keep_sending(client: ringpost_client::Client, to: String, stop: Stop) -> usize {
-    let to = ringpost_protocol::id::UserId::new(&to).unwrap();
+async fn keep_sending(client: Client, to: String, stop: Stop) -> usize {
+    let to = Recipient::User(UserId::new(&to).unwrap());
     let mut count = 0;
     while !stop.is_set() {
-        let body = ringpost_protocol::message::SendBody::Shared(count.to_string().into());
-        let to = ringpost_protocol::message::Recipient::User(to.clone());
-        match client.send(to, body, ringpost_client::SendOptions::default()).await {
+        let body = SendBody::Shared(count.to_string().into());
+        match client.send(to.clone(), body, SendOptions::default()).await {
             Ok(_) => count += 1,
             // Full while the gateway is down.
             Err(SendError::Fault(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -94,10 +101,4 @@ async fn keep_sending(client: ringpost_client::Client, to: String, stop: Stop) -
         }
     }
     count
-}
-
-/// Another user of the same shard for each number.
-fn unique(user: &str, number: usize) -> String {
-    let shard = ringpost_protocol::id::UserId::new(user).unwrap().slot().shard(2);
-    user_at(shard, 2, &format!("user{number}"))
 }
