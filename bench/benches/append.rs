@@ -54,5 +54,6 @@ fn append<D: Disk>(
 }
 
 const ENVELOPE_BYTES: usize = 200;
-/// A store that has grown to this is replaced, so that neither disk nor memory fills up.
-const LOG_BYTES_MAX: u64 = 256 << 20;
+/// A store that has grown to this is replaced. Less than one segment: batches of one record fill a
+/// small part of their block, and reclaim would start to copy them.
+const LOG_BYTES_MAX: u64 = 48 << 20;
