@@ -1,1 +1,4 @@
+//! What the tests of the whole share: the simulated world.
+#![forbid(unsafe_code)]
 
+pub mod sim;

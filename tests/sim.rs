@@ -1,0 +1,78 @@
+//! Whole gateways with their clients, each from one seed. A failure names its seed; replay it with
+//! `RINGPOST_SIM_SEED=N cargo test -p ringpost-tests --test sim -- --nocapture`.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use ringpost_tests::sim::oracle::Violation;
+use ringpost_tests::sim::world::{Keys, Options, Report, World};
+
+/// Seeds that once failed, each with what it found.
+const REGRESSION_SEEDS: &[u64] = &[];
+
+/// Names the seed also when production code panics.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {0} failed; replay it with RINGPOST_SIM_SEED={0}", self.0);
+        }
+    }
+}
+
+fn keys() -> Keys {
+    let directory = tempfile::tempdir().unwrap();
+    Keys::new(directory.path()).unwrap()
+}
+
+fn run(keys: &Keys, seed: u64) -> Report {
+    let _named = Seed(seed);
+    match World::run(seed, keys, Options::default()) {
+        Ok(report) => report,
+        Err(violation) => panic!("seed {seed}: {violation}"),
+    }
+}
+
+/// The seeds that were asked for: one, or `RINGPOST_SIM_SEEDS=A..B`.
+fn chosen_seeds() -> Option<Vec<u64>> {
+    if let Ok(seed) = std::env::var("RINGPOST_SIM_SEED") {
+        return Some(vec![seed.parse().unwrap()]);
+    }
+    let range = std::env::var("RINGPOST_SIM_SEEDS").ok()?;
+    let (first, end) = range.split_once("..").unwrap();
+    Some((first.parse().unwrap()..end.parse().unwrap()).collect())
+}
+
+#[test]
+fn every_promise_is_kept() {
+    let keys = keys();
+    let seeds = chosen_seeds()
+        .unwrap_or_else(|| REGRESSION_SEEDS.iter().copied().chain(0..SEED_COUNT).collect());
+    for seed in seeds {
+        let started = std::time::Instant::now();
+        let report = run(&keys, seed);
+        println!("seed {seed}, {} ms: {report:?}", started.elapsed().as_millis());
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_world_twice() {
+    let keys = keys();
+    for seed in 0..3 {
+        assert_eq!(run(&keys, seed), run(&keys, seed));
+    }
+}
+
+#[test]
+fn without_fdatasync_the_oracle_fails() {
+    let keys = keys();
+    let caught: Vec<(u64, Violation)> = (0..40)
+        .filter_map(|seed| {
+            let options = Options { lie_about_sync: true };
+            World::run(seed, &keys, options).err().map(|violation| (seed, violation))
+        })
+        .collect();
+    println!("{caught:#?}");
+    assert!(!caught.is_empty());
+}
+
+const SEED_COUNT: u64 = 24;

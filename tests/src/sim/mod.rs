@@ -1,0 +1,19 @@
+//! A whole gateway with its clients in one thread, from one seed.
+//!
+//! The shards, stores, client sessions and client ledgers are the production code. What is below
+//! them is not: [`clock`] time, [`net`] the network, [`disk`] a file system that forgets un-synced
+//! writes, [`ring`] the completions. [`faults`] says what goes wrong and how often, [`oracle`] what
+//! must hold all the same, and [`world`] runs it: [`world::World::run`].
+//!
+//! A run depends on nothing but its seed: no wall clock, no thread, no order of a hash table. Two
+//! runs of a seed give the same fingerprint.
+
+pub mod clock;
+pub mod faults;
+pub mod disk;
+pub mod net;
+pub mod ring;
+pub mod gateway;
+pub mod client;
+pub mod oracle;
+pub mod world;
