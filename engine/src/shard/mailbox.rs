@@ -57,8 +57,8 @@ pub(super) struct Attached {
     /// Delivered on this connection and not yet acknowledged, oldest first.
     pub(super) unacked: VecDeque<Unacked>,
     pub(super) caught_up: bool,
-    /// Delivery goes on when this record has been read.
-    pub(super) reading: Option<ReadId>,
+    /// Delivery goes on when the record of this entry has been read.
+    pub(super) reading: Option<(ReadId, Seq)>,
 }
 
 pub(super) struct Unacked {
@@ -288,7 +288,7 @@ impl<R: Ring> Shard<R> {
                     }
                 }
                 ReadStart::Pending(id) => {
-                    attached.reading = Some(id);
+                    attached.reading = Some((id, seq));
                     home.reads.insert(id, ReadFor::Delivery(index));
                 }
                 ReadStart::Gone => attached.cursor = seq,
@@ -309,14 +309,14 @@ impl<R: Ring> Shard<R> {
         let home = self.home.as_mut().expect("devices live at home");
         let device = &mut home.devices[index.0 as usize];
         let Some(attached) = device.attached.as_mut() else { return };
-        if attached.reading != Some(id) {
+        let Some((_, seq)) = attached.reading.take_if(|&mut (reading, _)| reading == id) else {
             return; // for a connection that is gone
-        }
-        attached.reading = None;
+        };
         let key = attached.conn;
-        // Acknowledged or replaced meanwhile: the next one is delivered instead.
-        let seq = home.store.next(device.mailbox, attached.cursor);
-        if let (Some(conn), Some(seq)) = (self.conns.get_mut(key), seq) {
+        // A receipt may have been replaced while it was read: its record must not take the place of
+        // the entry that is next now.
+        let is_next = home.store.next(device.mailbox, attached.cursor) == Some(seq);
+        if let (Some(conn), true) = (self.conns.get_mut(key), is_next) {
             match result {
                 Ok(record) if conn.device().is_some() => {
                     let unix_ms = self.time.unix_ms;
