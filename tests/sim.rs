@@ -1,5 +1,6 @@
 //! Whole gateways with their clients, each from one seed. A failure names its seed; replay it with
-//! `RINGPOST_SIM_SEED=N cargo test -p ringpost-tests --test sim -- --nocapture`.
+//! `RINGPOST_SIM_SEED=N cargo test -p ringpost-tests --test sim -- --nocapture`,
+//! with `RINGPOST_SIM_TRACE=1` line by line.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use ringpost_tests::sim::oracle::Violation;
@@ -26,7 +27,8 @@ fn keys() -> Keys {
 
 fn run(keys: &Keys, seed: u64) -> Report {
     let _named = Seed(seed);
-    match World::run(seed, keys, Options::default()) {
+    let trace = std::env::var_os("RINGPOST_SIM_TRACE").is_some();
+    match World::run(seed, keys, Options { trace, ..Options::default() }) {
         Ok(report) => report,
         Err(violation) => panic!("seed {seed}: {violation}"),
     }
@@ -67,7 +69,7 @@ fn without_fdatasync_the_oracle_fails() {
     let keys = keys();
     let caught: Vec<(u64, Violation)> = (0..40)
         .filter_map(|seed| {
-            let options = Options { lie_about_sync: true };
+            let options = Options { lie_about_sync: true, ..Options::default() };
             World::run(seed, &keys, options).err().map(|violation| (seed, violation))
         })
         .collect();

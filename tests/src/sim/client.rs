@@ -133,6 +133,9 @@ impl Client {
             let batch = self.ledger().last_batch();
             oracle.sent(self.index, to, id, host.clock.now_ns());
             self.promised.push((batch, message));
+            host.tell(|| {
+                format!("client {} sends message {message} to {to} as {id:?}", self.index)
+            });
         }
         self.confirm_all();
         self.drive(host, oracle);
@@ -167,6 +170,7 @@ impl Client {
         }
         while let Some(event) = self.ledger_mut().poll_event() {
             if let AppEvent::News { id, news } = event {
+                host.tell(|| format!("app {} hears {id:?} {news:?}", self.index));
                 self.app_hears(oracle, id, news);
             }
         }
@@ -238,6 +242,7 @@ impl Client {
         while let Some(conn) = &mut self.conn {
             let Some(event) = conn.session.poll_event() else { break };
             conn.watch(oracle, self.index, &event);
+            host.tell(|| format!("client {} link {link}: {event:?}", self.index));
             match &event {
                 ClientEvent::Welcome(_) => {
                     self.failure_count = 0;
@@ -287,6 +292,7 @@ impl Client {
 
     fn end(&mut self, host: &mut Host, wait_ms: u64) {
         let Some(conn) = self.conn.take() else { return };
+        host.tell(|| format!("client {} ends link {}", self.index, conn.link));
         host.client_close(conn.link);
         self.ledger_mut().connection_ended();
         self.reconnect_at_ms = host.clock.now_ms() + wait_ms;
@@ -336,6 +342,7 @@ impl Client {
             batch.write().expect("the disk in memory takes every write");
         }
         self.life += 1;
+        host.tell(|| format!("client {} crashes", self.index));
         self.disk.crash();
         self.ledger = None;
         for conn in self.conn.take().into_iter().chain(std::mem::take(&mut self.left)) {
@@ -382,6 +389,7 @@ impl Client {
     pub fn connect(&mut self, host: &mut Host, oracle: &mut Oracle, shard: u16, token: String) {
         let link = host.connect(self.index, shard);
         let identity = self.ledger().identity();
+        host.tell(|| format!("client {} connects, link {link}, {identity:?}", self.index));
         let hello = ClientHello {
             token,
             device: self.address.device.clone(),

@@ -20,6 +20,8 @@ pub struct Weights {
     pub turn_ns: u64,
     pub receive_buffers: u16,
     pub send_buffer_bytes: usize,
+    /// Mailboxes fill up, and Sends are refused for now.
+    pub tight_mailboxes: bool,
     /// Mean time between faults of a kind; `None`: not in this world.
     pub cut_ms: Option<u64>,
     pub client_crash_ms: Option<u64>,
@@ -159,6 +161,9 @@ impl Weights {
         let (cut_ms, client_crash_ms) = (every(8_000), every(20_000));
         let (power_failure_ms, kill_ms) = (every(40_000), every(60_000));
         let restart_ms = every(60_000);
+        // Not together with an end of the process: see `Options::tight_mailboxes`.
+        let keeps_memory = power_failure_ms.or(kill_ms).or(restart_ms).is_none();
+        let tight_mailboxes = keeps_memory && random.chance(700);
         let mut scale = |choices: [u64; 3]| choices[random.index(3)];
         Self {
             short_send,
@@ -173,6 +178,7 @@ impl Weights {
             turn_ns: scale([5_000, 50_000, MS]),
             receive_buffers: u16::try_from(scale([2, 8, 64])).expect("small"),
             send_buffer_bytes: usize::try_from(scale([2_000, 16_000, 200_000])).expect("small"),
+            tight_mailboxes,
             cut_ms,
             client_crash_ms,
             power_failure_ms,

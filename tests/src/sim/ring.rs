@@ -30,6 +30,7 @@ pub struct Host {
     /// Number of the present process; what was meant for an older one is dropped.
     pub process: u64,
     pub up: bool,
+    pub trace: bool,
 }
 
 /// What the kernel keeps for one ring.
@@ -121,6 +122,14 @@ impl Host {
             kernels: (0..shards).map(|_| Kernel::default()).collect(),
             process: 0,
             up: false,
+            trace: false,
+        }
+    }
+
+    /// One line of the trace.
+    pub fn tell(&self, text: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{:>12.3} ms  {}", self.clock.now_ns() as f64 / 1e6, text());
         }
     }
 

@@ -59,6 +59,12 @@ pub struct Keys {
 pub struct Options {
     /// The mutant: `fdatasync` makes nothing durable.
     pub lie_about_sync: bool,
+    /// Mailboxes fill up whatever else happens. A Send whose outcome a crash has lost, and that is
+    /// refused when it is replayed, is retried under a new number: if it had been stored, its
+    /// recipient cannot tell, and is told twice.
+    pub tight_mailboxes: bool,
+    /// Prints what happens.
+    pub trace: bool,
 }
 
 /// What a run that kept every promise did.
@@ -92,9 +98,11 @@ impl World {
     pub fn new(seed: u64, keys: &Keys, options: Options) -> Self {
         let mut host = Host::new(seed, SHARDS);
         host.disk.lie_about_sync = options.lie_about_sync;
+        host.trace = options.trace;
         let mut work = Stream::new(seed, "work");
         let calm_ns = host.clock.now_ns() + work.between(10, 60) * 1_000 * MS;
         let start_ms = host.clock.now_ms();
+        let tight = options.tight_mailboxes || host.faults.weights.tight_mailboxes;
         let host = Rc::new(RefCell::new(host));
         let devices = devices();
         let clients = devices
@@ -103,7 +111,7 @@ impl World {
             .map(|(index, address)| Client::new(index, address.clone(), seed))
             .collect();
         Self {
-            gateway: Gateway::new(Rc::clone(&host), Arc::clone(&keys.verifier), seed),
+            gateway: Gateway::new(Rc::clone(&host), Arc::clone(&keys.verifier), seed, tight),
             host,
             clients,
             oracle: Oracle::new(devices),
@@ -195,6 +203,7 @@ impl World {
             Event::Fault(fault) => self.strike(fault),
             Event::GatewayStarts => {
                 if !self.gateway.is_up() {
+                    self.host.borrow().tell(|| "the gateway starts".into());
                     self.gateway.start();
                 }
             }
@@ -295,6 +304,7 @@ impl World {
         if !self.host.borrow().faults.active {
             return;
         }
+        self.host.borrow().tell(|| format!("fault: {fault:?}"));
         match fault {
             Fault::Connection => self.strike_connection(),
             Fault::ClientCrash => {
