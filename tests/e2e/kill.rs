@@ -8,10 +8,13 @@ use rand::{RngExt, SeedableRng};
 use ringpost_client::{Client, SendError, SendOptions};
 use ringpost_protocol::id::UserId;
 use ringpost_protocol::message::{Recipient, SendBody};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
+use crate::support::PATIENCE;
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
-use crate::support::peer::{Peer, Place, Stop};
+use crate::support::peer::{Peer, Place, Seen, Stop};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_under_load_lose_nothing() {
@@ -38,7 +41,9 @@ async fn kill_rounds(rounds: usize, seed: u64) {
     let mut load = Vec::new();
     for from in &peers {
         for to in peers.iter().filter(|to| to.user != from.user) {
-            let sending = keep_sending(from.client.clone(), to.user.clone(), stop.clone());
+            let (client, watcher) = (from.client.clone(), to.watcher());
+            let sending =
+                keep_sending(client, from.user.clone(), to.user.clone(), watcher, stop.clone());
             load.push((from.user.clone(), to.user.clone(), tokio::spawn(sending)));
         }
     }
@@ -87,11 +92,23 @@ async fn kill_rounds(rounds: usize, seed: u64) {
     println!("{} messages", total(&|_, _| true));
 }
 
-/// Numbers to one recipient until told to stop; gives how many.
-async fn keep_sending(client: Client, to: String, stop: Stop) -> usize {
+/// Numbers to one recipient until told to stop; gives how many. Waits for the recipient now and
+/// then, to stay below a sender's share of its mailbox.
+async fn keep_sending(
+    client: Client,
+    from: String,
+    to: String,
+    mut watcher: watch::Receiver<Seen>,
+    stop: Stop,
+) -> usize {
     let to = Recipient::User(UserId::new(&to).unwrap());
-    let mut count = 0;
+    let mut count: usize = 0;
     while !stop.is_set() {
+        if count.is_multiple_of(AHEAD_MAX / 2) {
+            let reached = |seen: &Seen| seen.count_from(&from) + AHEAD_MAX / 2 >= count;
+            let result = timeout(PATIENCE, watcher.wait_for(reached)).await;
+            drop(result.expect("the recipient follows").expect("the recipient is there"));
+        }
         let body = SendBody::Shared(count.to_string().into());
         match client.send(to.clone(), body, SendOptions::default()).await {
             Ok(_) => count += 1,
@@ -102,3 +119,6 @@ async fn keep_sending(client: Client, to: String, stop: Stop) -> usize {
     }
     count
 }
+
+/// Messages of one sender that its recipient has not seen.
+const AHEAD_MAX: usize = 100;

@@ -124,6 +124,11 @@ impl Peer {
         self.seen.borrow().clone()
     }
 
+    /// For waiting elsewhere.
+    pub fn watcher(&self) -> watch::Receiver<Seen> {
+        self.seen.clone()
+    }
+
     /// Closes the connection and the database.
     pub async fn close(mut self) -> Seen {
         timeout(PATIENCE, self.client.close()).await.expect("closing is bounded");
@@ -155,6 +160,10 @@ impl Seen {
             ..Self::default()
         };
         from.texts()
+    }
+
+    pub fn count_from(&self, user: &str) -> usize {
+        self.messages.iter().filter(|message| message.from.user.as_str() == user).count()
     }
 
     pub fn count(&self, status: &Status) -> usize {
