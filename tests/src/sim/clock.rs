@@ -54,8 +54,11 @@ impl<E> Clock<E> {
         self.plan(self.now_ns.saturating_add(delay_ns), event);
     }
 
-    /// Goes to the next event.
-    pub fn next(&mut self) -> Option<E> {
+    /// Goes to the next event; `None`: there is none up to `end_ns`.
+    pub fn next_until(&mut self, end_ns: u64) -> Option<E> {
+        if self.heap.peek()?.0.at_ns > end_ns {
+            return None;
+        }
         let Reverse(planned) = self.heap.pop()?;
         self.now_ns = planned.at_ns;
         Some(planned.event)

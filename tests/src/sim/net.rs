@@ -336,6 +336,7 @@ impl Host {
         if self.faults.sends_short() {
             bytes = 1 + self.faults.short_send.index(bytes);
         }
+        self.tell(|| format!("link {id}: {bytes} of {total} bytes sent"));
         let sent: Vec<u8> = data.iter().flatten().copied().take(bytes).collect();
         self.link(id).down.flying_bytes += bytes;
         let mut rest = &sent[..];

@@ -168,17 +168,8 @@ impl World {
             if is_over(self) {
                 return Ok(true);
             }
-            let event = {
-                let mut host = self.host.borrow_mut();
-                match host.clock.next() {
-                    Some(event) if host.clock.now_ns() <= end_ns => event,
-                    Some(event) => {
-                        host.clock.plan(0, event);
-                        return Ok(false);
-                    }
-                    None => return Ok(false),
-                }
-            };
+            let next = self.host.borrow_mut().clock.next_until(end_ns);
+            let Some(event) = next else { return Ok(false) };
             self.events += 1;
             if self.events > EVENTS_MAX {
                 return Err(Violation("too much happens: something spins".into()));
