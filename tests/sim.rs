@@ -3,7 +3,8 @@
 //! with `RINGPOST_SIM_TRACE=1` line by line.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use ringpost_tests::sim::world::{Keys, Options, Report, World};
+use ringpost_tests::sim::keys::Keys;
+use ringpost_tests::sim::world::{Options, Report, World};
 
 /// Seeds that once failed, each with what it found.
 const REGRESSION_SEEDS: &[u64] = &[];

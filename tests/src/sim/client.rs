@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use redb::Database;
 use ringpost_client::ledger::{Ledger, LedgerConfig};
 use ringpost_client::store::Batch;
 use ringpost_client::store::disk::MemoryDisk;
 use ringpost_client::{Event as AppEvent, EventId, NewSend, News, SendOptions};
 use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq, UserId};
-use ringpost_protocol::message::{ClientEvent, Mode, Recipient, SendBody};
-use ringpost_protocol::session::{ClientHello, ClientSession};
+use ringpost_protocol::message::{ClientEvent, Recipient, SendBody};
 
 use super::clock::{MS, Stream};
+use super::connection::Connection;
 use super::net::LinkId;
 use super::oracle::{MessageIndex, Oracle, envelope};
 use super::ring::Host;
@@ -44,20 +44,6 @@ pub struct Client {
     random: Stream,
     /// Goodbye was said; it does not come back.
     retired: bool,
-}
-
-pub struct Connection {
-    pub link: LinkId,
-    session: ClientSession,
-    inbound: BytesMut,
-    mailbox: MailboxId,
-    pub welcomed: bool,
-    caught_up: bool,
-    /// Wait that the server asked for, and when to leave.
-    leaving: Option<(u64, u64)>,
-    replaced_ns: Option<u64>,
-    /// Sends that the session saw answered, and whose answers were not looked at yet.
-    settled: usize,
 }
 
 impl Client {
@@ -390,26 +376,8 @@ impl Client {
         let link = host.connect(self.index, shard);
         let identity = self.ledger().identity();
         host.tell(|| format!("client {} connects, link {link}, {identity:?}", self.index));
-        let hello = ClientHello {
-            token,
-            device: self.address.device.clone(),
-            install_id: identity.install_id,
-            mailbox_id: identity.mailbox_id,
-            acked_up_to: identity.acked_up_to,
-            mode: Mode::Foreground,
-            capabilities: 0,
-        };
-        self.conn = Some(Connection {
-            link,
-            session: ClientSession::new(host.clock.now_ms(), hello),
-            inbound: BytesMut::new(),
-            mailbox: identity.mailbox_id,
-            welcomed: false,
-            caught_up: false,
-            leaving: None,
-            replaced_ns: None,
-            settled: 0,
-        });
+        let device = self.address.device.clone();
+        self.conn = Some(Connection::new(link, host.clock.now_ms(), token, device, identity));
         self.drive(host, oracle);
     }
 
@@ -429,38 +397,6 @@ impl Client {
             self.timer_ticket += 1;
             let event = Event::ClientTimer { client: self.index, ticket: self.timer_ticket };
             host.clock.plan(at_ms * MS, event);
-        }
-    }
-}
-
-impl Connection {
-    fn take(&mut self, oracle: &mut Oracle, client: usize, now_ms: u64, data: &[u8]) {
-        self.inbound.extend_from_slice(data);
-        let before = self.session.unanswered();
-        if let Err(fault) = self.session.handle_data(now_ms, &mut self.inbound) {
-            oracle.violated(format!("client {client}: the server broke the protocol: {fault}"));
-        }
-        self.settled += before - self.session.unanswered();
-    }
-
-    fn watch(&mut self, oracle: &mut Oracle, client: usize, event: &ClientEvent) {
-        match event {
-            ClientEvent::Welcome(welcome) => {
-                self.welcomed = true;
-                self.mailbox = welcome.mailbox_id;
-                oracle.welcomed(client);
-            }
-            ClientEvent::CaughtUp => self.caught_up = true,
-            ClientEvent::Answered { send_seq, .. } => {
-                oracle.require(self.settled > 0, || {
-                    format!("client {client} got an answer that nothing asked for: {send_seq:?}")
-                });
-                self.settled = self.settled.saturating_sub(1);
-            }
-            ClientEvent::Deliver(delivery) => {
-                oracle.delivered(client, self.mailbox, delivery, self.replaced_ns);
-            }
-            _ => {}
         }
     }
 }

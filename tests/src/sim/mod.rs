@@ -14,6 +14,8 @@ pub mod disk;
 pub mod net;
 pub mod ring;
 pub mod gateway;
+pub mod keys;
+pub mod connection;
 pub mod client;
 pub mod oracle;
 pub mod world;

@@ -4,14 +4,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ringpost_engine::control::auth::Verifier;
-use ringpost_engine::control::token::TokenKey;
-use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
-
 use super::client::Client;
 use super::clock::{MS, Stream};
 use super::faults::FaultCounts;
 use super::gateway::{Gateway, SHARDS};
+use super::keys::{Keys, devices};
 use super::net::LinkId;
 use super::oracle::{Oracle, Violation};
 use super::ring::{Host, Ready};
@@ -45,13 +42,6 @@ pub enum Fault {
     PowerFailure,
     Kill,
     Restart,
-}
-
-/// Keys for the tokens, made once outside of every world.
-#[derive(Clone)]
-pub struct Keys {
-    pub key: Arc<TokenKey>,
-    pub verifier: Arc<Verifier>,
 }
 
 /// How a world differs from the usual one.
@@ -251,10 +241,7 @@ impl World {
         let host = &mut *self.host.borrow_mut();
         // Now and then one that ends while it is used.
         let ttl_s = if host.faults.active && self.tokens.chance(100) { 10 } else { 3_600 };
-        let address = self.clients[client].address();
-        let unix_ms = host.clock.unix_ms();
-        let token = self.keys.key.mint(&address.user, &address.device, AUDIENCE, unix_ms, ttl_s);
-        let token = token.expect("the key signs");
+        let token = self.keys.mint(self.clients[client].address(), host.clock.unix_ms(), ttl_s);
         let shard = if self.tokens.chance(500) { 0 } else { 1 };
         self.clients[client].connect(host, &mut self.oracle, shard, token);
     }
@@ -441,44 +428,7 @@ impl World {
     }
 }
 
-impl Keys {
-    /// Writes a key set into `directory`, because that is what the verifier reads.
-    pub fn new(directory: &std::path::Path) -> anyhow::Result<Self> {
-        let key = TokenKey::from_pem(TEST_KEY_PEM.as_bytes())?;
-        let path = directory.join("jwks.json");
-        std::fs::write(&path, serde_json::to_vec(&key.jwk_set())?)?;
-        let verifier = Verifier::load(&path, AUDIENCE)?;
-        Ok(Self { key: Arc::new(key), verifier: Arc::new(verifier) })
-    }
-}
-
-/// Four devices of three users, who live on both shards.
-fn devices() -> Vec<DeviceAddress> {
-    let mut numbers = 0..;
-    let mut user_on = |shard: u16| loop {
-        let name = format!("user-{}", numbers.next().expect("endless"));
-        let user = UserId::new(&name).expect("a short name");
-        if user.slot().shard(SHARDS) == shard {
-            return user;
-        }
-    };
-    let (first, second, third) = (user_on(0), user_on(1), user_on(0));
-    [(first, "phone"), (second.clone(), "phone"), (second, "laptop"), (third, "phone")]
-        .into_iter()
-        .map(|(user, device)| DeviceAddress {
-            user,
-            device: DeviceId::new(device).expect("a short name"),
-        })
-        .collect()
-}
-
-const AUDIENCE: &str = "ringpost";
 /// Virtual time in which everything must be delivered once nothing goes wrong any more.
 const SETTLE_MS_MAX: u64 = 300_000;
 const DRAIN_MS_MAX: u64 = 60_000;
 const EVENTS_MAX: u64 = 5_000_000;
-/// Made of a text that anybody can read: it protects nothing.
-const TEST_KEY_PEM: &str = "-----BEGIN PRIVATE KEY-----
-MC4CAQAwBQYDK2VwBCIEIHJpbmdwb3N0IHNpbXVsYXRvciwgbm8gc2VjcmV0ISEh
------END PRIVATE KEY-----
-";
