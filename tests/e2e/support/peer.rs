@@ -14,7 +14,7 @@ use ringpost_client::{
 use ringpost_protocol::id::{DeviceId, UserId};
 use ringpost_protocol::message::{Mode, Recipient, SendBody};
 use tempfile::TempDir;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -37,6 +37,8 @@ pub struct Peer {
     pub client: Client,
     seen: watch::Receiver<Seen>,
     pump: JoinHandle<()>,
+    /// One for each confirmation under way.
+    confirming: Arc<Semaphore>,
 }
 
 /// Where a device keeps its database between two [`Peer`]s.
@@ -69,8 +71,9 @@ impl Peer {
         };
         let client = Client::open(config).await.unwrap();
         let (seen_in, seen) = watch::channel(Seen::default());
-        let pump = tokio::spawn(pump(client.clone(), seen_in));
-        Self { user: user.to_owned(), client, seen, pump }
+        let confirming = Arc::new(Semaphore::new(CONFIRMING_MAX as usize));
+        let pump = tokio::spawn(pump(client.clone(), seen_in, Arc::clone(&confirming)));
+        Self { user: user.to_owned(), client, seen, pump, confirming }
     }
 
     /// Opens it and waits for its Welcome.
@@ -131,6 +134,8 @@ impl Peer {
 
     /// Closes the connection and the database.
     pub async fn close(mut self) -> Seen {
+        let confirmed = self.confirming.acquire_many(CONFIRMING_MAX);
+        drop(timeout(PATIENCE, confirmed).await.expect("confirmations are answered").unwrap());
         timeout(PATIENCE, self.client.close()).await.expect("closing is bounded");
         timeout(PATIENCE, &mut self.pump).await.expect("the events end").unwrap();
         self.seen()
@@ -183,7 +188,7 @@ impl Seen {
     }
 }
 
-async fn pump(client: Client, seen: watch::Sender<Seen>) {
+async fn pump(client: Client, seen: watch::Sender<Seen>, confirming: Arc<Semaphore>) {
     while let Some(event) = client.next_event().await {
         match event {
             Event::Status(status) => seen.send_modify(|seen| seen.statuses.push(status)),
@@ -195,9 +200,14 @@ async fn pump(client: Client, seen: watch::Sender<Seen>) {
                     News::Delivered(receipt) => seen.receipts.push(receipt),
                     News::Gap(gap) => seen.gaps.push(gap),
                 });
-                if client.confirm(id).await.is_err() {
-                    return;
-                }
+                // Many at a time share one commit.
+                let permit = Arc::clone(&confirming).acquire_owned().await.unwrap();
+                let client = client.clone();
+                tokio::spawn(async move {
+                    // What a closing client does not confirm is told again.
+                    let _ = client.confirm(id).await;
+                    drop(permit);
+                });
             }
         }
     }
@@ -216,3 +226,5 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+const CONFIRMING_MAX: u32 = 256;
