@@ -7,7 +7,14 @@ use ringpost_tests::sim::keys::Keys;
 use ringpost_tests::sim::world::{Options, Report, World};
 
 /// Seeds that once failed, each with what it found.
-const REGRESSION_SEEDS: &[u64] = &[];
+const REGRESSION_SEEDS: &[u64] = &[
+    // A receipt replaced while it was read from disk took the place of the message behind it.
+    10, 216,
+    // Simulator: an event at the end of a phase lost its place among those of the same moment.
+    111,
+    // Oracle: of two connections the one that was made first may reach the gateway last.
+    692,
+];
 
 /// Names the seed also when production code panics.
 struct Seed(u64);
@@ -89,5 +96,5 @@ fn a_retry_under_a_new_number_is_told_once() {
     }
 }
 
-const SEED_COUNT: u64 = 16;
+const SEED_COUNT: u64 = 24;
 const MUTANT_SEED_COUNT: u64 = 40;

@@ -233,7 +233,8 @@ impl Client {
                 ClientEvent::Welcome(_) => {
                     self.failure_count = 0;
                     let now_ns = host.clock.now_ns();
-                    for left in &mut self.left {
+                    // One that was never welcomed may still come, and then it is the newer one.
+                    for left in self.left.iter_mut().filter(|left| left.welcomed) {
                         left.replaced_ns.get_or_insert(now_ns);
                     }
                 }

@@ -43,7 +43,7 @@ impl Gateway {
     /// `tight`: mailboxes that fill up.
     pub fn new(host: Rc<RefCell<Host>>, verifier: Arc<Verifier>, seed: u64, tight: bool) -> Self {
         let random = Stream::new(seed, "gateway");
-        let mailbox_records_max = if tight { 24 } else { 1000 };
+        let mailbox_records_max = if tight { 24 } else { 100_000 };
         Self {
             host,
             verifier,
@@ -93,6 +93,7 @@ impl Gateway {
             batch_bytes_max: 32 << 10,
             fill_chunk_bytes: 32 << 10,
             mailbox_records_max: self.mailbox_records_max,
+            mailbox_bytes_max: 1 << 30,
             ..StoreConfig::new(shard, STORE_ID)
         };
         let events = Arc::clone(&self.events);
