@@ -82,14 +82,13 @@ fn without_fdatasync_the_oracle_fails() {
     println!("seed {seed}: {violation}");
 }
 
-/// A gap in the protocol, which nothing in one crate can close: see `Options::tight_mailboxes`.
-/// Passes when it is closed; then worlds may have tight mailboxes whatever else happens in them.
+/// Mailboxes fill up while processes end: the outcome of a Send is lost, its replay refused, and its
+/// retry must carry the number by which the recipient knows it.
 #[test]
-#[ignore = "shows a known gap in the protocol"]
 fn a_retry_under_a_new_number_is_told_once() {
     let keys = keys();
     let options = Options { tight_mailboxes: true, ..Options::default() };
-    for seed in chosen_seeds().unwrap_or_else(|| (0..60).collect()) {
+    for seed in chosen_seeds().unwrap_or_else(|| (0..TIGHT_SEED_COUNT).collect()) {
         if let Err(violation) = World::run(seed, &keys, options) {
             panic!("seed {seed}: {violation}");
         }
@@ -97,4 +96,6 @@ fn a_retry_under_a_new_number_is_told_once() {
 }
 
 const SEED_COUNT: u64 = 24;
+/// Seed 23 told a message twice before messages had numbers of their own.
+const TIGHT_SEED_COUNT: u64 = 24;
 const MUTANT_SEED_COUNT: u64 = 40;

@@ -149,6 +149,7 @@ impl Template {
             },
             from: self.from.clone(),
             to: self.to.clone(),
+            message_number: ringpost_protocol::id::MessageNumber(1),
             body: SendBody::Shared(self.envelope.clone()),
             ttl_ms: 1,
             urgent: false,

@@ -75,6 +75,7 @@ pub fn deliver_head(from: &DeviceAddress, number: u64) -> DeliverHead<'_> {
         from_device: from.device.as_str(),
         install_id: INSTALL,
         send_seq: SendSeq(number),
+        message_number: ringpost_protocol::id::MessageNumber(SendSeq(number).0),
         sent_at_ms: UNIX_MS,
         group: None,
         urgent: false,

@@ -55,6 +55,7 @@ impl<D: Disk> OpenStore<D> {
             from: &self.from,
             install_id: fixture::INSTALL,
             send_seq: SendSeq(self.appended),
+            message_number: ringpost_protocol::id::MessageNumber(SendSeq(self.appended).0),
             sent_at_ms: fixture::UNIX_MS,
             expires_at_ms: fixture::UNIX_MS + 1,
             urgent: false,

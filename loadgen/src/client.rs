@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bytes::BytesMut;
-use ringpost_protocol::id::{DeviceId, InstallId, MailboxId, SendSeq, Seq, UserId};
+use ringpost_protocol::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId};
 use ringpost_protocol::limits::SENDS_UNANSWERED_MAX;
 use ringpost_protocol::message::ClientEvent;
 use ringpost_protocol::message::{Mode, Outcome, Recipient, Welcome};
@@ -252,6 +252,7 @@ impl Client {
         let Some(conn) = self.conn.as_deref_mut() else { return };
         let send = ClientSend {
             send_seq,
+            message_number: MessageNumber::default(),
             to,
             body: SendContent::Shared(envelope),
             ttl_ms: 0,

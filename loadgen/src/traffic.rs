@@ -18,7 +18,7 @@ use crate::swarm::Swarm;
 pub struct Traffic {
     /// In `chat`, stream i is what client i sends, and i ^ 1 is its partner.
     streams: Vec<Stream>,
-    /// For each stream, the last `send_seq` seen on the wire: what a client keeps to drop what is
+    /// For each stream, the last message number seen on the wire: what a client keeps to drop what is
     /// delivered twice after a crash.
     marks: Vec<u64>,
     load: Load,
@@ -115,11 +115,11 @@ impl Traffic {
             return None;
         };
         let mark = &mut self.marks[head.stream as usize];
-        if self.crashed && delivery.send_seq.0 <= *mark {
+        if self.crashed && delivery.message_number.0 <= *mark {
             self.measure.duplicated_on_wire += 1;
             return None;
         }
-        *mark = delivery.send_seq.0.max(*mark);
+        *mark = delivery.message_number.0.max(*mark);
         match stream.handle_arrival(head.sequence) {
             Arrival::New => {}
             Arrival::Reordered => self.measure.reordered += 1,

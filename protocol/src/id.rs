@@ -35,6 +35,11 @@ pub struct MailboxId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct SendSeq(pub u64);
 
+/// A sender's number of one message. Unlike [`SendSeq`] it stays the same when a refused message is
+/// sent again, and so tells the receiver what it has already. Rises per recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct MessageNumber(pub u64);
+
 /// Position of a record in a mailbox: open count of the store << 40 | record number of that open.
 /// Strictly increasing, never reused, gaps are legal. Zero: before the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]

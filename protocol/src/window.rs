@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::fault::PeerFault;
-use crate::id::{DeviceAddress, InstallId, SendSeq, UserId};
+use crate::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, UserId};
 use crate::limits::{RECIPIENTS_BLOCKED_MAX, SEND_OUTCOMES_MAX, SENDS_UNANSWERED_MAX};
 use crate::message::{Outcome, Recipient};
 
@@ -271,7 +271,7 @@ pub struct ReceiveMarks {
 struct Mark {
     install_id: InstallId,
     group: Option<UserId>,
-    up_to: SendSeq,
+    up_to: MessageNumber,
 }
 
 impl ReceiveMarks {
@@ -281,7 +281,7 @@ impl ReceiveMarks {
         from: &DeviceAddress,
         install_id: InstallId,
         group: Option<&UserId>,
-        send_seq: SendSeq,
+        message_number: MessageNumber,
     ) -> bool {
         if !self.marks.contains_key(from) {
             self.marks.insert(from.clone(), Vec::new());
@@ -290,13 +290,13 @@ impl ReceiveMarks {
         let known =
             marks.iter_mut().find(|m| m.install_id == install_id && m.group.as_ref() == group);
         match known {
-            Some(mark) if send_seq <= mark.up_to => false,
+            Some(mark) if message_number <= mark.up_to => false,
             Some(mark) => {
-                mark.up_to = send_seq;
+                mark.up_to = message_number;
                 true
             }
             None => {
-                marks.push(Mark { install_id, group: group.cloned(), up_to: send_seq });
+                marks.push(Mark { install_id, group: group.cloned(), up_to: message_number });
                 true
             }
         }
@@ -305,7 +305,7 @@ impl ReceiveMarks {
     /// All marks, to be kept; [`ReceiveMarks::is_new`] on an empty value takes each back in.
     pub fn entries(
         &self,
-    ) -> impl Iterator<Item = (&DeviceAddress, InstallId, Option<&UserId>, SendSeq)> {
+    ) -> impl Iterator<Item = (&DeviceAddress, InstallId, Option<&UserId>, MessageNumber)> {
         self.marks.iter().flat_map(|(from, marks)| {
             marks.iter().map(move |m| (from, m.install_id, m.group.as_ref(), m.up_to))
         })

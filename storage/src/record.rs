@@ -3,7 +3,9 @@
 use std::ops::Deref;
 
 use bytes::Bytes;
-use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MailboxId, SendSeq, UserId};
+use ringpost_protocol::id::{
+    DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, UserId,
+};
 
 use crate::limits::{MAILBOXES_PER_RECORD_MAX, RECORD_BYTES_MAX};
 
@@ -13,6 +15,7 @@ pub struct NewMessage<'a> {
     pub from: &'a DeviceAddress,
     pub install_id: InstallId,
     pub send_seq: SendSeq,
+    pub message_number: MessageNumber,
     pub sent_at_ms: u64,
     pub expires_at_ms: u64,
     pub urgent: bool,
@@ -33,6 +36,7 @@ pub struct StoredMessage {
     pub from_device: Text,
     pub install_id: InstallId,
     pub send_seq: SendSeq,
+    pub message_number: MessageNumber,
     pub sent_at_ms: u64,
     pub expires_at_ms: u64,
     pub urgent: bool,
@@ -113,6 +117,7 @@ pub(crate) struct MessageView<'a> {
     pub(crate) seq: u64,
     install_id: u64,
     send_seq: u64,
+    message_number: u64,
     sent_at_ms: u64,
     expires_at_ms: u64,
     /// Hash of the sender's address, so that recovery need not compute it.
@@ -229,6 +234,7 @@ impl<'a> MessageView<'a> {
             seq: self.seq,
             install_id: self.install_id,
             send_seq: self.send_seq,
+            message_number: self.message_number,
             sent_at_ms: self.sent_at_ms,
             expires_at_ms: self.expires_at_ms,
             sender: self.sender,
@@ -248,6 +254,7 @@ impl<'a> MessageView<'a> {
             from_device: text(self.device),
             install_id: InstallId(self.install_id),
             send_seq: SendSeq(self.send_seq),
+            message_number: MessageNumber(self.message_number),
             sent_at_ms: self.sent_at_ms,
             expires_at_ms: self.expires_at_ms,
             urgent: self.urgent,
@@ -314,6 +321,7 @@ pub(crate) fn put_message(message: &NewMessage<'_>, seq: u64, sender: u32, out: 
         seq,
         install_id: message.install_id.0,
         send_seq: message.send_seq.0,
+        message_number: message.message_number.0,
         sent_at_ms: message.sent_at_ms,
         expires_at_ms: message.expires_at_ms,
         sender,
@@ -402,6 +410,7 @@ struct MessageFields<'a> {
     seq: u64,
     install_id: u64,
     send_seq: u64,
+    message_number: u64,
     sent_at_ms: u64,
     expires_at_ms: u64,
     sender: u32,
@@ -419,8 +428,14 @@ impl MessageFields<'_> {
         out: &mut Vec<u8>,
     ) {
         let start = begin(KIND_MESSAGE, u16::from(self.urgent), out);
-        let numbers =
-            [self.seq, self.install_id, self.send_seq, self.sent_at_ms, self.expires_at_ms];
+        let numbers = [
+            self.seq,
+            self.install_id,
+            self.send_seq,
+            self.message_number,
+            self.sent_at_ms,
+            self.expires_at_ms,
+        ];
         for value in numbers {
             put_u64(value, out);
         }
@@ -472,7 +487,7 @@ fn put_texts(texts: &[&str], out: &mut Vec<u8>) {
 }
 
 fn parse_message(mut fields: Fields<'_>, flags: u16) -> Option<MessageView<'_>> {
-    let [seq, install_id, send_seq, sent_at_ms, expires_at_ms] = fields.u64s()?;
+    let [seq, install_id, send_seq, message_number, sent_at_ms, expires_at_ms] = fields.u64s()?;
     let sender = fields.u32()?;
     let count = usize::from(u16::from_le_bytes(fields.array()?));
     if count == 0 || count > MAILBOXES_PER_RECORD_MAX {
@@ -484,6 +499,7 @@ fn parse_message(mut fields: Fields<'_>, flags: u16) -> Option<MessageView<'_>> 
         seq,
         install_id,
         send_seq,
+        message_number,
         sent_at_ms,
         expires_at_ms,
         sender,

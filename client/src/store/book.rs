@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use redb::{Database, ReadableTable, TableDefinition};
-use ringpost_protocol::id::{SendSeq, UserId};
+use ringpost_protocol::id::{MessageNumber, SendSeq, UserId};
 
 use crate::event::{EventId, NewSend, News, SendId};
 use crate::limits::DATABASE_CACHE_BYTES;
@@ -30,7 +30,7 @@ pub(super) struct Contents {
     pub(super) sends: Vec<(SendId, NewSend)>,
     pub(super) numbers: Vec<(SendSeq, SendId, bool)>,
     pub(super) news: Vec<(EventId, News)>,
-    pub(super) marks: Vec<(MarkKey, SendSeq)>,
+    pub(super) marks: Vec<(MarkKey, MessageNumber)>,
 }
 
 /// Changes that become durable together. Write it on any thread, one at a time, and hand the
@@ -54,7 +54,7 @@ pub(super) enum Change {
     DropNumber(SendSeq),
     PutNews(EventId, News),
     DropNews(EventId),
-    PutMark(MarkKey, SendSeq),
+    PutMark(MarkKey, MessageNumber),
 }
 
 /// Opens the database file, or makes it and its directory.
@@ -149,8 +149,8 @@ impl<'t> WriteTables<'t> {
             Change::DropNews(id) => {
                 self.news.remove(id.0)?;
             }
-            Change::PutMark(key, send_seq) => {
-                self.marks.insert(mark_tuple(key), send_seq.0)?;
+            Change::PutMark(key, number) => {
+                self.marks.insert(mark_tuple(key), number.0)?;
             }
         }
         Ok(())
@@ -177,7 +177,7 @@ impl<'t> WriteTables<'t> {
             let (key, value) = entry.map_err(fault)?;
             let (user, device, install_id, group) = key.value();
             let key = row::mark_key(user, device, install_id, group)?;
-            contents.marks.push((key, SendSeq(value.value())));
+            contents.marks.push((key, MessageNumber(value.value())));
         }
         Ok(())
     }

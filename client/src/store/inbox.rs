@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use ringpost_protocol::id::{DeviceAddress, InstallId, MailboxId, SendSeq, Seq, UserId};
+use ringpost_protocol::id::{DeviceAddress, InstallId, MailboxId, MessageNumber, Seq, UserId};
 
 use crate::event::{EventId, Gap, Message, News, Receipt};
 use crate::limits::BACKLOG_MAX;
@@ -18,7 +18,7 @@ pub(super) struct MarkKey {
 
 /// Something from our mailbox; each has a place in it that an Ack can cover.
 pub(super) enum Arrival {
-    Message(Message),
+    Message(Message, MessageNumber),
     Receipt(Receipt),
     Gap(Gap),
     /// Of another installation of this device: acknowledged, not told.
@@ -41,7 +41,7 @@ pub(super) struct Cursor {
 
 pub(super) struct Inbox {
     /// Highest number taken of each sender; with changes that are not durable yet.
-    marks: HashMap<MarkKey, SendSeq>,
+    marks: HashMap<MarkKey, MessageNumber>,
     /// Bytes of each piece of unconfirmed news.
     unconfirmed: BTreeMap<EventId, usize>,
     bytes: usize,
@@ -69,7 +69,11 @@ impl Inbox {
         }
     }
 
-    pub(super) fn restore(&mut self, news: &[(EventId, News)], marks: Vec<(MarkKey, SendSeq)>) {
+    pub(super) fn restore(
+        &mut self,
+        news: &[(EventId, News)],
+        marks: Vec<(MarkKey, MessageNumber)>,
+    ) {
         for (id, news) in news {
             let bytes = news_bytes(news);
             self.unconfirmed.insert(*id, bytes);
@@ -158,18 +162,18 @@ impl Inbox {
             Arrival::Receipt(receipt) => Some(News::Delivered(receipt)),
             Arrival::Gap(gap) => Some(News::Gap(gap)),
             Arrival::ForeignReceipt => None,
-            Arrival::Message(message) => {
+            Arrival::Message(message, number) => {
                 let key = MarkKey {
                     from: message.from.clone(),
                     install_id: message.install_id,
                     group: message.group.clone(),
                 };
                 let mark = self.marks.entry(key.clone()).or_default();
-                if message.send_seq <= *mark {
+                if number <= *mark {
                     return None;
                 }
-                *mark = message.send_seq;
-                changes.push(Change::PutMark(key, message.send_seq));
+                *mark = number;
+                changes.push(Change::PutMark(key, number));
                 Some(News::Message(message))
             }
         }

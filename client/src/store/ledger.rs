@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use redb::Database;
-use ringpost_protocol::id::{InstallId, MailboxId, SendSeq, Seq};
+use ringpost_protocol::id::{InstallId, MailboxId, MessageNumber, SendSeq, Seq};
 use ringpost_protocol::limits::{DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX};
 use ringpost_protocol::message::{ClientEvent, Recipient, SendBody};
 use ringpost_protocol::session::{ClientSend, ClientSession, SendContent, SendRefused};
@@ -205,7 +205,7 @@ impl Ledger {
                     urgent: delivery.urgent,
                     envelope: delivery.envelope,
                 };
-                self.arrive(delivery.seq, Arrival::Message(message))?;
+                self.arrive(delivery.seq, Arrival::Message(message, delivery.message_number))?;
             }
             ClientEvent::Gap { seq, group, reason } => {
                 self.arrive(seq, Arrival::Gap(Gap { group, reason }))?;
@@ -296,6 +296,7 @@ impl Ledger {
             };
             let send = ClientSend {
                 send_seq: *send_seq,
+                message_number: MessageNumber(numbered.id.0),
                 to: &numbered.send.to,
                 body: match &numbered.send.body {
                     SendBody::Shared(envelope) => SendContent::Shared(envelope),

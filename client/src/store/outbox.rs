@@ -66,6 +66,7 @@ struct Closed {
 
 /// A numbered entry as it goes out.
 pub(super) struct Numbered<'a> {
+    pub(super) id: SendId,
     pub(super) send: &'a NewSend,
     pub(super) after_reject: bool,
 }
@@ -231,8 +232,9 @@ impl Outbox {
     }
 
     pub(super) fn numbered(&self, send_seq: SendSeq) -> Option<Numbered<'_>> {
-        let row = self.rows.get(self.in_flight.get(&send_seq)?)?;
-        Some(Numbered { send: &row.send, after_reject: row.after_reject })
+        let id = *self.in_flight.get(&send_seq)?;
+        let row = self.rows.get(&id)?;
+        Some(Numbered { id, send: &row.send, after_reject: row.after_reject })
     }
 
     /// When [`Self::release`] has something to do that it has not now.

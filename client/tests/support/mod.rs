@@ -134,6 +134,7 @@ impl FakeServer {
                         from_device: from.device.as_str(),
                         install_id: InstallId(5),
                         send_seq: *send_seq,
+                        message_number: ringpost_protocol::id::MessageNumber(send_seq.0),
                         sent_at_ms: 1,
                         group: None,
                         urgent: false,

@@ -129,6 +129,7 @@ impl Home {
             from: &request.from,
             install_id: request.origin.install_id,
             send_seq: request.origin.send_seq,
+            message_number: request.message_number,
             sent_at_ms: unix_ms,
             expires_at_ms: unix_ms.saturating_add(request.ttl_ms),
             urgent: request.urgent,

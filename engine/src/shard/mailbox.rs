@@ -360,6 +360,7 @@ impl Attached {
                     from_device: &message.from_device,
                     install_id: message.install_id,
                     send_seq: message.send_seq,
+                    message_number: message.message_number,
                     sent_at_ms: message.sent_at_ms,
                     group: message.group.as_deref(),
                     urgent: message.urgent,

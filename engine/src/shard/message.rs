@@ -1,6 +1,6 @@
 //! What shards say to each other.
 
-use ringpost_protocol::id::{DeviceAddress, InstallId, SendSeq, UserId};
+use ringpost_protocol::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, UserId};
 use ringpost_protocol::message::{Hello, Outcome, Recipient, SendBody};
 
 use super::conn::Conn;
@@ -57,6 +57,7 @@ pub struct StoreRequest {
     pub origin: Origin,
     pub from: DeviceAddress,
     pub to: UserId,
+    pub message_number: MessageNumber,
     pub body: SendBody,
     pub ttl_ms: u64,
     pub urgent: bool,

@@ -75,7 +75,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn dispatch(&mut self, device: DeviceIndex, to_shard: u16, send: SendRequest) {
-        let SendRequest { send_seq, to, body, ttl_ms, urgent, after_reject } = send;
+        let SendRequest { send_seq, message_number, to, body, ttl_ms, urgent, after_reject } = send;
         let home = self.home.as_ref().expect("an open connection is at home");
         let sender = home.device(device);
         let memory = sender.memory.as_ref().expect("made when the connection was welcomed");
@@ -89,7 +89,16 @@ impl<R: Ring> Shard<R> {
             }
         };
         let from = sender.address.clone();
-        let request = StoreRequest { origin, from, to: user, body, ttl_ms, urgent, after_reject };
+        let request = StoreRequest {
+            origin,
+            from,
+            to: user,
+            message_number,
+            body,
+            ttl_ms,
+            urgent,
+            after_reject,
+        };
         if to_shard == self.id {
             return self.handle_store(request);
         }

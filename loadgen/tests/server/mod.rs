@@ -206,6 +206,7 @@ impl Connection {
                     from_device: "load",
                     install_id: letter.install_id,
                     send_seq: letter.send_seq,
+                    message_number: ringpost_protocol::id::MessageNumber(letter.send_seq.0),
                     sent_at_ms: 1,
                     group: None,
                     urgent: false,

@@ -11,7 +11,7 @@ use crate::field::{
     put_nested_head, put_varint_field, varint_field_bytes,
 };
 use crate::frame::put_length;
-use crate::id::{DeviceAddress, InstallId, SendSeq, Seq};
+use crate::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, Seq};
 use crate::message::{ErrorCode, GapReason, GoAwayReason, Outcome, Welcome};
 use crate::wire::{self, server_frame::Frame};
 
@@ -23,6 +23,7 @@ pub struct DeliverHead<'a> {
     pub from_device: &'a str,
     pub install_id: InstallId,
     pub send_seq: SendSeq,
+    pub message_number: MessageNumber,
     pub sent_at_ms: u64,
     pub group: Option<&'a str>,
     pub urgent: bool,
@@ -86,6 +87,9 @@ pub fn put_outcome(out: &mut Vec<u8>, send_seq: SendSeq, outcome: &Outcome) {
 /// Delivers a message. This is the one copy of the envelope on its way to the connection.
 pub fn put_deliver(out: &mut Vec<u8>, head: &DeliverHead<'_>, envelope: &[u8]) {
     let group = head.group.unwrap_or_default();
+    // Left out where it says nothing new.
+    let message_number =
+        if head.message_number.0 == head.send_seq.0 { 0 } else { head.message_number.0 };
     let body_bytes = varint_field_bytes(head.seq.0)
         + bytes_field_bytes(head.from_user.len())
         + bytes_field_bytes(head.from_device.len())
@@ -94,6 +98,7 @@ pub fn put_deliver(out: &mut Vec<u8>, head: &DeliverHead<'_>, envelope: &[u8]) {
         + varint_field_bytes(head.sent_at_ms)
         + bytes_field_bytes(group.len())
         + varint_field_bytes(u64::from(head.urgent))
+        + varint_field_bytes(message_number)
         + bytes_field_bytes(envelope.len());
     put_head(out, DELIVER, body_bytes);
     put_varint_field(out, 1, head.seq.0);
@@ -104,6 +109,7 @@ pub fn put_deliver(out: &mut Vec<u8>, head: &DeliverHead<'_>, envelope: &[u8]) {
     put_varint_field(out, 6, head.sent_at_ms);
     put_bytes_field(out, 7, group.as_bytes());
     put_varint_field(out, 8, u64::from(head.urgent));
+    put_varint_field(out, 9, message_number);
     put_bytes_field(out, 15, envelope);
 }
 

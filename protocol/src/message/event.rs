@@ -7,7 +7,9 @@ use prost::Message;
 
 use crate::fault::ServerFault;
 use crate::field::{Fields, Value};
-use crate::id::{DeviceAddress, DeviceId, InstallId, MailboxId, SendSeq, Seq, UserId};
+use crate::id::{
+    DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId,
+};
 use crate::message::{ErrorCode, GapReason, GoAwayReason, Outcome, RejectCode, Welcome};
 use crate::wire::{self, server_frame::Frame};
 
@@ -64,6 +66,8 @@ pub struct Delivery {
     pub from: DeviceAddress,
     pub install_id: InstallId,
     pub send_seq: SendSeq,
+    /// What tells whether the message is new: see [`crate::window::ReceiveMarks`]. Not zero.
+    pub message_number: MessageNumber,
     pub sent_at_ms: u64,
     pub group: Option<UserId>,
     pub urgent: bool,
@@ -153,7 +157,7 @@ fn parse_accepted(accepted: wire::Accepted) -> Result<ClientEvent, ServerFault> 
 fn parse_deliver(frame: &Bytes, body: &[u8]) -> Result<Delivery, ServerFault> {
     let (mut seq, mut send_seq, mut install_id, mut sent_at_ms) = (0, 0, 0, 0);
     let (mut user, mut device, mut group, mut urgent) = ("", "", "", false);
-    let mut envelope = Bytes::new();
+    let (mut envelope, mut message_number) = (Bytes::new(), 0);
     let mut fields = Fields::new(body);
     while let Some((number, value)) = fields.next()? {
         match number {
@@ -165,6 +169,7 @@ fn parse_deliver(frame: &Bytes, body: &[u8]) -> Result<Delivery, ServerFault> {
             6 => sent_at_ms = value.varint()?,
             7 => group = value.text()?,
             8 => urgent = value.varint()? != 0,
+            9 => message_number = value.varint()?,
             15 => envelope = frame.slice_ref(value.bytes()?),
             _ => {}
         }
@@ -174,6 +179,7 @@ fn parse_deliver(frame: &Bytes, body: &[u8]) -> Result<Delivery, ServerFault> {
         from: address(user, device)?,
         install_id: InstallId(install_id),
         send_seq: SendSeq(send_seq),
+        message_number: MessageNumber(if message_number == 0 { send_seq } else { message_number }),
         sent_at_ms,
         group: group_id(group)?,
         urgent,

@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::id::{DeviceId, InstallId, MailboxId, SendSeq, Seq, UserId};
+use crate::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId};
 use crate::limits::{
     DELIVERS_UNACKED_MAX, DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX, FRAME_BYTES_MAX,
     HEARTBEAT_BACKGROUND_MS_MAX, HEARTBEAT_BACKGROUND_MS_MIN, HEARTBEAT_FOREGROUND_MS,
@@ -96,6 +96,8 @@ impl Mode {
 pub struct SendRequest {
     /// Not zero.
     pub send_seq: SendSeq,
+    /// Not zero: `send_seq` when the client gave none.
+    pub message_number: MessageNumber,
     pub to: Recipient,
     pub body: SendBody,
     /// 1 ..= TTL_MS_MAX.

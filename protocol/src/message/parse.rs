@@ -8,7 +8,7 @@ use prost::Message;
 
 use crate::fault::PeerFault;
 use crate::field::{Fields, Value};
-use crate::id::{DeviceId, InstallId, MailboxId, SendSeq, Seq, UserId};
+use crate::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId};
 use crate::limits::{DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX, TOKEN_BYTES_MAX, TTL_MS_MAX};
 use crate::message::{Hello, Mode, Recipient, Request, SendBody, SendRequest};
 use crate::wire;
@@ -79,7 +79,7 @@ fn checked_token(token: String) -> Result<String, PeerFault> {
 
 fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
     let (mut send_seq, mut ttl_ms, mut urgent, mut after_reject) = (0, 0, false, false);
-    let (mut to, mut content) = (None, None);
+    let (mut to, mut content, mut message_number) = (None, None, 0);
     let mut fields = Fields::new(body);
     while let Some((number, value)) = fields.next()? {
         match number {
@@ -99,6 +99,7 @@ fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
                 content = Some(SendBody::PerDevice(envelopes));
             }
             8 => content = Some(SendBody::Shared(envelope(frame, value.bytes()?)?)),
+            9 => message_number = value.varint()?,
             _ => {}
         }
     }
@@ -116,7 +117,9 @@ fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
         }
     }
     let ttl_ms = if ttl_ms == 0 { TTL_MS_MAX } else { ttl_ms.min(TTL_MS_MAX) };
-    Ok(SendRequest { send_seq: SendSeq(send_seq), to, body, ttl_ms, urgent, after_reject })
+    let message_number = MessageNumber(if message_number == 0 { send_seq } else { message_number });
+    let send_seq = SendSeq(send_seq);
+    Ok(SendRequest { send_seq, message_number, to, body, ttl_ms, urgent, after_reject })
 }
 
 fn parse_envelopes(

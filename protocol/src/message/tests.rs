@@ -199,6 +199,7 @@ fn the_hand_written_parser_agrees_with_the_generated_code() {
             ttl_ms: random.below(TTL_MS_MAX) + 1,
             urgent: random.chance(50),
             after_reject: random.chance(50),
+            message_number: random.spread().max(1),
             body,
         };
         let Ok(Request::Send(parsed)) = parse_send(send.clone()) else { panic!("a Send") };
@@ -220,10 +221,17 @@ fn the_hand_written_parser_agrees_with_the_generated_code() {
             ttl_ms: parsed.ttl_ms,
             urgent: parsed.urgent,
             after_reject: parsed.after_reject,
+            message_number: parsed.message_number.0,
             body: Some(body),
         };
         assert_eq!(back, send);
     }
+}
+
+#[test]
+fn a_send_without_a_message_number_is_numbered_by_its_send_seq() {
+    let Ok(Request::Send(send)) = parse_send(send_to_user()) else { panic!("a Send") };
+    assert_eq!(send.message_number.0, send.send_seq.0);
 }
 
 #[test]
@@ -312,7 +320,8 @@ fn hand_written_encoders_decode_equal_with_the_generated_code() {
             from_user: &"u".repeat(1 + random.index(128)),
             from_device: "phone",
             install_id: InstallId(random.spread()),
-            send_seq: SendSeq(random.spread()),
+            send_seq: SendSeq(random.spread().max(1)),
+            message_number: MessageNumber(random.spread().max(1)),
             sent_at_ms: random.spread(),
             group,
             urgent: random.chance(50),
@@ -328,12 +337,17 @@ fn hand_written_encoders_decode_equal_with_the_generated_code() {
             sent_at_ms: head.sent_at_ms,
             group: group.unwrap_or_default().into(),
             urgent: head.urgent,
+            message_number: match head.message_number.0 {
+                same if same == head.send_seq.0 => 0,
+                number => number,
+            },
             envelope: envelope.clone().into(),
         };
         assert_eq!(decode(&out), server_frame::Frame::Deliver(expected));
         let ClientEvent::Deliver(delivery) = event(&out) else { panic!("a Deliver") };
         assert_eq!(delivery.envelope, envelope);
         assert_eq!((delivery.seq, delivery.send_seq), (head.seq, head.send_seq));
+        assert_eq!(delivery.message_number, head.message_number);
         assert_eq!(delivery.group.as_ref().map(UserId::as_str), group);
         assert_eq!((delivery.urgent, delivery.install_id), (head.urgent, head.install_id));
     }
@@ -347,6 +361,7 @@ fn the_largest_deliver_fits_a_frame() {
         from_device: &"d".repeat(64),
         install_id: InstallId(u64::MAX),
         send_seq: SendSeq(u64::MAX),
+        message_number: MessageNumber(u64::MAX - 1),
         sent_at_ms: u64::MAX,
         group: Some(&"g".repeat(128)),
         urgent: true,

@@ -16,7 +16,7 @@ use crate::field::{
     varint_field_bytes,
 };
 use crate::frame::{put_length, split_frame};
-use crate::id::{DeviceId, InstallId, MailboxId, SendSeq, Seq};
+use crate::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq};
 use crate::limits::{ENVELOPE_BYTES_MAX, FRAME_BYTES_MAX, SENDS_UNANSWERED_MAX, WELCOME_MS_MAX};
 use crate::message::{ClientEvent, Limits, Mode, Recipient, Welcome, parse_server_frame};
 use crate::session::silence_ms_max;
@@ -93,6 +93,8 @@ pub struct ClientHello {
 #[derive(Clone, Copy)]
 pub struct ClientSend<'a> {
     pub send_seq: SendSeq,
+    /// Stays the same when the message is sent again; zero: the same as `send_seq`.
+    pub message_number: MessageNumber,
     pub to: &'a Recipient,
     pub body: SendContent<'a>,
     /// 0: as long as the server allows.
@@ -373,6 +375,7 @@ fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>) -> Result<(), SendRefused>
         + varint_field_bytes(send.ttl_ms)
         + varint_field_bytes(u64::from(send.urgent))
         + varint_field_bytes(u64::from(send.after_reject))
+        + varint_field_bytes(send.message_number.0)
         + nested_field_bytes(content_bytes);
     let frame_bytes = nested_field_bytes(body_bytes);
     if envelope_bytes_max > ENVELOPE_BYTES_MAX {
@@ -389,6 +392,7 @@ fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>) -> Result<(), SendRefused>
     put_varint_field(out, 4, send.ttl_ms);
     put_varint_field(out, 5, u64::from(send.urgent));
     put_varint_field(out, 6, u64::from(send.after_reject));
+    put_varint_field(out, 9, send.message_number.0);
     put_nested_head(out, number, content_bytes);
     match send.body {
         SendContent::Shared(envelope) => out.extend_from_slice(envelope),

@@ -93,6 +93,7 @@ impl Pair {
             from_device: "phone",
             install_id: InstallId(2),
             send_seq: SendSeq(seq),
+            message_number: crate::id::MessageNumber(SendSeq(seq).0),
             sent_at_ms: 1,
             group: None,
             urgent: false,
@@ -125,7 +126,15 @@ fn client_hello(acked_up_to: u64) -> ClientHello {
 
 fn client_send<'a>(send_seq: u64, to: &'a Recipient, body: SendContent<'a>) -> ClientSend<'a> {
     let send_seq = SendSeq(send_seq);
-    ClientSend { send_seq, to, body, ttl_ms: 0, urgent: true, after_reject: false }
+    ClientSend {
+        send_seq,
+        message_number: crate::id::MessageNumber::default(),
+        to,
+        body,
+        ttl_ms: 0,
+        urgent: true,
+        after_reject: false,
+    }
 }
 
 fn frame(frame: Frame) -> Bytes {

@@ -354,19 +354,19 @@ fn marks_tell_new_from_seen_for_each_stream() {
     };
     let group = UserId::new("g").unwrap();
     let mut marks = ReceiveMarks::default();
-    assert!(marks.is_new(&from("a"), INSTALL, None, SendSeq(3)));
-    assert!(!marks.is_new(&from("a"), INSTALL, None, SendSeq(3)));
-    assert!(!marks.is_new(&from("a"), INSTALL, None, SendSeq(2)));
-    assert!(marks.is_new(&from("a"), INSTALL, Some(&group), SendSeq(2)));
-    assert!(marks.is_new(&from("a"), InstallId(2), None, SendSeq(1)));
-    assert!(marks.is_new(&from("b"), INSTALL, None, SendSeq(1)));
-    assert!(marks.is_new(&from("a"), INSTALL, None, SendSeq(9)));
+    assert!(marks.is_new(&from("a"), INSTALL, None, MessageNumber(3)));
+    assert!(!marks.is_new(&from("a"), INSTALL, None, MessageNumber(3)));
+    assert!(!marks.is_new(&from("a"), INSTALL, None, MessageNumber(2)));
+    assert!(marks.is_new(&from("a"), INSTALL, Some(&group), MessageNumber(2)));
+    assert!(marks.is_new(&from("a"), InstallId(2), None, MessageNumber(1)));
+    assert!(marks.is_new(&from("b"), INSTALL, None, MessageNumber(1)));
+    assert!(marks.is_new(&from("a"), INSTALL, None, MessageNumber(9)));
 
     let mut restored = ReceiveMarks::default();
     for (from, install_id, group, up_to) in marks.entries() {
         assert!(restored.is_new(from, install_id, group, up_to));
     }
     assert_eq!(restored.entries().count(), 4);
-    assert!(!restored.is_new(&from("a"), INSTALL, None, SendSeq(9)));
-    assert!(restored.is_new(&from("a"), INSTALL, None, SendSeq(10)));
+    assert!(!restored.is_new(&from("a"), INSTALL, None, MessageNumber(9)));
+    assert!(restored.is_new(&from("a"), INSTALL, None, MessageNumber(10)));
 }

@@ -199,6 +199,7 @@ fn a_failed_store_says_so_once() {
         from: &message,
         install_id: Default::default(),
         send_seq: Default::default(),
+        message_number: Default::default(),
         sent_at_ms: 0,
         expires_at_ms: 0,
         urgent: false,

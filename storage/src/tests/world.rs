@@ -107,6 +107,7 @@ impl World {
             from: &address(from),
             install_id: InstallId(5),
             send_seq: SendSeq(number),
+            message_number: ringpost_protocol::id::MessageNumber(SendSeq(number).0),
             sent_at_ms: 11,
             expires_at_ms: 12,
             urgent: from.is_multiple_of(2),

@@ -161,7 +161,7 @@ impl Weights {
         let (cut_ms, client_crash_ms) = (every(8_000), every(20_000));
         let (power_failure_ms, kill_ms) = (every(40_000), every(60_000));
         let restart_ms = every(60_000);
-        // Not together with an end of the process: see `Options::tight_mailboxes`.
+        // Together with an end of the process only on demand: see `Options::tight_mailboxes`.
         let keeps_memory = power_failure_ms.or(kill_ms).or(restart_ms).is_none();
         let tight_mailboxes = keeps_memory && random.chance(700);
         let mut scale = |choices: [u64; 3]| choices[random.index(3)];

@@ -49,9 +49,8 @@ pub enum Fault {
 pub struct Options {
     /// The mutant: `fdatasync` makes nothing durable.
     pub lie_about_sync: bool,
-    /// Mailboxes fill up whatever else happens. A Send whose outcome a crash has lost, and that is
-    /// refused when it is replayed, is retried under a new number: if it had been stored, its
-    /// recipient cannot tell, and is told twice.
+    /// Mailboxes fill up whatever else happens. So a Send whose outcome a crash has lost is refused
+    /// when it is replayed, though it was stored, and is retried under a new number.
     pub tight_mailboxes: bool,
     /// Prints what happens.
     pub trace: bool,
