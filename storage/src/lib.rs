@@ -18,7 +18,7 @@
 //!          "RPB1" | crc u32 | length u32 | records u32 | number u64 | durable_up_to u64
 //!          | store_id u64 | segment u32 | offset u32 | open_count u32 | shard u16 | 0 u16 | records
 //! record   type u8 | version u8 | flags u16 | length u32 | crc u32 | fields
-//!   1 message  seq, install_id, send_seq, sent_at_ms, expires_at_ms u64 | sender hash u32
+//!   1 message  seq, install_id, send_seq, message_number, sent_at_ms, expires_at_ms u64 | sender hash u32
 //!              | count u16 | count x mailbox u64 | lengths of user, device, group u8 x 3
 //!              | user | device | group | envelope            flags bit 0: urgent
 //!   2 ack      mailbox, up_to u64                            all seq <= up_to are deleted

@@ -599,5 +599,5 @@ const KIND_EXPIRY_CLOCK: u8 = 7;
 
 const RECORD_HEAD_BYTES: usize = 12;
 pub(crate) const ACK_BYTES: usize = RECORD_HEAD_BYTES + 2 * 8;
-const MESSAGE_FIXED_BYTES: usize = RECORD_HEAD_BYTES + 5 * 8 + 4 + 2 + 3;
+const MESSAGE_FIXED_BYTES: usize = RECORD_HEAD_BYTES + 6 * 8 + 4 + 2 + 3;
 const RECEIPT_FIXED_BYTES: usize = RECORD_HEAD_BYTES + 5 * 8 + 3;

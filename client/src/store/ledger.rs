@@ -121,6 +121,10 @@ impl Ledger {
         outbox
             .restore(contents.sends, contents.numbers)
             .map_err(|text| StoreFault::Content(text.into()))?;
+        // Before anything that waits gets a number: a refusal of the last life is not remembered, only
+        // that something behind it still has its number.
+        let mut changes = Vec::new();
+        outbox.take_back_overtakers(&mut changes);
         let cursor = Cursor {
             mailbox_id: MailboxId(counters.mailbox_id),
             acked_up_to: Seq(counters.acked_up_to),
@@ -137,7 +141,7 @@ impl Ledger {
             install_id: InstallId(counters.install_id),
             outbox,
             inbox,
-            changes: Vec::new(),
+            changes,
             events: Vec::new(),
             rows_max: config.outbox_rows_max + config.inbox_rows_max,
             writing: None,
