@@ -1,7 +1,7 @@
 //! How shards talk: one bounded inbound queue per shard, credits per destination, no locks.
 //!
 //! A *request* costs its sender one credit of the destination and is answered by exactly one
-//! *reply*, which gives the credit back. Replies and notes need no credit: [`queue_capacity`] leaves
+//! *reply*, which gives the credit back. Replies and notes need no credit: `queue_capacity` leaves
 //! room for them, so answering never waits, draining never blocks, and no cycle of full queues can
 //! form. A shard without credit stops reading the sockets that need it; see `shard/route.rs`.
 

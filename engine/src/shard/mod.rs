@@ -3,9 +3,9 @@
 //! The shard takes time and completions from its [`Ring`] and gives operations back; it sees no
 //! file descriptor, no clock and no thread. Behind the ring stands the kernel, or the simulator.
 //!
-//! A message passes through the files in this order: [`accept`] (or a move from another shard),
-//! [`inbound`], [`route`], [`mailbox`], [`disk`] (durable), [`outbound`]; its acknowledgement through
-//! [`receipts`].
+//! A message passes through the files in this order: `accept` (or a move from another shard),
+//! `inbound`, `route`, `deposit`, `disk` (durable), `mailbox`, `outbound`; its acknowledgement through
+//! `receipts`.
 
 mod token;
 pub mod message;
