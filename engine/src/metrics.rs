@@ -156,6 +156,14 @@ shard_metrics! {
 }
 
 impl ShardMetrics {
+    /// An entry of a mailbox went out; a message has waited for `waited_ms`, anything else for nothing.
+    pub(crate) fn count_delivery(&mut self, waited_ms: Option<u64>) {
+        if let Some(waited_ms) = waited_ms {
+            self.messages_delivered += 1;
+            self.time_to_delivery.observe(waited_ms * 1_000_000);
+        }
+    }
+
     /// Takes over what the ring counted; called before a copy is handed out.
     pub fn set_ring(&mut self, ring: &RingCounters) {
         self.ring_enters.set(ring.enters);

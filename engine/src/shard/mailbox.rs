@@ -282,10 +282,7 @@ impl<R: Ring> Shard<R> {
                     let unix_ms = self.time.unix_ms;
                     let waited_ms =
                         attached.put(&mut conn.session, &mut conn.out, seq, &record, unix_ms);
-                    if let Some(waited_ms) = waited_ms {
-                        self.metrics.messages_delivered += 1;
-                        self.metrics.time_to_delivery.observe(waited_ms * 1_000_000);
-                    }
+                    self.metrics.count_delivery(waited_ms);
                 }
                 ReadStart::Pending(id) => {
                     attached.reading = Some((id, seq));
@@ -322,10 +319,7 @@ impl<R: Ring> Shard<R> {
                     let unix_ms = self.time.unix_ms;
                     let waited_ms =
                         attached.put(&mut conn.session, &mut conn.out, seq, &record, unix_ms);
-                    if let Some(waited_ms) = waited_ms {
-                        self.metrics.messages_delivered += 1;
-                        self.metrics.time_to_delivery.observe(waited_ms * 1_000_000);
-                    }
+                    self.metrics.count_delivery(waited_ms);
                     self.mark_dirty(key);
                 }
                 Ok(_) => {}
