@@ -27,7 +27,8 @@
 //! Modules in the order in which a message passes them: [`limits`] and [`id`], the vocabulary;
 //! [`frame`], bytes to frames; [`wire`], the generated schema; [`message`], frames to typed
 //! requests and back; [`window`], numbers and answers of Sends, beyond one connection;
-//! [`session`], the order of one connection, both ends; [`fault`], what a peer can do wrong.
+//! [`session`], the order of one connection, both ends; [`fault`], what a peer can do wrong;
+//! [`mutant`], deliberate bugs for the tests, and nothing in a production build.
 #![forbid(unsafe_code)]
 
 pub mod limits;
@@ -39,6 +40,7 @@ pub mod message;
 pub mod window;
 pub mod session;
 pub mod fault;
+pub mod mutant;
 
 #[cfg(test)]
 mod seeded;

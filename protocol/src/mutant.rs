@@ -1,0 +1,157 @@
+//! Deliberate bugs, one per promise: what the simulator must catch, else it proves nothing.
+//!
+//! Production code asks [`is_active`] at the one place where a bug of that kind would sit. Without
+//! the crate's feature `mutants`, which only the tests enable, the answer is a constant `false`
+//! and nothing of it is left in the program. With it, a thread may turn one bug on, which makes
+//! every simulated world of that thread a broken one; see the binary `mutants` of `ringpost-tests`.
+
+/// One deliberate bug. The variants follow a message's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Mutant {
+    /// The end of a multishot accept is overlooked: the listener is deaf.
+    AcceptMoreIgnored,
+    /// The end of a multishot receive is overlooked: the connection is deaf.
+    ReceiveMoreIgnored,
+    /// A receive buffer is not given back to the ring.
+    LeaseNotReturned,
+    /// A short send counts as a whole one.
+    ShortSendTakenForWhole,
+    /// A device is welcomed before its record is durable.
+    WelcomeBeforeSync,
+    /// The older connection of a device lives on beside the newer one.
+    ReplacedConnectionKept,
+    /// A key of a connection that is gone names the one in its place.
+    StaleGenerationAccepted,
+    /// An acknowledgement above everything sent is taken.
+    AckOfUnsentAccepted,
+    /// Later Sends overtake a refused one: the sender's home arms no block.
+    AfterRejectIgnored,
+    /// Later Sends that are on the mesh overtake a refused one.
+    HomeBlockMissing,
+    /// The answer to a mesh request does not give its credit back.
+    CreditLeaked,
+    /// The bound of a mailbox is not looked at.
+    MailboxBoundIgnored,
+    /// A device that was skipped is never told.
+    SkippedWithoutGap,
+    /// Accepted is said when the record is in memory.
+    SpeakBeforeSync,
+    /// A record is delivered before it is durable.
+    DeliverBeforeSync,
+    /// Only every other batch is synced.
+    SyncSkipped,
+    /// A new segment is used before its directory entry is durable.
+    DirectoryNotSynced,
+    /// A segment's header states its first batch before the ones before it are durable.
+    HeaderTooEarly,
+    /// Delivery after a Hello begins one entry too late.
+    ReplayFromWrongSeq,
+    /// A record read from disk is delivered though its entry was replaced meanwhile.
+    StaleReadDelivered,
+    /// The watermark of an acknowledgement is written before the receipts are durable.
+    ReceiptLostOnRestart,
+    /// The receipt of a mailbox's gap covers the message that was lost.
+    ReceiptForExpired,
+    /// An acknowledgement is not written at all.
+    AckNotWritten,
+    /// Recovery forgets the last record of the log.
+    RecoverySkipsLastRecord,
+    /// Recovery takes a batch whose checksum is wrong.
+    TornTailTakenForGood,
+    /// An open begins with the numbers of the one before it.
+    SeqReusedAfterCrash,
+    /// Recovery forgets acknowledgements.
+    RecoveryForgetsAcks,
+    /// Replay on top of a checkpoint begins one batch too late.
+    CheckpointReplayedTooLate,
+    /// Reclaim removes a segment though records of it are needed.
+    ReclaimDropsLive,
+    /// Reclaim copies a message also for mailboxes that have acknowledged it.
+    ReclaimResurrectsAcked,
+    /// Reclaim removes a segment before the copies of its records are durable.
+    ReclaimBeforeCopiesDurable,
+    /// An expired message vanishes without a gap.
+    ExpiredWithoutGap,
+    /// The expiry clock follows the wall clock at start, however far that has jumped.
+    ExpiryClockUnlimited,
+    /// Re-sharding leaves one slot behind.
+    ReshardLosesSlot,
+    /// After a failed sync the store goes on as if it had succeeded.
+    SyncFailureIgnored,
+    /// The client tells its app of a message that it knows already.
+    ReceiveMarkIgnored,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::AcceptMoreIgnored,
+        Self::ReceiveMoreIgnored,
+        Self::LeaseNotReturned,
+        Self::ShortSendTakenForWhole,
+        Self::WelcomeBeforeSync,
+        Self::ReplacedConnectionKept,
+        Self::StaleGenerationAccepted,
+        Self::AckOfUnsentAccepted,
+        Self::AfterRejectIgnored,
+        Self::HomeBlockMissing,
+        Self::CreditLeaked,
+        Self::MailboxBoundIgnored,
+        Self::SkippedWithoutGap,
+        Self::SpeakBeforeSync,
+        Self::DeliverBeforeSync,
+        Self::SyncSkipped,
+        Self::DirectoryNotSynced,
+        Self::HeaderTooEarly,
+        Self::ReplayFromWrongSeq,
+        Self::StaleReadDelivered,
+        Self::ReceiptLostOnRestart,
+        Self::ReceiptForExpired,
+        Self::AckNotWritten,
+        Self::RecoverySkipsLastRecord,
+        Self::TornTailTakenForGood,
+        Self::SeqReusedAfterCrash,
+        Self::RecoveryForgetsAcks,
+        Self::CheckpointReplayedTooLate,
+        Self::ReclaimDropsLive,
+        Self::ReclaimResurrectsAcked,
+        Self::ReclaimBeforeCopiesDurable,
+        Self::ExpiredWithoutGap,
+        Self::ExpiryClockUnlimited,
+        Self::ReshardLosesSlot,
+        Self::SyncFailureIgnored,
+        Self::ReceiveMarkIgnored,
+    ];
+}
+
+/// Whether this thread runs with that bug.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub const fn is_active(_: Mutant) -> bool {
+    false
+}
+
+#[cfg(feature = "mutants")]
+pub use enabled::{activate, is_active};
+
+#[cfg(feature = "mutants")]
+mod enabled {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Turns one bug on for this thread, or all of them off.
+    pub fn activate(mutant: Option<Mutant>) {
+        ACTIVE.set(mutant);
+    }
+
+    /// Whether this thread runs with that bug.
+    pub fn is_active(mutant: Mutant) -> bool {
+        ACTIVE.get() == Some(mutant)
+    }
+}
