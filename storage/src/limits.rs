@@ -48,7 +48,7 @@ impl StoreConfig {
 }
 
 /// Format of segments and `CURRENT`; another number is refused by name.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 /// Batches start on this boundary and share no block with an earlier one.
 pub const BLOCK_BYTES: u32 = 4096;
 /// Mailboxes that one message record may name.
