@@ -55,7 +55,7 @@ pub enum Mutant {
     ReceiptForExpired,
     /// An acknowledgement is not written at all.
     AckNotWritten,
-    /// Recovery forgets the last record of the log.
+    /// Recovery forgets the last record of each batch.
     RecoverySkipsLastRecord,
     /// Recovery takes a batch whose checksum is wrong.
     TornTailTakenForGood,

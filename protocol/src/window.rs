@@ -12,6 +12,7 @@ use crate::fault::PeerFault;
 use crate::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, UserId};
 use crate::limits::{RECIPIENTS_BLOCKED_MAX, SEND_OUTCOMES_MAX, SENDS_UNANSWERED_MAX};
 use crate::message::{Outcome, Recipient};
+use crate::mutant::{Mutant, is_active};
 
 /// What the home shard remembers of one sending device, across its connections.
 ///
@@ -207,6 +208,9 @@ impl SendMemory {
 
     /// Later Sends to `recipient` are refused with `outcome`.
     fn block(&mut self, recipient: RecipientHash, outcome: &Outcome) {
+        if is_active(Mutant::AfterRejectIgnored) {
+            return;
+        }
         self.blocks.retain(|block| block.recipient != recipient);
         if self.blocks.len() == RECIPIENTS_BLOCKED_MAX {
             self.blocks.remove(0);

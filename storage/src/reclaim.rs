@@ -16,6 +16,7 @@
 
 use bytes::Bytes;
 use ringpost_protocol::id::DeviceAddress;
+use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{BATCH_HEAD_BYTES, Scan, Scanner, index};
 use crate::commit::Task;
@@ -163,6 +164,13 @@ impl Store {
             Ok(View::Message(view)) => {
                 let mut live = std::mem::take(&mut self.reclaim.live);
                 live.extend(view.mailboxes().filter(|id| self.is_live(*id, view.seq, from)));
+                if is_active(Mutant::ReclaimDropsLive) {
+                    live.clear();
+                }
+                if is_active(Mutant::ReclaimResurrectsAcked) && !live.is_empty() {
+                    live.clear();
+                    live.extend(view.mailboxes());
+                }
                 if !live.is_empty() {
                     let length = view.copy_bytes(live.len());
                     let place = self.reserve(length);
@@ -232,7 +240,7 @@ impl Store {
     }
 
     fn drain(&mut self, segment: SegmentId, barrier: u64) -> Option<(Task, DiskOp)> {
-        if self.durable_batch < barrier {
+        if self.durable_batch < barrier && !is_active(Mutant::ReclaimBeforeCopiesDurable) {
             return None;
         }
         let oldest = self.log.get_mut(segment);

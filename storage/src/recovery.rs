@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::mem;
 
 use bytes::Bytes;
+use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, Scan, Scanner, index};
 use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
@@ -194,7 +195,8 @@ impl Opening {
         }
         let mut report = self.report;
         let known = self.files.iter().filter_map(|file| file.open_count).max().unwrap_or(0);
-        let open_count = known.max(self.rebuild.open_count) + 1;
+        let step = u32::from(!is_active(Mutant::SeqReusedAfterCrash));
+        let open_count = (known.max(self.rebuild.open_count) + step).max(1);
         if open_count >= 1 << 24 {
             return Err(OpenFault::OpensUsedUp);
         }

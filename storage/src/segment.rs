@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{Origin, index, is_zero};
 use crate::disk::{DiskOp, SegmentId};
@@ -178,7 +179,7 @@ impl Preparation {
             (Step::Absent, _) => (PrepareOp::Create, DiskOp::Create { segment }),
             (Step::Created, _) => (PrepareOp::Link, DiskOp::SyncDir),
             (Step::Linked, HeaderStep::Wanted(header))
-                if header.first_batch <= durable_batch + 1 =>
+                if header.first_batch <= durable_batch + 1 || is_active(Mutant::HeaderTooEarly) =>
             {
                 let data = header.encode(config.origin(), segment);
                 (PrepareOp::Header, DiskOp::Write { segment, offset: 0, data })
@@ -203,6 +204,7 @@ impl Preparation {
     pub(crate) fn done(&mut self, op: PrepareOp) {
         self.busy = false;
         match op {
+            PrepareOp::Create if is_active(Mutant::DirectoryNotSynced) => self.step = Step::Linked,
             PrepareOp::Create => self.step = Step::Created,
             PrepareOp::Link => self.step = Step::Linked,
             PrepareOp::Header => self.header = HeaderStep::Written,

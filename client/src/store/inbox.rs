@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use ringpost_protocol::id::{DeviceAddress, InstallId, MailboxId, MessageNumber, Seq, UserId};
+use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::event::{EventId, Gap, Message, News, Receipt};
 use crate::limits::BACKLOG_MAX;
@@ -169,7 +170,7 @@ impl Inbox {
                     group: message.group.clone(),
                 };
                 let mark = self.marks.entry(key.clone()).or_default();
-                if number <= *mark {
+                if number <= *mark && !is_active(Mutant::ReceiveMarkIgnored) {
                     return None;
                 }
                 *mark = number;

@@ -2,6 +2,7 @@
 
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::message::Hello;
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Errno, Op, Outcome, Ring, Socket};
 
 use super::Shard;
@@ -30,7 +31,7 @@ impl<R: Ring> Shard<R> {
     }
 
     pub(super) fn handle_accept(&mut self, completion: Completion) {
-        if !completion.more {
+        if !completion.more && !is_active(Mutant::AcceptMoreIgnored) {
             self.accept = None;
         }
         match completion.result {

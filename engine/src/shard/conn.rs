@@ -12,6 +12,7 @@
 
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::message::SendRequest;
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::session::ServerSession;
 use ringpost_ring::{OpId, Socket};
 use slab::Slab;
@@ -114,6 +115,10 @@ impl Conn {
         }
     }
 
+    fn is_named_by(&self, key: ConnKey) -> bool {
+        self.generation == key.generation || is_active(Mutant::StaleGenerationAccepted)
+    }
+
     /// The device behind a welcomed connection.
     pub(super) fn device(&self) -> Option<DeviceIndex> {
         match self.phase {
@@ -174,11 +179,13 @@ impl ConnTable {
     }
 
     pub(super) fn get(&self, key: ConnKey) -> Option<&Conn> {
-        self.slab.get(key.index as usize).filter(|conn| conn.generation == key.generation)
+        let conn = self.slab.get(key.index as usize);
+        conn.filter(|conn| conn.is_named_by(key))
     }
 
     pub(super) fn get_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        self.slab.get_mut(key.index as usize).filter(|conn| conn.generation == key.generation)
+        let conn = self.slab.get_mut(key.index as usize);
+        conn.filter(|conn| conn.is_named_by(key))
     }
 
     pub(super) fn remove(&mut self, key: ConnKey) -> Conn {

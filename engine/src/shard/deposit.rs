@@ -2,6 +2,7 @@
 
 use ringpost_protocol::id::{DeviceId, UserId};
 use ringpost_protocol::message::{Outcome, Recipient, RejectCode, SendBody, SkipReason};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use ringpost_storage::{GapReason, NewMessage, Room, StoreFull};
 
@@ -32,12 +33,15 @@ impl<R: Ring> Shard<R> {
                     home.await_durable(Awaiting::Fresh(index));
                 }
                 let accepted = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
+                if is_active(Mutant::SpeakBeforeSync) {
+                    return self.reply(reply(accepted));
+                }
                 home.await_durable(Awaiting::Stored(reply(accepted)));
             }
             Err(refusal) => {
                 if refusal.is_retryable() {
                     self.metrics.bound_hits.add(bound_of(&refusal));
-                    if remote {
+                    if remote && !is_active(Mutant::HomeBlockMissing) {
                         home.blocks.arm(&request, &refusal);
                     }
                 }
@@ -80,7 +84,7 @@ impl Home {
             }
         }
         if !deposited.fresh.is_empty() {
-            for &index in &deposited.full {
+            for &index in deposited.full.iter().filter(|_| !is_active(Mutant::SkippedWithoutGap)) {
                 let mailbox = self.device(index).mailbox;
                 self.store.append_gap(mailbox, GapReason::Full, None);
             }
@@ -113,7 +117,7 @@ impl Home {
         for &index in devices {
             let device = self.device(index);
             let room = self.store.room(device.mailbox, sender_hash, envelope.len());
-            if room == Room::Free {
+            if room == Room::Free || is_active(Mutant::MailboxBoundIgnored) {
                 free.push(index);
                 continue;
             }

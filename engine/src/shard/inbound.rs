@@ -4,6 +4,7 @@ use bytes::BytesMut;
 use ringpost_protocol::fault::{FrameFault, PeerFault};
 use ringpost_protocol::frame::split_frame;
 use ringpost_protocol::message::Request;
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Errno, Lease, Op, Outcome, Ring};
 
 use super::Shard;
@@ -21,7 +22,7 @@ impl<R: Ring> Shard<R> {
         let Some(conn) = self.conns.get_mut(key) else {
             unreachable!("a connection outlives its receive");
         };
-        if !completion.more {
+        if !completion.more && !is_active(Mutant::ReceiveMoreIgnored) {
             conn.recv = None;
             self.rearm.push(key);
             if matches!(conn.phase, Phase::Moving(_)) {
@@ -60,7 +61,9 @@ impl<R: Ring> Shard<R> {
         self.metrics.received_bytes += data.len() as u64;
         let opened = conn.transport.handle_ciphertext(data, &mut input);
         conn.input = input;
-        self.ring.release(lease);
+        if !is_active(Mutant::LeaseNotReturned) {
+            self.ring.release(lease);
+        }
         if was_handshaking && !conn.transport.is_handshaking() {
             self.metrics.handshakes += 1;
         }

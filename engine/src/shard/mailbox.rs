@@ -7,6 +7,7 @@ use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MailboxId, SendSeq, Seq, UserId};
 use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, DEVICES_PER_USER_MAX};
 use ringpost_protocol::message::{self, DeliverHead, DeliveredHead, Welcome};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::session::ServerSession;
 use ringpost_protocol::window::SendMemory;
 use ringpost_ring::Ring;
@@ -172,10 +173,14 @@ impl<R: Ring> Shard<R> {
             Some(memory) => memory.connection_started(login.hello.install_id),
             None => device.memory = Some(Box::new(SendMemory::new(login.hello.install_id))),
         }
+        let mut cursor = acked_up_to.min(home.store.tail(mailbox)).max(home.store.acked(mailbox));
+        if is_active(Mutant::ReplayFromWrongSeq) {
+            cursor = home.store.next(mailbox, cursor).unwrap_or(cursor);
+        }
         let attached = Attached {
             conn: key,
             login: Box::new(login),
-            cursor: acked_up_to.min(home.store.tail(mailbox)).max(home.store.acked(mailbox)),
+            cursor,
             unacked: VecDeque::new(),
             caught_up: false,
             reading: None,
@@ -183,12 +188,14 @@ impl<R: Ring> Shard<R> {
         let replaced = home.device_mut(index).attached.replace(Box::new(attached));
         let conn = self.conns.get_mut(key).expect("just arrived");
         conn.phase = Phase::Registering { device: index };
-        if home.unsynced_records() == 0 {
+        if home.unsynced_records() == 0 || is_active(Mutant::WelcomeBeforeSync) {
             self.welcome(key);
         } else {
             home.await_durable(Awaiting::Registered(key));
         }
-        if let Some(old) = replaced {
+        if let Some(old) = replaced
+            && !is_active(Mutant::ReplacedConnectionKept)
+        {
             self.fail(old.conn, &PeerFault::Replaced);
         }
         Ok(())
@@ -312,7 +319,8 @@ impl<R: Ring> Shard<R> {
         let key = attached.conn;
         // A receipt may have been replaced while it was read: its record must not take the place of
         // the entry that is next now.
-        let is_next = home.store.next(device.mailbox, attached.cursor) == Some(seq);
+        let is_next = home.store.next(device.mailbox, attached.cursor) == Some(seq)
+            || is_active(Mutant::StaleReadDelivered);
         if let (Some(conn), true) = (self.conns.get_mut(key), is_next) {
             match result {
                 Ok(record) if conn.device().is_some() => {

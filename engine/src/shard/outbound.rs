@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::message::{self, GoAwayReason};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Op, Outcome, Ring};
 
 use super::Shard;
@@ -74,7 +75,9 @@ impl<R: Ring> Shard<R> {
         match completion.result {
             Ok(Outcome::Sent { sent_bytes, data }) => {
                 self.metrics.sent_bytes += sent_bytes as u64;
-                conn.unsent = rest_of(data, sent_bytes);
+                if !is_active(Mutant::ShortSendTakenForWhole) {
+                    conn.unsent = rest_of(data, sent_bytes);
+                }
                 if let Some(device) = conn.device() {
                     self.deliver(device);
                 }

@@ -7,6 +7,7 @@
 //! covered by its next round.
 
 use ringpost_protocol::id::{DeviceAddress, DeviceId, Seq, UserId};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use ringpost_storage::{Fault, ReadId, ReadStart, ReceiptRecord, StoredMessage, StoredRecord};
 
@@ -74,7 +75,7 @@ impl AckWalk {
         if let Some(source) = self.owed.pop() {
             return Step::Receipt(Box::new(source));
         }
-        if self.outstanding > 0 {
+        if self.outstanding > 0 && !is_active(Mutant::ReceiptLostOnRestart) {
             return Step::Wait;
         }
         if self.position > self.done {
@@ -181,6 +182,7 @@ impl<R: Ring> Shard<R> {
             match walk.next_step() {
                 Step::Wait => return,
                 Step::Receipt(source) => self.send_receipt(index, *source),
+                Step::Watermark(_) if is_active(Mutant::AckNotWritten) => {}
                 Step::Watermark(up_to) => {
                     home.store.ack(device.mailbox, up_to);
                 }

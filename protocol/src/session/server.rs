@@ -12,6 +12,7 @@ use crate::message::{
     DeliverHead, DeliveredHead, ErrorCode, GapReason, Mode, Request, Welcome, parse_client_frame,
     put_deliver, put_delivered, put_error, put_gap, put_pong, put_welcome,
 };
+use crate::mutant::{Mutant, is_active};
 
 /// One connection, from accept to its end.
 ///
@@ -96,7 +97,9 @@ impl ServerSession {
             (_, Request::Hello(_)) => Err(PeerFault::HelloRepeated),
             (State::AwaitWelcome, Request::Bye) => Ok(request),
             (State::AwaitWelcome, _) => Err(PeerFault::BeforeWelcome),
-            (_, &Request::Ack { up_to }) if up_to > self.sent_up_to => {
+            (_, &Request::Ack { up_to })
+                if up_to > self.sent_up_to && !is_active(Mutant::AckOfUnsentAccepted) =>
+            {
                 Err(PeerFault::AckUnsent { up_to, sent: self.sent_up_to })
             }
             _ => Ok(request),
