@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use ringpost_storage::{DiskError, DiskErrorKind, DiskOp, DiskOutcome, SegmentId};
+use ringpost_storage::{DiskError, DiskErrorKind, DiskOp, DiskOutcome, FileId};
 
 /// Runs disk operations to their end.
 pub trait Disk {
@@ -19,11 +19,11 @@ pub trait Disk {
 #[derive(Debug, Default)]
 pub struct NullDisk;
 
-/// A directory of segment files.
+/// The directory of a store.
 #[derive(Debug)]
 pub struct FileDisk {
     directory: PathBuf,
-    files: HashMap<SegmentId, File>,
+    files: HashMap<FileId, File>,
 }
 
 impl Disk for NullDisk {
@@ -41,24 +41,24 @@ impl FileDisk {
         Self { directory: directory.to_owned(), files: HashMap::new() }
     }
 
-    fn path(&self, segment: SegmentId) -> PathBuf {
-        self.directory.join(segment.file_name())
+    fn path(&self, file: FileId) -> PathBuf {
+        self.directory.join(file.file_name())
     }
 
-    fn file(&mut self, segment: SegmentId) -> io::Result<&File> {
-        if !self.files.contains_key(&segment) {
-            let file = File::options().read(true).write(true).open(self.path(segment))?;
-            self.files.insert(segment, file);
+    fn file(&mut self, file: FileId) -> io::Result<&File> {
+        if !self.files.contains_key(&file) {
+            let open = File::options().read(true).write(true).open(self.path(file))?;
+            self.files.insert(file, open);
         }
-        Ok(&self.files[&segment])
+        Ok(&self.files[&file])
     }
 
-    fn list(&self) -> io::Result<Vec<(SegmentId, u64)>> {
+    fn list(&self) -> io::Result<Vec<(FileId, u64)>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if let Some(segment) = entry.file_name().to_str().and_then(SegmentId::parse) {
-                found.push((segment, entry.metadata()?.len()));
+            if let Some(file) = entry.file_name().to_str().and_then(FileId::parse) {
+                found.push((file, entry.metadata()?.len()));
             }
         }
         Ok(found)
@@ -67,24 +67,24 @@ impl FileDisk {
     fn run(&mut self, op: DiskOp) -> io::Result<DiskOutcome> {
         match op {
             DiskOp::List => return self.list().map(DiskOutcome::Listed),
-            DiskOp::Create { segment } => {
+            DiskOp::Create { file } => {
                 let mut options = File::options();
                 options.read(true).write(true).create_new(true);
-                self.files.insert(segment, options.open(self.path(segment))?);
+                self.files.insert(file, options.open(self.path(file))?);
             }
-            DiskOp::Write { segment, offset, data } => {
-                self.file(segment)?.write_all_at(&data, offset)?;
+            DiskOp::Write { file, offset, data } => {
+                self.file(file)?.write_all_at(&data, offset)?;
             }
-            DiskOp::Read { segment, offset, length_bytes } => {
-                let bytes = read_at(self.file(segment)?, offset, length_bytes as usize)?;
+            DiskOp::Read { file, offset, length_bytes } => {
+                let bytes = read_at(self.file(file)?, offset, length_bytes as usize)?;
                 return Ok(DiskOutcome::Read(bytes));
             }
-            DiskOp::SyncData { segment } => self.file(segment)?.sync_data()?,
-            DiskOp::SyncAll { segment } => self.file(segment)?.sync_all()?,
+            DiskOp::SyncData { file } => self.file(file)?.sync_data()?,
+            DiskOp::SyncAll { file } => self.file(file)?.sync_all()?,
             DiskOp::SyncDir => File::open(&self.directory)?.sync_all()?,
-            DiskOp::Unlink { segment } => {
-                self.files.remove(&segment);
-                fs::remove_file(self.path(segment))?;
+            DiskOp::Unlink { file } => {
+                self.files.remove(&file);
+                fs::remove_file(self.path(file))?;
             }
         }
         Ok(DiskOutcome::Done)

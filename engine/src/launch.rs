@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ringpost_protocol::message::Limits;
 use ringpost_ring::net::{ListenFault, ListenerGroup};
 use ringpost_ring::{Group, Uring, UringConfig, host};
-use ringpost_storage::{SegmentId, StoreConfig};
+use ringpost_storage::{FileId, StoreConfig};
 use tokio::sync::oneshot;
 
 use crate::config::Config;
@@ -99,7 +99,7 @@ impl Seat {
             plan.store_dirs
                 .get(usize::from(self.shard))
                 .map(|directory| {
-                    let listing = list_segments(directory).map_err(|error| {
+                    let listing = list_store(directory).map_err(|error| {
                         ShardStartFault::Store { directory: directory.clone(), error }
                     })?;
                     Ok::<_, ShardStartFault>((
@@ -230,18 +230,18 @@ fn store_config(shard: u16, store_id: u64, config: &Config) -> StoreConfig {
     }
 }
 
-/// The segments in a shard's directory; what else lies there is left alone.
-fn list_segments(directory: &Path) -> io::Result<StoreDirectory> {
-    let mut segments = Vec::new();
+/// The store's files in a shard's directory; what else lies there is left alone.
+fn list_store(directory: &Path) -> io::Result<StoreDirectory> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if let Some(segment) = entry.file_name().to_str().and_then(SegmentId::parse) {
-            segments.push((segment, entry.metadata()?.len()));
+        if let Some(file) = entry.file_name().to_str().and_then(FileId::parse) {
+            files.push((file, entry.metadata()?.len()));
         }
     }
     let path = directory.canonicalize()?;
     let path = path.to_str().ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidInput, "the data directory's path must be UTF-8")
     })?;
-    Ok(StoreDirectory { path: path.to_owned(), segments })
+    Ok(StoreDirectory { path: path.to_owned(), files })
 }

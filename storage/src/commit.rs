@@ -329,9 +329,9 @@ impl Store {
                 self.batch_durable(now_ms, batch);
             }
             Commit::Written(batch) => {
-                let segment = batch.segment;
+                let file = batch.segment.into();
                 self.commit = Commit::Syncing(batch);
-                return Some((Task::SyncBatch, DiskOp::SyncData { segment }));
+                return Some((Task::SyncBatch, DiskOp::SyncData { file }));
             }
             other => {
                 self.commit = other;
@@ -375,7 +375,7 @@ impl Store {
         self.cache.insert(Place { segment, offset: base }, data.clone(), cost);
         self.preparations.retain(|known| known.segment >= segment);
         self.commit = Commit::Writing(InFlight { number, segment, records, last_record, copies });
-        DiskOp::Write { segment, offset: u64::from(base), data }
+        DiskOp::Write { file: segment.into(), offset: u64::from(base), data }
     }
 
     fn batch_durable(&mut self, now_ms: u64, batch: InFlight) {
@@ -395,7 +395,8 @@ impl Store {
     fn poll_read(&mut self) -> Option<(Task, DiskOp)> {
         let task = self.reads.pop_front()?;
         let Place { segment, offset } = task.place;
-        let op = DiskOp::Read { segment, offset: u64::from(offset), length_bytes: task.length };
+        let (file, offset) = (segment.into(), u64::from(offset));
+        let op = DiskOp::Read { file, offset, length_bytes: task.length };
         Some((Task::Read(task), op))
     }
 

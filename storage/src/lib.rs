@@ -69,7 +69,9 @@ mod rebuild;
 pub mod current;
 
 pub use current::{Current, CurrentFault};
-pub use disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
+pub use disk::{
+    CheckpointId, DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId,
+};
 pub use fault::{Fault, OpenFault, StoreFull};
 pub use limits::StoreConfig;
 pub use record::{

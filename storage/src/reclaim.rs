@@ -131,7 +131,8 @@ impl Store {
                     let rate = u64::from(self.config.reclaim_bytes_per_second).max(1);
                     let pause_ms = (u64::from(length_bytes) * 1000).div_ceil(rate);
                     self.reclaim.next_read_ms = now_ms + pause_ms;
-                    let read = DiskOp::Read { segment, offset: u64::from(offset), length_bytes };
+                    let (file, at) = (segment.into(), u64::from(offset));
+                    let read = DiskOp::Read { file, offset: at, length_bytes };
                     return Some((Task::ReclaimRead { offset, length_bytes }, read));
                 }
                 Scan::End => {
@@ -252,7 +253,7 @@ impl Store {
             return None;
         }
         self.reclaim.state = State::Unlinking;
-        Some((Task::Unlink, DiskOp::Unlink { segment }))
+        Some((Task::Unlink, DiskOp::Unlink { file: segment.into() }))
     }
 
     /// Live records that the scan did not find are damaged. Devices are written anew from memory;

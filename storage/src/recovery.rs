@@ -12,7 +12,7 @@ use bytes::Bytes;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, Scan, Scanner, index};
-use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
+use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId};
 use crate::fault::OpenFault;
 use crate::limits::{
     BATCH_BYTES_MAX, BLOCK_BYTES, FILL_CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
@@ -219,18 +219,18 @@ impl Opening {
             State::Headers { file } => match self.files.get(file) {
                 Some(File { segment, .. }) => {
                     let length_bytes = 2 * BLOCK_BYTES;
-                    let op = DiskOp::Read { segment: *segment, offset: 0, length_bytes };
+                    let op = DiskOp::Read { file: (*segment).into(), offset: 0, length_bytes };
                     (state, Some(op))
                 }
                 None => (self.begin_scan(0), None),
             },
             State::Scan { file, scan, .. } => self.scan(file, scan),
             State::Sync => match self.unattested {
-                Some(segment) => (state, Some(DiskOp::SyncData { segment })),
+                Some(segment) => (state, Some(DiskOp::SyncData { file: segment.into() })),
                 None => (State::Unlink, None),
             },
             State::Unlink => match self.unused.front() {
-                Some(segment) => (state, Some(DiskOp::Unlink { segment: *segment })),
+                Some(segment) => (state, Some(DiskOp::Unlink { file: (*segment).into() })),
                 None if self.report.unused_segments > 0 => (State::SyncDir, None),
                 None => (State::Done, None),
             },
@@ -271,9 +271,10 @@ impl Opening {
         }
     }
 
-    fn listed(&mut self, mut files: Vec<(SegmentId, u64)>) -> Result<(), OpenFault> {
-        files.sort_unstable_by_key(|(segment, _)| *segment);
-        for (segment, bytes) in files {
+    fn listed(&mut self, mut files: Vec<(FileId, u64)>) -> Result<(), OpenFault> {
+        files.sort_unstable_by_key(|(file, _)| *file);
+        for (file, bytes) in files {
+            let FileId::Segment(segment) = file else { continue };
             let fits = u32::try_from(bytes).ok().filter(|bytes| *bytes <= SEGMENT_BYTES_MAX);
             let bytes = fits.ok_or(OpenFault::TooLong { segment, bytes })?;
             self.progress.bytes_total += u64::from(bytes.saturating_sub(BLOCK_BYTES));
@@ -350,7 +351,11 @@ impl Opening {
         loop {
             match scan.scanner.next() {
                 Scan::More { offset, length_bytes } => {
-                    let op = DiskOp::Read { segment, offset: u64::from(offset), length_bytes };
+                    let op = DiskOp::Read {
+                        file: segment.into(),
+                        offset: u64::from(offset),
+                        length_bytes,
+                    };
                     let read = Some((offset, length_bytes));
                     return (State::Scan { file, scan, read }, Some(op));
                 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{Origin, index, is_zero};
-use crate::disk::{DiskOp, SegmentId};
+use crate::disk::{DiskOp, FileId, SegmentId};
 use crate::fault::OpenFault;
 use crate::limits::{BLOCK_BYTES, FILL_CHUNK_BYTES_MAX, FORMAT_VERSION, StoreConfig};
 use crate::record::Fields;
@@ -175,14 +175,15 @@ impl Preparation {
             return None;
         }
         let segment = self.segment;
+        let file = FileId::from(segment);
         let next = match (self.step, self.header) {
-            (Step::Absent, _) => (PrepareOp::Create, DiskOp::Create { segment }),
+            (Step::Absent, _) => (PrepareOp::Create, DiskOp::Create { file }),
             (Step::Created, _) => (PrepareOp::Link, DiskOp::SyncDir),
             (Step::Linked, HeaderStep::Wanted(header))
                 if header.first_batch <= durable_batch + 1 || is_active(Mutant::HeaderTooEarly) =>
             {
                 let data = header.encode(config.origin(), segment);
-                (PrepareOp::Header, DiskOp::Write { segment, offset: 0, data })
+                (PrepareOp::Header, DiskOp::Write { file, offset: 0, data })
             }
             (Step::Linked, _) if self.filled == self.ready && self.filled < want => {
                 // Chunks end on multiples of their length, so that a segment is a whole number.
@@ -190,10 +191,10 @@ impl Preparation {
                 let end = ((self.filled / chunk + 1) * chunk).min(config.segment_bytes);
                 let data = Bytes::from_static(&ZEROS).slice(..index(end - self.filled));
                 let offset = u64::from(self.filled);
-                (PrepareOp::Fill { end }, DiskOp::Write { segment, offset, data })
+                (PrepareOp::Fill { end }, DiskOp::Write { file, offset, data })
             }
             (Step::Linked, header) if self.filled > self.ready || header == HeaderStep::Written => {
-                (PrepareOp::Sync, DiskOp::SyncAll { segment })
+                (PrepareOp::Sync, DiskOp::SyncAll { file })
             }
             (Step::Linked, _) => return None,
         };

@@ -1,37 +1,37 @@
-//! The store's disk operations on the ring: segment names become files, files are opened on first
-//! use and closed when their segment is unlinked.
+//! The store's disk operations on the ring: its names become files, files are opened on first use
+//! and closed when they are unlinked.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
 
 use hashbrown::HashMap;
 use ringpost_ring::{Errno, File, Op, OpenMode, Outcome, Ring};
-use ringpost_storage::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
+use ringpost_storage::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId};
 use slab::Slab;
 
 use super::token::Token;
 
 type Finished = (DiskOpId, Result<DiskOutcome, DiskError>);
 
-/// Where a shard's segments lie.
+/// Where the files of a shard's store lie.
 #[derive(Clone, Debug)]
 pub struct StoreDirectory {
     /// Absolute path, without a trailing slash.
     pub path: String,
-    /// The segments found there at start, with their sizes in bytes.
-    pub segments: Vec<(SegmentId, u64)>,
+    /// The files found there at start, with their sizes in bytes.
+    pub files: Vec<(FileId, u64)>,
 }
 
 /// Carries out the operations of one store.
 pub(super) struct Disk {
     directory: StoreDirectory,
     directory_file: Option<File>,
-    files: HashMap<SegmentId, SegmentFile>,
+    files: HashMap<FileId, StoreFile>,
     pending: Slab<Pending>,
     finished: VecDeque<Finished>,
 }
 
-enum SegmentFile {
+enum StoreFile {
     /// Being opened; these wait for it, in order.
     Opening(Vec<(DiskOpId, DiskOp)>),
     Open(File),
@@ -44,9 +44,9 @@ struct Pending {
 }
 
 enum Step {
-    /// Opens an existing segment for the operations that wait on it.
-    Open(SegmentId),
-    Create(SegmentId),
+    /// Opens an existing file for the operations that wait on it.
+    Open(FileId),
+    Create(FileId),
     /// Opens the directory in order to sync it.
     OpenDirectory,
     Sync,
@@ -68,12 +68,12 @@ impl Disk {
     pub(super) fn start(&mut self, ring: &mut impl Ring, id: DiskOpId, op: DiskOp) {
         match op {
             DiskOp::List => {
-                let listed = DiskOutcome::Listed(self.directory.segments.clone());
+                let listed = DiskOutcome::Listed(self.directory.files.clone());
                 self.finished.push_back((id, Ok(listed)));
             }
-            DiskOp::Create { segment } => {
-                let op = Op::Open { path: self.path(segment), mode: OpenMode::CreateNew };
-                self.submit(ring, Some(id), Step::Create(segment), op);
+            DiskOp::Create { file: name } => {
+                let op = Op::Open { path: self.path(name), mode: OpenMode::CreateNew };
+                self.submit(ring, Some(id), Step::Create(name), op);
             }
             DiskOp::SyncDir => match self.directory_file {
                 Some(file) => self.submit(ring, Some(id), Step::Other, Op::SyncAll { file }),
@@ -83,37 +83,31 @@ impl Disk {
                     self.submit(ring, Some(id), Step::OpenDirectory, op);
                 }
             },
-            DiskOp::Unlink { segment } => {
-                if let Some(SegmentFile::Open(file)) = self.files.remove(&segment) {
+            DiskOp::Unlink { file: name } => {
+                if let Some(StoreFile::Open(file)) = self.files.remove(&name) {
                     ring.submit(Token::Unowned.pack(), Op::CloseFile { file });
                 }
-                let op = Op::Unlink { path: self.path(segment) };
+                let op = Op::Unlink { path: self.path(name) };
                 self.submit(ring, Some(id), Step::Other, op);
             }
-            DiskOp::Write { segment, .. }
-            | DiskOp::Read { segment, .. }
-            | DiskOp::SyncData { segment }
-            | DiskOp::SyncAll { segment } => self.start_on_file(ring, segment, id, op),
+            DiskOp::Write { file: name, .. }
+            | DiskOp::Read { file: name, .. }
+            | DiskOp::SyncData { file: name }
+            | DiskOp::SyncAll { file: name } => self.start_on_file(ring, name, id, op),
         }
     }
 
-    fn start_on_file(
-        &mut self,
-        ring: &mut impl Ring,
-        segment: SegmentId,
-        id: DiskOpId,
-        op: DiskOp,
-    ) {
-        match self.files.get_mut(&segment) {
-            Some(SegmentFile::Open(file)) => {
+    fn start_on_file(&mut self, ring: &mut impl Ring, name: FileId, id: DiskOpId, op: DiskOp) {
+        match self.files.get_mut(&name) {
+            Some(StoreFile::Open(file)) => {
                 let file = *file;
                 self.submit_on_file(ring, file, id, op);
             }
-            Some(SegmentFile::Opening(waiting)) => waiting.push((id, op)),
+            Some(StoreFile::Opening(waiting)) => waiting.push((id, op)),
             None => {
-                self.files.insert(segment, SegmentFile::Opening(vec![(id, op)]));
-                let open = Op::Open { path: self.path(segment), mode: OpenMode::ReadWrite };
-                self.submit(ring, None, Step::Open(segment), open);
+                self.files.insert(name, StoreFile::Opening(vec![(id, op)]));
+                let open = Op::Open { path: self.path(name), mode: OpenMode::ReadWrite };
+                self.submit(ring, None, Step::Open(name), open);
             }
         }
     }
@@ -126,7 +120,7 @@ impl Disk {
             }
             DiskOp::SyncData { .. } => (Step::Sync, Op::SyncData { file }),
             DiskOp::SyncAll { .. } => (Step::Other, Op::SyncAll { file }),
-            _ => unreachable!("only operations on an open segment come here"),
+            _ => unreachable!("only operations on an open file come here"),
         };
         self.submit(ring, Some(id), step, op);
     }
@@ -146,12 +140,12 @@ impl Disk {
     ) -> Option<u64> {
         let Pending { id, step, started_ns } = self.pending.remove(index as usize);
         match step {
-            Step::Open(segment) => self.opened(ring, segment, result),
-            Step::Create(segment) => {
+            Step::Open(name) => self.opened(ring, name, result),
+            Step::Create(name) => {
                 let id = id.expect("a create belongs to an operation");
                 let created = result.map(|outcome| {
                     let file = expect_file(outcome);
-                    self.files.insert(segment, SegmentFile::Open(file));
+                    self.files.insert(name, StoreFile::Open(file));
                     DiskOutcome::Done
                 });
                 self.finish(id, created);
@@ -181,14 +175,14 @@ impl Disk {
         None
     }
 
-    fn opened(&mut self, ring: &mut impl Ring, segment: SegmentId, result: Result<Outcome, Errno>) {
-        let Some(SegmentFile::Opening(waiting)) = self.files.remove(&segment) else {
-            unreachable!("a segment being opened waits in the table");
+    fn opened(&mut self, ring: &mut impl Ring, name: FileId, result: Result<Outcome, Errno>) {
+        let Some(StoreFile::Opening(waiting)) = self.files.remove(&name) else {
+            unreachable!("a file being opened waits in the table");
         };
         match result {
             Ok(outcome) => {
                 let file = expect_file(outcome);
-                self.files.insert(segment, SegmentFile::Open(file));
+                self.files.insert(name, StoreFile::Open(file));
                 for (id, op) in waiting {
                     self.submit_on_file(ring, file, id, op);
                 }
@@ -217,16 +211,16 @@ impl Disk {
     /// Closes what is open; for the end of the process.
     pub(super) fn close(&mut self, ring: &mut impl Ring) {
         let open = self.files.drain().filter_map(|(_, file)| match file {
-            SegmentFile::Open(file) => Some(file),
-            SegmentFile::Opening(_) => None,
+            StoreFile::Open(file) => Some(file),
+            StoreFile::Opening(_) => None,
         });
         for file in open.chain(self.directory_file.take()) {
             ring.submit(Token::Unowned.pack(), Op::CloseFile { file });
         }
     }
 
-    fn path(&self, segment: SegmentId) -> CString {
-        path(format!("{}/{}", self.directory.path, segment.file_name()))
+    fn path(&self, name: FileId) -> CString {
+        path(format!("{}/{}", self.directory.path, name.file_name()))
     }
 }
 

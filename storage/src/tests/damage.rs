@@ -29,7 +29,7 @@ fn attested_damage_is_quarantined_and_the_rest_is_served() {
     for victim in 0..9 {
         let (mut world, seqs) = ten_batches(&mut rng);
         let block = 2 + 2 * victim;
-        world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * block + 300 * victim);
+        world.disk.segment(1).flip(4096 * block + 300 * victim);
         world.reopen(None);
         assert_eq!(world.report.damaged.len(), 1, "{:?}", world.report);
         let damaged = world.report.damaged[0];
@@ -47,7 +47,7 @@ fn attested_damage_is_quarantined_and_the_rest_is_served() {
 fn damage_after_the_last_attestation_is_a_torn_tail() {
     let mut rng = Rng(1);
     let (mut world, seqs) = ten_batches(&mut rng);
-    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 20 + 99);
+    world.disk.segment(1).flip(4096 * 20 + 99);
     world.reopen(None);
     assert_eq!(world.report.damaged, []);
     assert_eq!(world.report.cut_at, Some((SegmentId(1), 4096 * 20)));
@@ -55,7 +55,7 @@ fn damage_after_the_last_attestation_is_a_torn_tail() {
     // The cut is for ever, even if the bytes turn up again.
     world.message(1, &[2], 10);
     world.settle(&mut rng);
-    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 20 + 99);
+    world.disk.segment(1).flip(4096 * 20 + 99);
     world.reopen(None);
     assert_eq!(world.queued(1), seqs[..9]);
     assert_eq!((world.queued(2).len(), world.report.damaged.len()), (1, 0));
@@ -66,7 +66,7 @@ fn an_attested_last_batch_that_rots_is_corruption() {
     let mut rng = Rng(1);
     let (mut world, _) = ten_batches(&mut rng);
     world.settle(&mut rng);
-    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 20 + 99);
+    world.disk.segment(1).flip(4096 * 20 + 99);
     world.reopen(None);
     assert_eq!(world.report.damaged.len(), 1);
     assert_eq!(world.queued(1).len(), 9);
@@ -77,7 +77,7 @@ fn a_damaged_header_or_a_misplaced_batch_hides_nothing_else() {
     let mut rng = Rng(1);
     let (mut world, seqs) = ten_batches(&mut rng);
     world.settle(&mut rng);
-    let file = world.disk.files.get_mut(&SegmentId(1)).unwrap();
+    let file = world.disk.segment(1);
     file.flip(20);
     // The write of batch 4 went to the place of batch 3.
     file.content.copy_within(4096 * 8..4096 * 10, 4096 * 6);
@@ -93,7 +93,7 @@ fn rot_under_an_open_store_is_found_by_the_read() {
     let mut rng = Rng(1);
     let (mut world, seqs) = ten_batches(&mut rng);
     world.reopen(None);
-    world.disk.files.get_mut(&SegmentId(1)).unwrap().flip(4096 * 2 + 800);
+    world.disk.segment(1).flip(4096 * 2 + 800);
     let ReadStart::Pending(id) = world.store.read(MailboxId(1), seqs[0]) else { panic!("cached") };
     while world.step(&mut rng) {}
     assert!(matches!(world.read.remove(&id), Some(Err(Fault::Corrupt { .. }))));
@@ -106,7 +106,7 @@ fn unknown_and_reserved_records_are_refused_by_name() {
     for (kind, name) in [(6, "roster or device-list version, reserved"), (77, "no known type")] {
         let (mut world, _) = ten_batches(&mut rng);
         let origin = world.config.origin();
-        let file = world.disk.files.get_mut(&SegmentId(1)).unwrap();
+        let file = world.disk.segment(1);
         let batch = &mut file.content[4096 * 2..4096 * 4];
         let head = BatchHead::parse(batch, origin, SegmentId(1), 4096 * 2).unwrap();
         batch[56] = kind;
@@ -127,7 +127,7 @@ fn files_of_another_store_shard_or_version_are_refused() {
     let fault = refused(StoreConfig { shard: 1, ..config.clone() }, &mut world.disk);
     assert!(matches!(fault, OpenFault::OtherShard { found: 3, .. }), "{fault}");
     for version in [1, 9] {
-        let header = &mut world.disk.files.get_mut(&SegmentId(1)).unwrap().content;
+        let header = &mut world.disk.segment(1).content;
         header[12] = version;
         let crc = crc32c::crc32c(&header[12..40]).to_le_bytes();
         header[8..12].copy_from_slice(&crc);
@@ -147,7 +147,7 @@ fn arbitrary_flips_never_panic_and_never_serve_a_changed_record() {
     whole.settle(&mut rng);
     for _ in 0..300 {
         let mut disk = whole.disk.clone();
-        let file = disk.files.get_mut(&SegmentId(1)).unwrap();
+        let file = disk.segment(1);
         for _ in 0..=rng.below(6) {
             let byte = rng.below(file.content.len());
             file.flip(byte);

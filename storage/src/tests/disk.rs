@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::{DiskError, DiskErrorKind, DiskOp, DiskOutcome, SegmentId};
+use crate::{DiskError, DiskErrorKind, DiskOp, DiskOutcome, FileId, SegmentId};
 
 /// splitmix64: small, seeded, good enough to choose faults.
 #[derive(Clone)]
@@ -39,9 +39,9 @@ pub(super) struct MemoryFile {
 
 #[derive(Clone, Default)]
 pub(super) struct Disk {
-    pub(super) files: BTreeMap<SegmentId, MemoryFile>,
+    pub(super) files: BTreeMap<FileId, MemoryFile>,
     /// Removed, but a crash may bring them back.
-    removed: BTreeMap<SegmentId, MemoryFile>,
+    removed: BTreeMap<FileId, MemoryFile>,
     /// The mutant: fdatasync does nothing.
     pub(super) ignores_sync_data: bool,
     /// The operation with this count, from now, fails.
@@ -63,12 +63,12 @@ impl Disk {
                 let list = self.files.iter().map(|(id, f)| (*id, f.content.len() as u64));
                 return Ok(DiskOutcome::Listed(list.collect()));
             }
-            DiskOp::Create { segment } => {
-                assert!(!self.files.contains_key(&segment), "created twice");
-                self.files.insert(segment, MemoryFile::default());
+            DiskOp::Create { file } => {
+                assert!(!self.files.contains_key(&file), "created twice");
+                self.files.insert(file, MemoryFile::default());
             }
-            DiskOp::Write { segment, offset, data } => {
-                let file = self.files.get_mut(&segment).expect("write to a missing file");
+            DiskOp::Write { file, offset, data } => {
+                let file = self.files.get_mut(&file).expect("write to a missing file");
                 let start = usize::try_from(offset).unwrap();
                 let end = start + data.len();
                 if file.content.len() < end {
@@ -77,35 +77,39 @@ impl Disk {
                 file.content[start..end].copy_from_slice(&data);
                 file.dirty.extend(start / SECTOR..end.div_ceil(SECTOR));
             }
-            DiskOp::Read { segment, offset, length_bytes } => {
-                let file = &self.files[&segment];
+            DiskOp::Read { file, offset, length_bytes } => {
+                let file = &self.files[&file];
                 let start = usize::try_from(offset).unwrap().min(file.content.len());
                 let end = (start + length_bytes as usize).min(file.content.len());
                 return Ok(DiskOutcome::Read(Bytes::copy_from_slice(&file.content[start..end])));
             }
             DiskOp::SyncData { .. } if self.ignores_sync_data => {}
-            DiskOp::SyncData { segment } | DiskOp::SyncAll { segment } => {
-                let file = self.files.get_mut(&segment).expect("sync of a missing file");
+            DiskOp::SyncData { file } | DiskOp::SyncAll { file } => {
+                let file = self.files.get_mut(&file).expect("sync of a missing file");
                 file.sync();
             }
             DiskOp::SyncDir => {
                 self.removed.clear();
                 self.files.values_mut().for_each(|file| file.is_linked = true);
             }
-            DiskOp::Unlink { segment } => {
-                let file = self.files.remove(&segment).expect("unlink of a missing file");
-                self.removed.insert(segment, file);
+            DiskOp::Unlink { file } => {
+                let removed = self.files.remove(&file).expect("unlink of a missing file");
+                self.removed.insert(file, removed);
             }
         }
         Ok(DiskOutcome::Done)
     }
 
+    pub(super) fn segment(&mut self, number: u32) -> &mut MemoryFile {
+        self.files.get_mut(&SegmentId(number).into()).expect("the segment exists")
+    }
+
     /// Power failure: of everything un-synced a random part survives.
     pub(super) fn crash(&mut self, rng: &mut Rng) {
         self.fail_in = None;
-        for (segment, file) in std::mem::take(&mut self.removed) {
+        for (id, file) in std::mem::take(&mut self.removed) {
             if file.is_linked && rng.chance(50) {
-                self.files.insert(segment, file);
+                self.files.insert(id, file);
             }
         }
         self.files.retain(|_, file| file.is_linked || rng.chance(50));

@@ -14,7 +14,7 @@ use ringpost_protocol::limits::FRAME_BYTES_MAX;
 use ringpost_protocol::message::Limits;
 use ringpost_ring::{Group, Listener, Ring};
 use ringpost_storage::limits::SEGMENT_BYTES_MIN;
-use ringpost_storage::{SegmentId, StoreConfig};
+use ringpost_storage::{FileId, StoreConfig};
 
 use super::clock::Stream;
 use super::oracle::Oracle;
@@ -84,9 +84,8 @@ impl Gateway {
     fn shard(&self, shard: u16, random_seed: u64, queues: &Queues) -> Shard<SimRing> {
         let path = format!("/store-{shard}");
         let listed = self.host.borrow().disk.list(&path);
-        let segments =
-            listed.iter().filter_map(|(name, size)| Some((SegmentId::parse(name)?, *size)));
-        let directory = StoreDirectory { segments: segments.collect(), path };
+        let files = listed.iter().filter_map(|(name, size)| Some((FileId::parse(name)?, *size)));
+        let directory = StoreDirectory { files: files.collect(), path };
         let store = StoreConfig {
             segment_bytes: SEGMENT_BYTES_MIN,
             cache_bytes: 64 << 10,
