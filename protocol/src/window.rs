@@ -18,7 +18,8 @@ use crate::mutant::{Mutant, is_active};
 ///
 /// Call order: [`connection_started`](Self::connection_started) when the device's session opens,
 /// then for each Send [`admit`](Self::admit), and for each one admitted as [`Admission::New`]
-/// later [`settle`](Self::settle), also when the connection is gone by then.
+/// later [`settle`](Self::settle) or [`forget`](Self::forget), also when the connection is gone by
+/// then.
 #[derive(Clone, Debug)]
 pub struct SendMemory {
     install_id: InstallId,
@@ -30,6 +31,9 @@ pub struct SendMemory {
     /// in this order, not by number, never forgets an outcome that the client still lacks: those
     /// are at most as many as it may have unanswered, and they went out last.
     answered: VecDeque<SendSeq>,
+    /// Numbers whose outcome will never be known: their replays are new. Rising; at most as many as
+    /// a client may have unanswered.
+    forgotten: Vec<SendSeq>,
     /// Recipients with a retryable refusal that no `after_reject` has passed yet; the oldest first.
     blocks: Vec<Block>,
 }
@@ -82,6 +86,7 @@ impl SendMemory {
             high_mark: SendSeq::default(),
             sends: VecDeque::new(),
             answered: VecDeque::new(),
+            forgotten: Vec::new(),
             blocks: Vec::new(),
         }
     }
@@ -127,7 +132,7 @@ impl SendMemory {
             return Err(PeerFault::SendSeqZero);
         }
         let recipient = hash_recipient(to);
-        if send_seq <= self.high_mark {
+        if send_seq <= self.high_mark && self.forgotten.binary_search(&send_seq).is_err() {
             return self.replay(send_seq, recipient, after_reject);
         }
         let block = self.blocks.iter().position(|block| block.recipient == recipient);
@@ -206,6 +211,29 @@ impl SendMemory {
         awaited
     }
 
+    /// The outcome of a Send that was admitted as new will never be known, because the store that
+    /// took it has failed: its replay is new, under the same number. Returns whether the current
+    /// connection waits for the answer: it must be told to go away, so that the client replays.
+    #[must_use]
+    pub fn forget(&mut self, install_id: InstallId, send_seq: SendSeq) -> bool {
+        if install_id != self.install_id {
+            return false;
+        }
+        let Ok(index) = self.sends.binary_search_by_key(&send_seq, |send| send.send_seq) else {
+            return false;
+        };
+        let SendState::Pending { awaited } = self.sends[index].state else { return false };
+        self.sends.remove(index);
+        if let Err(place) = self.forgotten.binary_search(&send_seq) {
+            self.forgotten.insert(place, send_seq);
+        }
+        // Only a client that does not replay what it must has older ones.
+        if self.forgotten.len() > SENDS_UNANSWERED_MAX {
+            self.forgotten.remove(0);
+        }
+        awaited
+    }
+
     /// Later Sends to `recipient` are refused with `outcome`.
     fn block(&mut self, recipient: RecipientHash, outcome: &Outcome) {
         if is_active(Mutant::AfterRejectIgnored) {
@@ -225,8 +253,11 @@ impl SendMemory {
         after_reject: bool,
         state: SendState,
     ) {
-        self.high_mark = send_seq;
-        self.sends.push_back(Remembered { send_seq, recipient, after_reject, state });
+        self.high_mark = self.high_mark.max(send_seq);
+        self.forgotten.retain(|&forgotten| forgotten != send_seq);
+        // The last, but for the replay of a forgotten one.
+        let index = self.sends.partition_point(|send| send.send_seq < send_seq);
+        self.sends.insert(index, Remembered { send_seq, recipient, after_reject, state });
     }
 
     /// Notes that an answer goes out, and forgets the one that went out longest ago.

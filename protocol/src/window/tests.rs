@@ -39,6 +39,10 @@ impl Case {
         self.0.settle(INSTALL, SendSeq(send_seq), outcome)
     }
 
+    fn forget(&mut self, send_seq: u64) -> bool {
+        self.0.forget(INSTALL, SendSeq(send_seq))
+    }
+
     fn fault(&mut self, send_seq: u64) -> PeerFault {
         self.0.admit(SendSeq(send_seq), &user("bob"), false).unwrap_err()
     }
@@ -170,6 +174,44 @@ fn a_new_connection_replays_in_order_and_keeps_the_order() {
 }
 
 #[test]
+fn the_replay_of_a_forgotten_send_is_new() {
+    let mut case = Case::new();
+    for send_seq in 1..=4 {
+        case.admit(send_seq, "bob", false);
+    }
+    case.settle(1, &accepted(7));
+    assert!(case.forget(2), "its connection waits in vain");
+    assert!(!case.forget(2), "once");
+    assert!(!case.forget(1), "an outcome that is known stays known");
+    assert!(!case.settle(2, &accepted(8)), "too late");
+    case.0.connection_started(INSTALL);
+    assert!(!case.forget(3), "not replayed yet on this connection");
+    assert_eq!(case.0.unanswered(), 1);
+    assert_eq!(case.admit(1, "bob", false), Admission::Answered(accepted(7)));
+    assert_eq!(case.admit(2, "bob", false), Admission::New);
+    assert_eq!(case.admit(2, "bob", false), Admission::Pending);
+    // A refusal of the first one holds back the others, as it does the first time.
+    assert!(case.settle(2, &full()));
+    assert_eq!(case.admit(3, "bob", false), Admission::Answered(full()));
+    assert_eq!(case.admit(4, "bob", false), Admission::Pending);
+    assert_eq!(case.0.high_mark(), SendSeq(4));
+    assert_eq!(case.admit(3, "bob", false), Admission::Answered(full()), "and is remembered");
+}
+
+#[test]
+fn numbers_that_nobody_replays_are_forgotten_for_good() {
+    let mut case = Case::new();
+    for send_seq in 1..=SENDS_UNANSWERED_MAX as u64 + 1 {
+        case.admit(send_seq, "bob", false);
+        assert!(case.forget(send_seq));
+    }
+    assert!(matches!(case.fault(1), PeerFault::SendSeqForgotten { .. }));
+    assert_eq!(case.admit(2, "bob", false), Admission::New);
+    case.0.connection_started(InstallId(2));
+    assert!(case.0.forgotten.is_empty());
+}
+
+#[test]
 fn blocks_end_with_the_connection() {
     let mut case = Case::new();
     case.admit(1, "bob", false);
@@ -219,6 +261,7 @@ struct Model {
     /// Numbers in the order in which their answers went out.
     answers: Vec<u64>,
     blocks: BTreeMap<String, Outcome>,
+    forgotten: BTreeSet<u64>,
 }
 
 impl Model {
@@ -235,7 +278,7 @@ impl Model {
     }
 
     fn admit(&mut self, send_seq: u64, to: &str, after_reject: bool) -> Option<Admission> {
-        if send_seq <= self.mark {
+        if send_seq <= self.mark && !self.forgotten.contains(&send_seq) {
             if !self.remembered().contains(&send_seq) {
                 return None;
             }
@@ -258,7 +301,8 @@ impl Model {
         if block.is_none() && pending == SENDS_UNANSWERED_MAX {
             return None;
         }
-        self.mark = send_seq;
+        self.mark = self.mark.max(send_seq);
+        self.forgotten.remove(&send_seq);
         self.sends.insert(send_seq, (to.into(), after_reject, true, block.clone()));
         if let Some(outcome) = block {
             self.answers.push(send_seq);
@@ -301,6 +345,13 @@ fn random_histories_match_the_model() {
                     for send in model.sends.values_mut() {
                         send.2 = false;
                     }
+                }
+                1 | 2 => {
+                    let pending = model.sends.iter().find(|(_, send)| send.3.is_none());
+                    let Some((&send_seq, &(_, _, awaited, _))) = pending else { continue };
+                    model.sends.remove(&send_seq);
+                    model.forgotten.insert(send_seq);
+                    assert_eq!(case.forget(send_seq), awaited, "seed {seed} step {step}");
                 }
                 roll if roll < settle_percent => {
                     let pending: Vec<u64> = model
