@@ -115,6 +115,11 @@ impl Mesh {
         self.credits[usize::from(to)]
     }
 
+    /// Requests to all shards whose reply has not come.
+    pub fn unanswered(&self) -> u64 {
+        self.credits.iter().map(|left| u64::from(MESH_CREDITS - left)).sum()
+    }
+
     pub fn shards(&self) -> u16 {
         self.queues.shards()
     }

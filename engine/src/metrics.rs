@@ -135,6 +135,7 @@ shard_metrics! {
         "ringpost_store_read_faults_total", "Stored records that are damaged and could not be read.";
     store_segments: Gauge = "ringpost_store_segments", "Segment files.";
     store_bytes: Gauge = "ringpost_store_bytes", "Bytes of the segment files.";
+    mesh_unanswered: Gauge = "ringpost_mesh_unanswered", "Requests to other shards that wait for their answer.";
     mesh_depth: Gauge = "ringpost_mesh_depth", "Messages waiting in the queues between shards.";
     mesh_credit_waits: Counter =
         "ringpost_mesh_credit_waits_total", "Requests that waited for a credit of another shard.";

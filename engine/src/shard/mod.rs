@@ -309,6 +309,7 @@ impl<R: Ring> Shard<R> {
         let mut metrics = self.metrics.clone();
         metrics.connections.set(self.conns.len() as u64);
         metrics.timers.set(self.wheel.len() as u64);
+        metrics.mesh_unanswered.set(self.mesh.unanswered());
         metrics.mesh_depth.set(self.mesh.depth() as u64);
         metrics.set_ring(&self.ring.counters());
         if let Some(home) = &self.home {

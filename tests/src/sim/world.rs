@@ -388,6 +388,7 @@ impl World {
                 ("connections", metrics.connections.get()),
                 ("leases", metrics.ring_leases_out.get()),
                 ("queued records", metrics.queued_records.get()),
+                ("unanswered mesh requests", metrics.mesh_unanswered.get()),
                 ("mesh messages", metrics.mesh_depth.get()),
                 ("read faults", metrics.read_faults.get()),
             ];
