@@ -1,15 +1,15 @@
 //! Numbers and answers of Sends, beyond one connection: what makes a replay harmless.
 //!
 //! [`SendMemory`] belongs to the sender's home shard: it gives each Send exactly one answer and
-//! keeps the order after a refusal. [`ReceiveMarks`] belongs to the receiving client: it drops what
-//! was stored twice because a crash took the send memory.
+//! keeps the order after a refusal. When a crash takes it, a replay may be stored twice: the
+//! receiving client drops the second by its message number.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::fault::PeerFault;
-use crate::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, UserId};
+use crate::id::{InstallId, SendSeq};
 use crate::limits::{RECIPIENTS_BLOCKED_MAX, SEND_OUTCOMES_MAX, SENDS_UNANSWERED_MAX};
 use crate::message::{Outcome, Recipient};
 use crate::mutant::{Mutant, is_active};
@@ -290,60 +290,6 @@ fn hash_recipient(to: &Recipient) -> RecipientHash {
     match to {
         Recipient::User(id) => xxh3_64_with_seed(id.as_str().as_bytes(), 2),
         Recipient::Group(id) => xxh3_64_with_seed(id.as_str().as_bytes(), 3),
-    }
-}
-
-/// The highest number received from each sending device, its installation, and direct or group.
-///
-/// Order is first in, first out within each, so one number is enough to tell what is new. The
-/// client keeps them durably, in the same transaction as what it received.
-#[derive(Clone, Debug, Default)]
-pub struct ReceiveMarks {
-    marks: BTreeMap<DeviceAddress, Vec<Mark>>,
-}
-
-#[derive(Clone, Debug)]
-struct Mark {
-    install_id: InstallId,
-    group: Option<UserId>,
-    up_to: MessageNumber,
-}
-
-impl ReceiveMarks {
-    /// Whether a Deliver is seen for the first time, and takes note of it.
-    pub fn is_new(
-        &mut self,
-        from: &DeviceAddress,
-        install_id: InstallId,
-        group: Option<&UserId>,
-        message_number: MessageNumber,
-    ) -> bool {
-        if !self.marks.contains_key(from) {
-            self.marks.insert(from.clone(), Vec::new());
-        }
-        let marks = self.marks.get_mut(from).expect("inserted above");
-        let known =
-            marks.iter_mut().find(|m| m.install_id == install_id && m.group.as_ref() == group);
-        match known {
-            Some(mark) if message_number <= mark.up_to => false,
-            Some(mark) => {
-                mark.up_to = message_number;
-                true
-            }
-            None => {
-                marks.push(Mark { install_id, group: group.cloned(), up_to: message_number });
-                true
-            }
-        }
-    }
-
-    /// All marks, to be kept; [`ReceiveMarks::is_new`] on an empty value takes each back in.
-    pub fn entries(
-        &self,
-    ) -> impl Iterator<Item = (&DeviceAddress, InstallId, Option<&UserId>, MessageNumber)> {
-        self.marks.iter().flat_map(|(from, marks)| {
-            marks.iter().map(move |m| (from, m.install_id, m.group.as_ref(), m.up_to))
-        })
     }
 }
 

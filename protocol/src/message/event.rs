@@ -66,7 +66,9 @@ pub struct Delivery {
     pub from: DeviceAddress,
     pub install_id: InstallId,
     pub send_seq: SendSeq,
-    /// What tells whether the message is new: see [`crate::window::ReceiveMarks`]. Not zero.
+    /// Rises with each message of one sending installation to one user or group, and stays the
+    /// same when it is stored twice: a client keeps the highest and drops what is not above it.
+    /// Not zero.
     pub message_number: MessageNumber,
     pub sent_at_ms: u64,
     pub group: Option<UserId>,

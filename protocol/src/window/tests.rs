@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::id::DeviceId;
+use crate::id::{DeviceId, UserId};
+
 use crate::message::{RejectCode, SkipReason};
 use crate::seeded::Seeded;
 
@@ -395,29 +396,4 @@ fn random_histories_match_the_model() {
             assert!(case.0.answered.len() <= SEND_OUTCOMES_MAX);
         }
     }
-}
-
-#[test]
-fn marks_tell_new_from_seen_for_each_stream() {
-    let from = |device: &str| DeviceAddress {
-        user: UserId::new("bob").unwrap(),
-        device: DeviceId::new(device).unwrap(),
-    };
-    let group = UserId::new("g").unwrap();
-    let mut marks = ReceiveMarks::default();
-    assert!(marks.is_new(&from("a"), INSTALL, None, MessageNumber(3)));
-    assert!(!marks.is_new(&from("a"), INSTALL, None, MessageNumber(3)));
-    assert!(!marks.is_new(&from("a"), INSTALL, None, MessageNumber(2)));
-    assert!(marks.is_new(&from("a"), INSTALL, Some(&group), MessageNumber(2)));
-    assert!(marks.is_new(&from("a"), InstallId(2), None, MessageNumber(1)));
-    assert!(marks.is_new(&from("b"), INSTALL, None, MessageNumber(1)));
-    assert!(marks.is_new(&from("a"), INSTALL, None, MessageNumber(9)));
-
-    let mut restored = ReceiveMarks::default();
-    for (from, install_id, group, up_to) in marks.entries() {
-        assert!(restored.is_new(from, install_id, group, up_to));
-    }
-    assert_eq!(restored.entries().count(), 4);
-    assert!(!restored.is_new(&from("a"), INSTALL, None, MessageNumber(9)));
-    assert!(restored.is_new(&from("a"), INSTALL, None, MessageNumber(10)));
 }
