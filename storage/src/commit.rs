@@ -9,13 +9,14 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, index, padded};
 use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
+use crate::entry::Place;
 use crate::fault::Fault;
 use crate::limits::{ATTEST_MS, BLOCK_BYTES};
-use crate::queue::{HashSeed, Place};
 use crate::reclaim::Moved;
 use crate::record::{self, ACK_BYTES};
 use crate::segment::{Header, Preparation, PrepareOp};
 use crate::store::{ReadTask, RecordNumber, Store, StoreEvent};
+use crate::table::HashSeed;
 
 /// The batch that commands join, and the closed ones before it. Every record knows its place when
 /// it is written: a batch is closed before it would leave its segment.

@@ -29,7 +29,8 @@
 //!   6, 7       reserved: roster or device-list version, expiry clock; refused by name
 //! ```
 //!
-//! A length counts its whole batch or record. A crc covers all that follows it, a record's also
+//! A length counts its whole batch or record; zeros behind a record fill it up to a multiple of 8
+//! and count only for the batch. A crc covers all that follows it, a record's also
 //! the eight bytes before it. Batch checksums cover their place, so a misplaced or stale block is
 //! none. Record checksums do not: a read verifies one record without its batch, and knows the
 //! right one by its seq, which is unique; reading the whole batch for each would cost up to a
@@ -60,6 +61,8 @@ pub mod fault;
 pub mod record;
 mod batch;
 mod segment;
+mod entry;
+mod table;
 mod queue;
 pub mod store;
 mod commit;

@@ -1,102 +1,10 @@
 //! The index: one queue per mailbox, in memory, in seq order. Knows places, not bytes.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hasher};
+use std::ops::{Deref, DerefMut};
 
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry as Slot;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
-
-use crate::disk::SegmentId;
-use crate::record::GapReason;
-
-/// Where a record lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) segment: SegmentId,
-    pub(crate) offset: u32,
-}
-
-/// One queued record of one mailbox.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    pub(crate) seq: u64,
-    pub(crate) place: Place,
-    /// Message: hash of the sender. Receipt: low half of its slot.
-    key: u32,
-    /// Kind in the two highest bits. Message: mailboxes of the record, 10 bits, and length, 20.
-    /// Receipt and gap: more of the slot, 20 bits, and length, 10.
-    packed: u32,
-}
-
-/// What tells two entries of one mailbox apart, apart from their seq.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// The mailboxes that its record names.
-    Message { sender: u32, mailboxes: u32 },
-    /// A later receipt of the same slot replaces it. 52 bits of a keyed hash.
-    Receipt { slot: u64 },
-    /// A later gap of the same reason replaces it.
-    Gap { reason: GapReason },
-}
-
-impl Entry {
-    pub(crate) fn new(seq: u64, place: Place, length: u32, kind: Kind) -> Self {
-        let (tag, key, upper, length_bits) = match kind {
-            Kind::Message { sender, mailboxes } => (0, sender, mailboxes, MESSAGE_LENGTH_BITS),
-            Kind::Receipt { slot } => {
-                let (upper, key) = split_slot(slot);
-                (1, key, upper, SMALL_LENGTH_BITS)
-            }
-            Kind::Gap { reason } => (2, 0, u32::from(reason.code()), SMALL_LENGTH_BITS),
-        };
-        assert!(length < 1 << length_bits && upper < 1 << (TAG_SHIFT - length_bits));
-        Self { seq, place, key, packed: tag << TAG_SHIFT | upper << length_bits | length }
-    }
-
-    pub(crate) fn length(&self) -> u32 {
-        self.packed & ((1 << self.length_bits()) - 1)
-    }
-
-    /// This entry's part of the record's bytes: zero remains exactly when no entry needs it.
-    pub(crate) fn share(&self) -> u32 {
-        if self.is_message() { (self.length() / self.upper()).max(1) } else { self.length() }
-    }
-
-    pub(crate) fn is_message(&self) -> bool {
-        self.packed >> TAG_SHIFT == 0
-    }
-
-    fn is_message_of(&self, sender: u32) -> bool {
-        self.is_message() && self.key == sender
-    }
-
-    /// Whether an entry of `kind` takes this one's place.
-    fn is_replaced_by(&self, kind: Kind) -> bool {
-        match (self.packed >> TAG_SHIFT, kind) {
-            (1, Kind::Receipt { slot }) => split_slot(slot) == (self.upper(), self.key),
-            (2, Kind::Gap { reason }) => self.upper() == u32::from(reason.code()),
-            _ => false,
-        }
-    }
-
-    /// The same entry in a copy of its record.
-    fn moved(&self, place: Place, length: u32, mailboxes: u32) -> Self {
-        let length_bits = self.length_bits();
-        let upper = if self.is_message() { mailboxes } else { self.upper() };
-        let tag = self.packed >> TAG_SHIFT;
-        let packed = tag << TAG_SHIFT | upper << length_bits | length;
-        Self { place, packed, ..*self }
-    }
-
-    fn upper(&self) -> u32 {
-        (self.packed & ((1 << TAG_SHIFT) - 1)) >> self.length_bits()
-    }
-
-    fn length_bits(&self) -> u32 {
-        if self.is_message() { MESSAGE_LENGTH_BITS } else { SMALL_LENGTH_BITS }
-    }
-}
+use crate::entry::{Entry, Kind, Place};
+use crate::table::{HashSeed, Table};
 
 /// The queue of one device. Exists only while it holds something.
 #[derive(Debug, Default)]
@@ -116,12 +24,12 @@ impl Mailbox {
 
     /// The entry after `after`.
     pub(crate) fn next(&self, after: u64) -> Option<&Entry> {
-        self.entries.get(self.entries.partition_point(|entry| entry.seq <= after))
+        self.entries.get(self.entries.partition_point(|entry| entry.seq() <= after))
     }
 
     /// The newest entry at or before `up_to`.
     pub(crate) fn last(&self, up_to: u64) -> Option<&Entry> {
-        let end = self.entries.partition_point(|entry| entry.seq <= up_to);
+        let end = self.entries.partition_point(|entry| entry.seq() <= up_to);
         self.entries.get(end.checked_sub(1)?)
     }
 
@@ -141,19 +49,19 @@ impl Mailbox {
         let entries = &mut self.entries;
         if entries.len() == entries.capacity() {
             // Doubling would leave a third of the index unused on average.
-            entries.reserve_exact((entries.len() / 4).max(2));
+            entries.reserve_exact((entries.len() / 8).max(1));
         }
-        if entries.back().is_none_or(|last| last.seq < entry.seq) {
+        if entries.back().is_none_or(|last| last.seq() < entry.seq()) {
             entries.push_back(entry);
         } else {
-            let at = entries.partition_point(|other| other.seq < entry.seq);
+            let at = entries.partition_point(|other| other.seq() < entry.seq());
             entries.insert(at, entry);
         }
     }
 
     pub(crate) fn remove(&mut self, seq: u64) -> Option<Entry> {
         let entry = self.entries.remove(self.position(seq)?)?;
-        self.discount(&entry);
+        self.removed(&entry);
         Some(entry)
     }
 
@@ -176,14 +84,16 @@ impl Mailbox {
 
     /// Removes the oldest entry if it is at or before `up_to`.
     pub(crate) fn pop(&mut self, up_to: u64) -> Option<Entry> {
-        self.entries.front().filter(|entry| entry.seq <= up_to)?;
+        self.entries.front().filter(|entry| entry.seq() <= up_to)?;
         let entry = self.entries.pop_front()?;
-        self.discount(&entry);
+        self.removed(&entry);
         Some(entry)
     }
 
     fn position(&self, seq: u64) -> Option<usize> {
-        self.entries.binary_search_by_key(&seq, |entry| entry.seq).ok()
+        // What is looked for while the log is read is nearly always newer than all.
+        self.entries.back().filter(|last| seq <= last.seq())?;
+        self.entries.binary_search_by_key(&seq, Entry::seq).ok()
     }
 
     fn count(&mut self, entry: &Entry) {
@@ -199,61 +109,159 @@ impl Mailbox {
             self.message_bytes -= entry.length();
         }
     }
-}
 
-/// All mailboxes that hold something.
-pub(crate) type Mailboxes = HashMap<u64, Mailbox, HashSeed>;
-
-pub(crate) fn remove_if_empty(mailboxes: &mut Mailboxes, mailbox: u64) {
-    if let Slot::Occupied(slot) = mailboxes.entry(mailbox)
-        && slot.get().entries.is_empty()
-    {
-        slot.remove();
+    fn removed(&mut self, entry: &Entry) {
+        self.discount(entry);
+        let len = self.entries.len();
+        if self.entries.capacity() > len + len / 4 + SLACK_ENTRIES {
+            self.entries.shrink_to(len + len / 16);
+        }
     }
 }
 
-/// Hashes with a given seed: entropy would make two runs of one simulation differ.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HashSeed(pub(crate) u64);
+/// All mailboxes that hold something, and the memory that they take.
+#[derive(Debug)]
+pub(crate) struct Mailboxes {
+    table: Table<u64, Mailbox>,
+    /// Places for entries in all queues, in use or not.
+    capacity: usize,
+}
 
-pub(crate) struct SeededHasher(u64);
+/// One mailbox that may change; keeps the count of all.
+#[derive(Debug)]
+pub(crate) struct MailboxMut<'a> {
+    mailbox: &'a mut Mailbox,
+    before: usize,
+    capacity: &'a mut usize,
+}
 
-impl BuildHasher for HashSeed {
-    type Hasher = SeededHasher;
+impl Mailboxes {
+    pub(crate) fn new(seed: HashSeed) -> Self {
+        Self { table: Table::new(seed), capacity: 0 }
+    }
 
-    fn build_hasher(&self) -> SeededHasher {
-        SeededHasher(self.0)
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Bytes of the hash tables and of the queues, with the room that both keep free.
+    pub(crate) fn index_bytes(&self) -> u64 {
+        (self.table.allocated_bytes() + self.capacity * size_of::<Entry>()) as u64
+    }
+
+    pub(crate) fn contains_key(&self, mailbox: &u64) -> bool {
+        self.table.get(mailbox).is_some()
+    }
+
+    pub(crate) fn get(&self, mailbox: &u64) -> Option<&Mailbox> {
+        self.table.get(mailbox)
+    }
+
+    pub(crate) fn get_mut(&mut self, mailbox: &u64) -> Option<MailboxMut<'_>> {
+        let mailbox = self.table.get_mut(mailbox)?;
+        Some(MailboxMut::new(mailbox, &mut self.capacity))
+    }
+
+    pub(crate) fn get_or_default(&mut self, mailbox: u64) -> MailboxMut<'_> {
+        let mailbox = self.table.get_or_insert_with(mailbox, Mailbox::default);
+        MailboxMut::new(mailbox, &mut self.capacity)
+    }
+
+    pub(crate) fn remove_if_empty(&mut self, mailbox: u64) {
+        if self.get(&mailbox).is_some_and(|queue| queue.entries.is_empty()) {
+            let removed = self.table.remove(&mailbox).expect("just seen");
+            self.capacity -= removed.entries.capacity();
+        }
+    }
+
+    /// All mailboxes, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Mailbox)> {
+        self.table.iter().map(|(id, mailbox)| (*id, mailbox))
+    }
+
+    /// Empty ones go, and the memory that only reading the log needed.
+    pub(crate) fn tidy(&mut self) {
+        self.table.retain(|_, mailbox| !mailbox.entries.is_empty());
+        self.capacity = self.table.iter().map(|(_, mailbox)| mailbox.entries.capacity()).sum();
     }
 }
 
-impl Hasher for SeededHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = xxh3_64_with_seed(bytes, self.0);
-    }
-
-    /// Mailbox ids are random already; one folded multiplication keeps a chosen set of them from
-    /// meeting in one bucket.
-    fn write_u64(&mut self, value: u64) {
-        let product = u128::from(value ^ self.0) * u128::from(MULTIPLIER);
-        let [low, high] = [product & u128::from(u64::MAX), product >> 64];
-        self.0 = u64::try_from(low ^ high).expect("both halves have 64 bits");
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
+impl<'a> MailboxMut<'a> {
+    fn new(mailbox: &'a mut Mailbox, capacity: &'a mut usize) -> Self {
+        Self { before: mailbox.entries.capacity(), mailbox, capacity }
     }
 }
 
-fn split_slot(slot: u64) -> (u32, u32) {
-    let upper = slot >> 44;
-    let key = slot & u64::from(u32::MAX);
-    (u32::try_from(upper).expect("20 bits"), u32::try_from(key).expect("32 bits"))
+impl Deref for MailboxMut<'_> {
+    type Target = Mailbox;
+
+    fn deref(&self) -> &Mailbox {
+        self.mailbox
+    }
 }
 
-const TAG_SHIFT: u32 = 30;
-const MESSAGE_LENGTH_BITS: u32 = 20;
-const SMALL_LENGTH_BITS: u32 = 10;
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-const _: () = assert!(size_of::<Entry>() <= 24);
-const _: () = assert!(crate::limits::RECORD_BYTES_MAX < 1 << MESSAGE_LENGTH_BITS);
-const _: () = assert!(crate::limits::MAILBOXES_PER_RECORD_MAX < 1 << (TAG_SHIFT - 20));
+impl DerefMut for MailboxMut<'_> {
+    fn deref_mut(&mut self) -> &mut Mailbox {
+        self.mailbox
+    }
+}
+
+impl Drop for MailboxMut<'_> {
+    fn drop(&mut self) {
+        *self.capacity = *self.capacity + self.mailbox.entries.capacity() - self.before;
+    }
+}
+
+/// Free places that a short queue may keep.
+const SLACK_ENTRIES: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::SegmentId;
+
+    /// The worst moment while mailboxes fill in turn, each up to `records`.
+    fn worst_bytes_per_record(mailboxes: u64, records: u64) -> f64 {
+        let mut index = Mailboxes::new(HashSeed(5));
+        let kind = Kind::Message { sender: 9, mailboxes: 1 };
+        let place = Place { segment: SegmentId(1), offset: 4152 };
+        let mut worst = 0.0_f64;
+        for record in 1..=records {
+            for mailbox in 0..mailboxes {
+                let seq = record * mailboxes + mailbox;
+                index.get_or_default(mailbox).insert(Entry::new(seq, place, 304, kind));
+            }
+            if record * 2 > records {
+                #[expect(clippy::cast_precision_loss, reason = "small counts")]
+                let bytes = index.index_bytes() as f64 / (record * mailboxes) as f64;
+                worst = worst.max(bytes);
+            }
+        }
+        worst
+    }
+
+    #[test]
+    fn a_queued_record_takes_at_most_24_bytes() {
+        for (mailboxes, records) in [(10_000, 100), (1_000, 1_000)] {
+            let worst = worst_bytes_per_record(mailboxes, records);
+            assert!(worst <= 24.0, "{worst} bytes with {records} records in each mailbox");
+        }
+    }
+
+    #[test]
+    fn acks_give_the_memory_back() {
+        let mut index = Mailboxes::new(HashSeed(5));
+        let kind = Kind::Message { sender: 9, mailboxes: 1 };
+        let place = Place { segment: SegmentId(1), offset: 4152 };
+        for seq in 1..=1000 {
+            index.get_or_default(1).insert(Entry::new(seq, place, 304, kind));
+        }
+        for left in (0..1000).rev() {
+            index.get_mut(&1).unwrap().pop(u64::MAX).unwrap();
+            let slots = (index.index_bytes() - index.table.allocated_bytes() as u64) / 20;
+            assert!(slots <= left + left / 4 + 4, "{slots} places for {left} entries");
+        }
+        index.remove_if_empty(1);
+        assert_eq!((index.len(), index.capacity), (0, 0));
+    }
+}

@@ -1,31 +1,31 @@
 //! Replays batches into the index, in log order. Knows no disk.
 
-use hashbrown::HashMap;
 use ringpost_protocol::mutant::{Mutant, is_active};
 use std::collections::VecDeque;
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, padded};
 use crate::commit::{Cache, Commit, Forming, next_segment};
 use crate::disk::SegmentId;
+use crate::entry::{Entry, Kind, Place};
 use crate::fault::OpenFault;
 use crate::limits::{BLOCK_BYTES, StoreConfig};
-use crate::queue::{Entry, HashSeed, Kind, Mailboxes, Place};
+use crate::queue::Mailboxes;
 use crate::reclaim::Reclaim;
 use crate::record::{DeviceRecord, RawRecord, RecordFault, View};
 use crate::segment::Log;
 use crate::store::{DeviceSlot, Devices, Store, StoreStats};
+use crate::table::{HashSeed, Table};
 
 /// The index as far as the log was read.
 #[derive(Debug)]
 pub(crate) struct Rebuild {
     seed: HashSeed,
+    /// Emptied ones stay until the end. `acked` is the highest ack seen: by the order of the log
+    /// nothing at or below it can follow; a log that breaks this rule still resurrects nothing.
     mailboxes: Mailboxes,
-    /// Highest ack seen of each mailbox. By the order of the log nothing at or below it can
-    /// follow; a log that breaks this rule still resurrects nothing.
-    acked: HashMap<u64, u64, HashSeed>,
     devices: Devices,
+    /// What is needed of each segment is counted at the end, once.
     log: Log,
-    entries: u64,
     /// The highest of all batches.
     pub(crate) open_count: u32,
     /// End of the last good batch of the segment at hand.
@@ -39,11 +39,9 @@ impl Rebuild {
         let seed = HashSeed(hash_seed);
         Self {
             seed,
-            mailboxes: HashMap::with_hasher(seed),
-            acked: HashMap::with_hasher(seed),
-            devices: HashMap::with_hasher(seed),
+            mailboxes: Mailboxes::new(seed),
+            devices: Table::new(seed),
             log: Log::default(),
-            entries: 0,
             open_count: 0,
             end: (SegmentId(0), BLOCK_BYTES),
             is_pushed: false,
@@ -106,7 +104,7 @@ impl Rebuild {
     }
 
     fn record(&mut self, view: View<'_>, raw: RawRecord<'_>, place: Place) {
-        let length = u32::try_from(raw.bytes.len()).expect("within a batch");
+        let length = u32::try_from(raw.length()).expect("within a batch");
         match view {
             View::Message(view) => {
                 let mailboxes = view.mailboxes();
@@ -127,10 +125,7 @@ impl Rebuild {
             View::Device(view) => {
                 if let Some(DeviceRecord { address, mailbox, created_unix_ms }) = view.to_record() {
                     let slot = DeviceSlot { mailbox: mailbox.0, created_unix_ms, place, length };
-                    self.log.add_live(place.segment, length);
-                    if let Some(old) = self.devices.insert(address, slot) {
-                        self.log.sub_live(old.place.segment, old.length);
-                    }
+                    self.devices.insert(address, slot);
                 }
             }
             View::Ack { .. } if is_active(Mutant::RecoveryForgetsAcks) => {}
@@ -140,56 +135,55 @@ impl Rebuild {
 
     /// A message, or a copy of one that is already known: the later place counts.
     fn entry(&mut self, mailbox: u64, entry: Entry) {
-        if self.acked.get(&mailbox).is_some_and(|acked| entry.seq <= *acked) {
-            return;
+        let mut queue = self.mailboxes.get_or_default(mailbox);
+        if entry.seq() > queue.acked {
+            queue.remove(entry.seq());
+            queue.insert(entry);
         }
-        let queue = self.mailboxes.entry(mailbox).or_default();
-        if let Some(old) = queue.remove(entry.seq) {
-            self.log.sub_live(old.place.segment, old.share());
-            self.entries -= 1;
-        }
-        queue.insert(entry);
-        self.log.add_live(entry.place.segment, entry.share());
-        self.entries += 1;
     }
 
     fn replace(&mut self, mailbox: u64, entry: Entry, kind: Kind) {
-        if let Some(queue) = self.mailboxes.get_mut(&mailbox)
+        if let Some(mut queue) = self.mailboxes.get_mut(&mailbox)
             && let Some(old) = queue.replaceable(kind)
         {
-            if old.seq > entry.seq {
+            if old.seq() > entry.seq() {
                 return;
             }
-            queue.remove(old.seq);
-            self.log.sub_live(old.place.segment, old.share());
-            self.entries -= 1;
+            queue.remove(old.seq());
         }
         self.entry(mailbox, entry);
     }
 
     fn ack(&mut self, mailbox: u64, up_to: u64) {
-        let acked = self.acked.entry(mailbox).or_default();
-        *acked = up_to.max(*acked);
-        if let Some(queue) = self.mailboxes.get_mut(&mailbox) {
-            queue.acked = *acked;
-            while let Some(entry) = queue.pop(up_to) {
-                self.log.sub_live(entry.place.segment, entry.share());
-                self.entries -= 1;
-            }
+        let mut queue = self.mailboxes.get_or_default(mailbox);
+        queue.acked = up_to.max(queue.acked);
+        while queue.pop(up_to).is_some() {}
+    }
+
+    /// Counts what is needed of each segment; the number of entries.
+    fn count(&mut self) -> u64 {
+        let mut entries = 0;
+        for (_, queue) in self.mailboxes.iter() {
+            queue.entries.iter().for_each(|entry| self.log.add_entry(entry));
+            entries += queue.entries.len() as u64;
         }
+        for (_, slot) in self.devices.iter() {
+            self.log.add_live(slot.place.segment, slot.length);
+        }
+        entries
     }
 
     /// The store, about to begin the segment after `last`.
     pub(crate) fn finish(
-        self,
+        mut self,
         config: StoreConfig,
         open_count: u32,
         next_batch: u64,
         last: SegmentId,
     ) -> Store {
-        let Self { seed, mut mailboxes, devices, log, entries, .. } = self;
-        mailboxes.retain(|_, queue| !queue.entries.is_empty());
-        mailboxes.shrink_to_fit();
+        self.mailboxes.tidy();
+        let entries = self.count();
+        let Self { seed, mailboxes, devices, log, .. } = self;
         let mut store = Store {
             open_count,
             last_assigned: 0,
@@ -203,7 +197,7 @@ impl Rebuild {
             commit: Commit::Idle,
             preparations: VecDeque::new(),
             cache: Cache::new(config.cache_bytes),
-            tasks: HashMap::with_hasher(seed),
+            tasks: hashbrown::HashMap::with_hasher(seed),
             last_op: 0,
             reads: VecDeque::new(),
             last_read: 0,

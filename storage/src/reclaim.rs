@@ -21,7 +21,7 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use crate::batch::{BATCH_HEAD_BYTES, Scan, Scanner, index};
 use crate::commit::Task;
 use crate::disk::{DiskOp, SegmentId};
-use crate::queue::{Entry, Place, remove_if_empty};
+use crate::entry::Place;
 use crate::record::{DeviceRecord, RawRecord, View};
 use crate::store::{Store, StoreEvent};
 
@@ -186,9 +186,9 @@ impl Store {
             Ok(View::Device(view)) => {
                 let Some(DeviceRecord { address, .. }) = view.to_record() else { return };
                 if self.devices.get(&address).is_some_and(|slot| slot.place == from) {
-                    let place = self.reserve(raw.bytes.len());
-                    self.forming.buffer().extend_from_slice(raw.bytes);
-                    self.stats.reclaim_copied_bytes += raw.bytes.len() as u64;
+                    let place = self.reserve(raw.length());
+                    raw.copy_to(self.forming.buffer());
+                    self.stats.reclaim_copied_bytes += raw.length() as u64;
                     self.forming.copies.push(Moved::Device { address, from, place });
                 }
             }
@@ -199,15 +199,15 @@ impl Store {
 
     fn copy_small(&mut self, raw: RawRecord<'_>, mailbox: u64, seq: u64, from: Place) {
         if self.is_live(mailbox, seq, from) {
-            let place = self.reserve(raw.bytes.len());
-            self.forming.buffer().extend_from_slice(raw.bytes);
-            self.moves(&[mailbox], seq, place, raw.bytes.len());
+            let place = self.reserve(raw.length());
+            raw.copy_to(self.forming.buffer());
+            self.moves(&[mailbox], seq, place, raw.length());
         }
     }
 
     fn is_live(&self, mailbox: u64, seq: u64, place: Place) -> bool {
         let entry = self.mailboxes.get(&mailbox).and_then(|queue| queue.find(seq));
-        entry.is_some_and(|entry| entry.place == place)
+        entry.is_some_and(|entry| entry.is_at(place))
     }
 
     fn moves(&mut self, live: &[u64], seq: u64, place: Place, length: usize) {
@@ -223,12 +223,12 @@ impl Store {
     pub(crate) fn move_entry(&mut self, moved: Moved) {
         match moved {
             Moved::Entry { mailbox, seq, place, length, mailboxes } => {
-                let Some(queue) = self.mailboxes.get_mut(&mailbox) else { return };
+                let Some(mut queue) = self.mailboxes.get_mut(&mailbox) else { return };
                 let Some((old, new)) = queue.relocate(seq, place, length, mailboxes) else {
                     return;
                 };
-                self.log.sub_live(old.place.segment, old.share());
-                self.log.add_live(place.segment, new.share());
+                self.log.sub_entry(&old);
+                self.log.add_entry(&new);
             }
             Moved::Device { address, from, place } => {
                 if let Some(slot) = self.devices.get(&address)
@@ -259,21 +259,25 @@ impl Store {
     /// Live records that the scan did not find are damaged. Devices are written anew from memory;
     /// messages are lost, which is reported.
     fn give_up(&mut self, segment: SegmentId) {
-        let here = |entry: &&Entry| entry.place.segment == segment;
         let mut lost = Vec::new();
-        for (mailbox, queue) in &self.mailboxes {
-            lost.extend(queue.entries.iter().filter(here).map(|entry| (*mailbox, entry.seq)));
+        for (mailbox, queue) in self.mailboxes.iter() {
+            let here = queue.entries.iter().filter(|entry| entry.is_in(segment));
+            lost.extend(here.map(|entry| (mailbox, entry.seq())));
         }
         for (mailbox, seq) in &lost {
-            let queue = self.mailboxes.get_mut(mailbox).expect("seen just now");
+            let mut queue = self.mailboxes.get_mut(mailbox).expect("seen just now");
             let entry = queue.remove(*seq).expect("seen just now");
-            self.log.sub_live(segment, entry.share());
+            drop(queue);
+            self.log.sub_entry(&entry);
             self.entries -= 1;
-            remove_if_empty(&mut self.mailboxes, *mailbox);
+            self.mailboxes.remove_if_empty(*mailbox);
         }
         let devices = self.devices();
         let devices: Vec<_> = devices
-            .filter(|device| self.devices[&device.address].place.segment == segment)
+            .filter(|device| {
+                let slot = self.devices.get(&device.address);
+                slot.is_some_and(|slot| slot.place.segment == segment)
+            })
             .collect();
         for device in &devices {
             self.put_device(device);

@@ -7,6 +7,7 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{Origin, index, is_zero};
 use crate::disk::{DiskOp, FileId, SegmentId};
+use crate::entry::{Entry, Place};
 use crate::fault::OpenFault;
 use crate::limits::{BLOCK_BYTES, FILL_CHUNK_BYTES_MAX, FORMAT_VERSION, StoreConfig};
 use crate::record::Fields;
@@ -267,6 +268,24 @@ impl Log {
         let grown = end - segment.used_bytes;
         segment.used_bytes = end;
         self.file_bytes += u64::from(grown);
+    }
+
+    /// Where the record of `entry` lies.
+    pub(crate) fn place(&self, entry: &Entry) -> Place {
+        let oldest = self.oldest().expect("entries lie in segments of the log");
+        entry.place(oldest.id)
+    }
+
+    /// Counts the record of `entry` as needed.
+    pub(crate) fn add_entry(&mut self, entry: &Entry) {
+        let place = self.place(entry);
+        self.add_live(place.segment, entry.share());
+    }
+
+    /// The index gave up `entry`.
+    pub(crate) fn sub_entry(&mut self, entry: &Entry) {
+        let place = self.place(entry);
+        self.sub_live(place.segment, entry.share());
     }
 
     pub(crate) fn add_live(&mut self, segment: SegmentId, bytes: u32) {

@@ -11,12 +11,14 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::commit::{Cache, Commit, Forming, Task};
 use crate::disk::SegmentId;
+use crate::entry::{Entry, Kind, Place};
 use crate::fault::{Fault, StoreFull};
 use crate::limits::{MAILBOXES_PER_RECORD_MAX, RECORD_BYTES_MAX, StoreConfig};
-use crate::queue::{Entry, HashSeed, Kind, Mailboxes, Place, remove_if_empty};
+use crate::queue::Mailboxes;
 use crate::reclaim::Reclaim;
 use crate::record::{self, DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredRecord};
 use crate::segment::{Log, Preparation};
+use crate::table::{HashSeed, Table};
 
 /// One shard's store. Made by [`crate::Opening`].
 ///
@@ -53,7 +55,7 @@ pub struct Store {
     pub(crate) stats: StoreStats,
 }
 
-pub(crate) type Devices = HashMap<DeviceAddress, DeviceSlot, HashSeed>;
+pub(crate) type Devices = Table<DeviceAddress, DeviceSlot>;
 
 /// A device and its record.
 #[derive(Clone, Copy, Debug)]
@@ -134,6 +136,8 @@ pub struct StoreStats {
     /// Mailboxes that hold something.
     pub mailboxes: u64,
     pub entries: u64,
+    /// Memory of the index: hash tables and queues of the mailboxes, with the room they keep free.
+    pub index_bytes: u64,
     pub devices: u64,
     /// Commands that are not durable yet.
     pub queued_records: u64,
@@ -216,10 +220,10 @@ impl Store {
         let kind = Kind::Gap { reason };
         if let Some(queue) = self.mailboxes.get(&mailbox.0)
             && let Some(gap) = queue.replaceable(kind)
-            && queue.entries.back().is_some_and(|last| last.seq == gap.seq)
-            && gap.seq > self.durable_seq()
+            && queue.entries.back().is_some_and(|last| last.seq() == gap.seq())
+            && gap.seq() > self.durable_seq()
         {
-            return Seq(gap.seq);
+            return Seq(gap.seq());
         }
         if self.cannot_number() {
             return self.last_seq();
@@ -280,21 +284,20 @@ impl Store {
         if self.failed || !self.mailboxes.contains_key(&mailbox.0) || self.cannot_number() {
             return self.last_assigned();
         }
-        let Some(queue) = self.mailboxes.get_mut(&mailbox.0) else {
-            return self.last_assigned();
-        };
         // The record holds what was really deleted, never a larger number a client may claim.
         let mut deleted = 0;
-        while let Some(entry) = queue.pop(up_to.0) {
-            self.log.sub_live(entry.place.segment, entry.share());
-            self.entries -= 1;
-            deleted = entry.seq;
+        if let Some(mut queue) = self.mailboxes.get_mut(&mailbox.0) {
+            while let Some(entry) = queue.pop(up_to.0) {
+                self.log.sub_entry(&entry);
+                self.entries -= 1;
+                deleted = entry.seq();
+            }
+            queue.acked = deleted.max(queue.acked);
         }
         if deleted == 0 {
             return self.last_assigned();
         }
-        queue.acked = deleted;
-        remove_if_empty(&mut self.mailboxes, mailbox.0);
+        self.mailboxes.remove_if_empty(mailbox.0);
         if !self.forming.has_ack(mailbox.0) {
             self.reserve(record::ACK_BYTES);
         }
@@ -305,15 +308,15 @@ impl Store {
     /// The first durable entry after `after`.
     pub fn next(&self, mailbox: MailboxId, after: Seq) -> Option<Seq> {
         let entry = self.mailboxes.get(&mailbox.0)?.next(after.0)?;
-        let is_durable = entry.seq <= self.durable_seq() || is_active(Mutant::DeliverBeforeSync);
-        is_durable.then_some(Seq(entry.seq))
+        let is_durable = entry.seq() <= self.durable_seq() || is_active(Mutant::DeliverBeforeSync);
+        is_durable.then_some(Seq(entry.seq()))
     }
 
     /// The newest durable entry; zero when there is none.
     pub fn tail(&self, mailbox: MailboxId) -> Seq {
         let queue = self.mailboxes.get(&mailbox.0);
         let last = queue.and_then(|queue| queue.last(self.durable_seq()));
-        last.map_or(Seq(0), |entry| Seq(entry.seq))
+        last.map_or(Seq(0), |entry| Seq(entry.seq()))
     }
 
     /// Entries queued, durable or not.
@@ -339,7 +342,7 @@ impl Store {
         let Some(entry) = entry.filter(|_| !self.failed && is_durable) else {
             return ReadStart::Gone;
         };
-        let (place, length) = (entry.place, entry.length());
+        let (place, length) = (self.log.place(&entry), entry.length());
         if let Some(bytes) = self.cache.get(place, length)
             && let Some(record) = record::read_entry(&bytes, mailbox.0, seq.0)
         {
@@ -377,6 +380,7 @@ impl Store {
             live_bytes: self.log.live_bytes,
             mailboxes: self.mailboxes.len() as u64,
             entries: self.entries,
+            index_bytes: self.mailboxes.index_bytes(),
             devices: self.devices.len() as u64,
             queued_records: self.last_assigned - self.durable_record,
             queued_bytes: self.forming.queued_bytes() as u64,
@@ -422,17 +426,17 @@ impl Store {
     }
 
     fn insert(&mut self, mailbox: u64, entry: Entry) {
-        self.log.add_live(entry.place.segment, entry.share());
+        self.log.add_entry(&entry);
         self.entries += 1;
-        self.mailboxes.entry(mailbox).or_default().insert(entry);
+        self.mailboxes.get_or_default(mailbox).insert(entry);
     }
 
     fn replace(&mut self, mailbox: u64, entry: Entry, kind: Kind) {
-        if let Some(queue) = self.mailboxes.get_mut(&mailbox)
+        if let Some(mut queue) = self.mailboxes.get_mut(&mailbox)
             && let Some(old) = queue.replaceable(kind)
         {
-            queue.remove(old.seq);
-            self.log.sub_live(old.place.segment, old.share());
+            queue.remove(old.seq());
+            self.log.sub_entry(&old);
             self.entries -= 1;
         }
         self.insert(mailbox, entry);

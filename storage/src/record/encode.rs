@@ -4,14 +4,14 @@ use ringpost_protocol::id::UserId;
 
 use super::{
     DeviceRecord, GapReason, KIND_ACK, KIND_DEVICE, KIND_GAP, KIND_MESSAGE, KIND_RECEIPT,
-    NewMessage, RECORD_HEAD_BYTES, RECORD_VERSION, ReceiptRecord, checksum,
+    NewMessage, RECORD_ALIGN, RECORD_HEAD_BYTES, RECORD_VERSION, ReceiptRecord, checksum,
 };
 
 pub(crate) fn message_bytes(message: &NewMessage<'_>) -> usize {
     let texts = message.from.user.as_str().len()
         + message.from.device.as_str().len()
         + message.group.map_or(0, str::len);
-    MESSAGE_FIXED_BYTES + 8 * message.mailboxes.len() + texts + message.envelope.len()
+    padded(MESSAGE_FIXED_BYTES + 8 * message.mailboxes.len() + texts + message.envelope.len())
 }
 
 pub(crate) fn put_message(message: &NewMessage<'_>, seq: u64, sender: u32, out: &mut Vec<u8>) {
@@ -39,10 +39,9 @@ pub(crate) fn put_ack(mailbox: u64, up_to: u64, out: &mut Vec<u8>) {
 }
 
 pub(crate) fn receipt_bytes(receipt: &ReceiptRecord) -> usize {
-    RECEIPT_FIXED_BYTES
-        + receipt.peer.user.as_str().len()
-        + receipt.peer.device.as_str().len()
-        + receipt.group.as_ref().map_or(0, |group| group.as_str().len())
+    let group = receipt.group.as_ref().map_or(0, |group| group.as_str().len());
+    let peer = receipt.peer.user.as_str().len() + receipt.peer.device.as_str().len();
+    padded(RECEIPT_FIXED_BYTES + peer + group)
 }
 
 pub(crate) fn put_receipt(
@@ -62,7 +61,7 @@ pub(crate) fn put_receipt(
 }
 
 pub(crate) fn gap_bytes(group: &str) -> usize {
-    RECORD_HEAD_BYTES + 2 * 8 + 1 + 1 + group.len()
+    padded(RECORD_HEAD_BYTES + 2 * 8 + 1 + 1 + group.len())
 }
 
 pub(crate) fn put_gap(mailbox: u64, seq: u64, reason: GapReason, group: &str, out: &mut Vec<u8>) {
@@ -76,7 +75,8 @@ pub(crate) fn put_gap(mailbox: u64, seq: u64, reason: GapReason, group: &str, ou
 
 pub(crate) fn device_bytes(device: &DeviceRecord) -> usize {
     let address = &device.address;
-    RECORD_HEAD_BYTES + 2 * 8 + 2 + address.user.as_str().len() + address.device.as_str().len()
+    let texts = address.user.as_str().len() + address.device.as_str().len();
+    padded(RECORD_HEAD_BYTES + 2 * 8 + 2 + texts)
 }
 
 pub(crate) fn put_device(device: &DeviceRecord, out: &mut Vec<u8>) {
@@ -140,12 +140,19 @@ fn begin(kind: u8, flags: u16, out: &mut Vec<u8>) -> usize {
     start
 }
 
-fn end(start: usize, out: &mut [u8]) {
+/// The length is without the padding that follows.
+fn end(start: usize, out: &mut Vec<u8>) {
     let record = &mut out[start..];
     let length = u32::try_from(record.len()).expect("at most RECORD_BYTES_MAX");
     record[4..8].copy_from_slice(&length.to_le_bytes());
     let crc = checksum(record);
     record[8..12].copy_from_slice(&crc.to_le_bytes());
+    out.resize(start + padded(out.len() - start), 0);
+}
+
+/// Bytes that a record of `length` occupies.
+pub(super) fn padded(length: usize) -> usize {
+    length.next_multiple_of(RECORD_ALIGN)
 }
 
 fn put_u64(value: u64, out: &mut Vec<u8>) {
@@ -162,6 +169,6 @@ fn put_texts(texts: &[&str], out: &mut Vec<u8>) {
     }
 }
 
-pub(crate) const ACK_BYTES: usize = RECORD_HEAD_BYTES + 2 * 8;
+pub(crate) const ACK_BYTES: usize = (RECORD_HEAD_BYTES + 2 * 8).next_multiple_of(RECORD_ALIGN);
 pub(super) const MESSAGE_FIXED_BYTES: usize = RECORD_HEAD_BYTES + 6 * 8 + 4 + 2 + 3;
 const RECEIPT_FIXED_BYTES: usize = RECORD_HEAD_BYTES + 5 * 8 + 3;

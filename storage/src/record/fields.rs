@@ -1,5 +1,7 @@
 //! Little-endian fields.
 
+use ringpost_protocol::limits::USER_ID_BYTES_MAX;
+
 /// Reads little-endian fields off the front.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
@@ -30,6 +32,9 @@ impl<'a> Fields<'a> {
 
     pub(super) fn texts<const N: usize>(&mut self) -> Option<[&'a str; N]> {
         let lengths: [u8; N] = self.array()?;
+        if lengths.iter().any(|length| usize::from(*length) > USER_ID_BYTES_MAX) {
+            return None;
+        }
         let mut texts = [""; N];
         for (text, length) in texts.iter_mut().zip(lengths) {
             *text = std::str::from_utf8(self.take(usize::from(length))?).ok()?;

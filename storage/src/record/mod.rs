@@ -6,6 +6,7 @@ mod fields;
 mod view;
 
 use bytes::Bytes;
+use ringpost_protocol::limits::USER_ID_BYTES_MAX;
 
 use crate::limits::RECORD_BYTES_MAX;
 
@@ -21,7 +22,8 @@ pub(crate) use view::View;
 use view::{parse_ack, parse_device, parse_gap, parse_message, parse_receipt};
 
 /// The part of a record that is the same for all kinds:
-/// kind u8, version u8, flags u16, length u32 (of the whole record), CRC32C u32 of the rest.
+/// kind u8, version u8, flags u16, length u32 (of the record without the zeros that fill it up to
+/// a multiple of [`RECORD_ALIGN`]), CRC32C u32 of the rest.
 ///
 /// The checksum knows no position, so that a record can be verified alone; that it is the
 /// expected one is seen by its seq, which is unique in the store.
@@ -29,7 +31,10 @@ use view::{parse_ack, parse_device, parse_gap, parse_message, parse_receipt};
 pub(crate) struct RawRecord<'a> {
     pub(crate) kind: u8,
     pub(crate) version: u8,
+    /// Without the padding.
     pub(crate) bytes: &'a [u8],
+    /// With the padding.
+    padded: &'a [u8],
 }
 
 /// Why a record whose checksum is right cannot be used.
@@ -50,8 +55,19 @@ impl<'a> RawRecord<'a> {
         if length < RECORD_HEAD_BYTES || length > bytes.len().min(RECORD_BYTES_MAX) {
             return Err(RecordFault::Malformed);
         }
-        let (bytes, rest) = bytes.split_at(length);
-        Ok((Self { kind, version, bytes }, rest))
+        let whole = encode::padded(length);
+        let (padded, rest) = bytes.split_at_checked(whole).ok_or(RecordFault::Malformed)?;
+        Ok((Self { kind, version, bytes: &padded[..length], padded }, rest))
+    }
+
+    /// Bytes that it occupies in its batch.
+    pub(crate) fn length(&self) -> usize {
+        self.padded.len()
+    }
+
+    /// Appends a copy of itself.
+    pub(crate) fn copy_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.padded);
     }
 
     /// Whether the record's own checksum is right.
@@ -127,4 +143,10 @@ const KIND_DEVICE: u8 = 5;
 const KIND_LIST_VERSION: u8 = 6;
 const KIND_EXPIRY_CLOCK: u8 = 7;
 
+/// Records begin on multiples of this, so that the index keeps their places in few bits.
+pub(crate) const RECORD_ALIGN: usize = 8;
+/// The longest receipt; gaps are shorter.
+pub(crate) const SMALL_RECORD_BYTES_MAX: usize =
+    RECORD_HEAD_BYTES + 5 * 8 + 3 * (1 + USER_ID_BYTES_MAX);
 const RECORD_HEAD_BYTES: usize = 12;
+const _: () = assert!(crate::batch::BATCH_HEAD_BYTES.is_multiple_of(RECORD_ALIGN));

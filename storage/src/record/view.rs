@@ -5,7 +5,7 @@ use ringpost_protocol::id::{
     DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, UserId,
 };
 
-use super::encode::{MESSAGE_FIXED_BYTES, MessageFields};
+use super::encode::{MESSAGE_FIXED_BYTES, MessageFields, padded};
 use super::fields::Fields;
 use super::{DeviceRecord, GapReason, ReceiptRecord, StoredMessage, Text};
 use crate::limits::MAILBOXES_PER_RECORD_MAX;
@@ -74,7 +74,7 @@ impl<'a> MessageView<'a> {
 
     pub(crate) fn copy_bytes(&self, mailboxes: usize) -> usize {
         let texts = self.user.len() + self.device.len() + self.group.len();
-        MESSAGE_FIXED_BYTES + 8 * mailboxes + texts + self.envelope.len()
+        padded(MESSAGE_FIXED_BYTES + 8 * mailboxes + texts + self.envelope.len())
     }
 
     /// Encodes the same message for those of its mailboxes that still need it. Never for one that
