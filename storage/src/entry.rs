@@ -99,6 +99,15 @@ impl Entry {
         self.tag() == MESSAGE
     }
 
+    /// Name of the kind of its record.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.tag() {
+            MESSAGE => "message",
+            RECEIPT => "receipt",
+            _ => "gap",
+        }
+    }
+
     pub(crate) fn is_message_of(&self, sender: u32) -> bool {
         self.is_message() && self.0[4] & SENDER_MASK == sender & SENDER_MASK
     }

@@ -70,17 +70,24 @@ mod reclaim;
 pub mod recovery;
 mod rebuild;
 pub mod current;
+pub mod blocking;
+pub mod reshard;
+pub mod generation;
+pub mod inspect;
 
+pub use blocking::BlockingDisk;
 pub use current::{Current, CurrentFault};
 pub use disk::{
     CheckpointId, DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId,
 };
 pub use fault::{Fault, OpenFault, StoreFull};
+pub use generation::{DataDisk, Resharded};
 pub use limits::StoreConfig;
 pub use record::{
     DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredMessage, StoredRecord, Text,
 };
 pub use recovery::{DamagedRange, Opening, Progress, RecoveryReport};
+pub use reshard::{ReshardFault, ReshardPlan, ReshardProgress, ReshardReport, Resharding};
 pub use store::{ReadId, ReadStart, RecordNumber, Room, Store, StoreEvent, StoreStats};
 
 #[cfg(test)]

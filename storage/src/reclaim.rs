@@ -205,7 +205,8 @@ impl Store {
         }
     }
 
-    fn is_live(&self, mailbox: u64, seq: u64, place: Place) -> bool {
+    /// Whether the entry is queued and its record is the one at `place`.
+    pub(crate) fn is_live(&self, mailbox: u64, seq: u64, place: Place) -> bool {
         let entry = self.mailboxes.get(&mailbox).and_then(|queue| queue.find(seq));
         entry.is_some_and(|entry| entry.is_at(place))
     }

@@ -6,6 +6,7 @@
 //! is for ever, since the next open begins a new segment that states its first number.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::mem;
 
 use bytes::Bytes;
@@ -101,6 +102,13 @@ pub struct DamagedRange {
     /// Numbers of the batches that are missing.
     pub first_batch: u64,
     pub last_batch: u64,
+}
+
+impl fmt::Display for DamagedRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { segment, offset, end, first_batch, last_batch } = self;
+        write!(f, "{segment} from byte {offset} to {end}, batches {first_batch} to {last_batch}")
+    }
 }
 
 /// What opening found.

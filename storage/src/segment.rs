@@ -9,6 +9,7 @@ use crate::batch::{Origin, index, is_zero};
 use crate::disk::{DiskOp, FileId, SegmentId};
 use crate::entry::{Entry, Place};
 use crate::fault::OpenFault;
+use crate::inspect::{HeaderFound, SegmentHeader};
 use crate::limits::{BLOCK_BYTES, FILL_CHUNK_BYTES_MAX, FORMAT_VERSION, StoreConfig};
 use crate::record::Fields;
 
@@ -98,6 +99,30 @@ impl Header {
         }
         Ok(HeaderBlock::Valid(Self { open_count, first_batch }))
     }
+}
+
+/// For tools: the header without an expectation of what it should be.
+pub(crate) fn read_header(block: &[u8]) -> HeaderFound {
+    let block = &block[..block.len().min(index(BLOCK_BYTES))];
+    if is_zero(block) {
+        return HeaderFound::Blank;
+    }
+    let header = block.get(..HEADER_BYTES).filter(|header| header[..8] == MAGIC);
+    header.and_then(parse_header).map_or(HeaderFound::Damaged, HeaderFound::Valid)
+}
+
+fn parse_header(header: &[u8]) -> Option<SegmentHeader> {
+    let mut fields = Fields(&header[8..]);
+    let is_intact = fields.u32()? == crc32c::crc32c(fields.0);
+    let format_version = u16::from_le_bytes(fields.array()?);
+    let shard = u16::from_le_bytes(fields.array()?);
+    let [store_id] = fields.u64s()?;
+    let segment = SegmentId(fields.u32()?);
+    let open_count = fields.u32()?;
+    let [first_batch] = fields.u64s()?;
+    let header =
+        SegmentHeader { format_version, shard, store_id, segment, open_count, first_batch };
+    is_intact.then_some(header)
 }
 
 /// A segment on its way to being appendable: file made, directory synced, header and the first
@@ -260,6 +285,11 @@ impl Log {
 
     pub(crate) fn len(&self) -> usize {
         self.segments.len()
+    }
+
+    /// All segments, oldest first.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter()
     }
 
     /// The log of `segment` now ends at `end`.

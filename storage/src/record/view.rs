@@ -23,19 +23,19 @@ pub(crate) enum View<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct MessageView<'a> {
     pub(crate) seq: u64,
-    install_id: u64,
-    send_seq: u64,
-    message_number: u64,
-    sent_at_ms: u64,
-    expires_at_ms: u64,
+    pub(crate) install_id: u64,
+    pub(crate) send_seq: u64,
+    pub(crate) message_number: u64,
+    pub(crate) sent_at_ms: u64,
+    pub(crate) expires_at_ms: u64,
     /// Hash of the sender's address, so that recovery need not compute it.
     pub(crate) sender: u32,
-    urgent: bool,
+    pub(crate) urgent: bool,
     mailboxes: &'a [[u8; 8]],
-    user: &'a str,
-    device: &'a str,
-    group: &'a str,
-    envelope: &'a [u8],
+    pub(crate) user: &'a str,
+    pub(crate) device: &'a str,
+    pub(crate) group: &'a str,
+    pub(crate) envelope: &'a [u8],
 }
 
 #[derive(Clone, Copy)]
@@ -44,11 +44,11 @@ pub(crate) struct ReceiptView<'a> {
     pub(crate) seq: u64,
     /// Keyed hash of (peer, group, install): what a later receipt replaces.
     pub(crate) slot: u64,
-    install_id: u64,
-    up_to_send_seq: u64,
-    user: &'a str,
-    device: &'a str,
-    group: &'a str,
+    pub(crate) install_id: u64,
+    pub(crate) up_to_send_seq: u64,
+    pub(crate) user: &'a str,
+    pub(crate) device: &'a str,
+    pub(crate) group: &'a str,
 }
 
 #[derive(Clone, Copy)]
@@ -56,15 +56,15 @@ pub(crate) struct GapView<'a> {
     pub(crate) mailbox: u64,
     pub(crate) seq: u64,
     pub(crate) reason: GapReason,
-    pub(super) group: &'a str,
+    pub(crate) group: &'a str,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct DeviceView<'a> {
-    mailbox: u64,
-    created_unix_ms: u64,
-    user: &'a str,
-    device: &'a str,
+    pub(crate) mailbox: u64,
+    pub(crate) created_unix_ms: u64,
+    pub(crate) user: &'a str,
+    pub(crate) device: &'a str,
 }
 
 impl<'a> MessageView<'a> {

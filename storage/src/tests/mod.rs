@@ -5,3 +5,4 @@ mod world;
 mod crash;
 mod damage;
 mod behaviour;
+mod reshard;
