@@ -27,9 +27,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Threads that hold connections.
     pub shards: u16,
-    /// Shards that own mailboxes, asked for at the first start; later the recorded number wins.
-    /// `0 < storage_shards <= shards`.
-    pub storage_shards: u16,
+    /// Shards that own mailboxes, `0 < storage_shards <= shards`. `None`: as many as recorded in the
+    /// data directory, and `shards` at the first start.
+    pub storage_shards: Option<u16>,
     pub tls: TlsConfig,
     pub auth: AuthConfig,
     pub limits: LimitsConfig,
@@ -142,7 +142,7 @@ impl Config {
             admin_listen: DEFAULT_ADMIN_LISTEN,
             data_dir: data_dir.to_owned(),
             shards: default_shards(),
-            storage_shards: default_shards(),
+            storage_shards: None,
             tls: TlsConfig { certificate_path: files.certificate, key_path: files.key },
             auth: AuthConfig { jwks_path: files.jwks, audience: DEFAULT_AUDIENCE.to_owned() },
             limits: LimitsConfig::default(),

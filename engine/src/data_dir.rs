@@ -6,7 +6,7 @@
 //! DATA/store/gen-1/shard-000/    the segments of one storage shard
 //! ```
 //!
-//! It makes directories and never touches what is inside a shard's.
+//! It makes directories, and touches what is inside a shard's only to re-shard.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -14,6 +14,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ringpost_storage::current::{Current, CurrentFault};
+use ringpost_storage::{ReshardFault, ReshardProgress, Resharded, StoreConfig, generation};
+
+mod disk;
+
+pub use disk::{Access, ShardDisk};
+
+use disk::{Generations, list_generations, make_generation};
 
 /// An opened data directory; the lock is held until it is dropped.
 #[derive(Debug)]
@@ -34,21 +41,77 @@ pub enum DataDirFault {
     Current { path: PathBuf, fault: CurrentFault },
     #[error("{} is missing but the stores in {} are there", current.display(), store.display())]
     CurrentLost { current: PathBuf, store: PathBuf },
+    #[error("{} names generation {generation}, but that one is missing and others are there",
+        current.display())]
+    GenerationLost { current: PathBuf, generation: u64 },
+    #[error("{} is no data directory of a gateway: it has no CURRENT", .0.display())]
+    NotOne(PathBuf),
+    #[error("rewriting the stores in {}: {fault}", path.display())]
+    Reshard { path: PathBuf, fault: ReshardFault },
 }
 
 impl DataDir {
     /// Opens `path`, made when it does not exist. `storage_shards` counts at the first start only:
-    /// users are spread over that many stores, so the recorded number wins.
+    /// users are spread over that many stores, which [`Self::reshard`] changes.
     pub fn open(path: &Path, storage_shards: u16) -> Result<Self, DataDirFault> {
-        make_directory(path)?;
+        make_directory(path).map_err(io_fault("create", path))?;
         let lock = lock(path)?;
         let current = match read_current(path)? {
             Some(current) => current,
             None => first_start(path, storage_shards)?,
         };
+        Self::begin(path, current, lock)
+    }
+
+    /// Opens `path` only if a gateway ran on it.
+    pub fn open_existing(path: &Path) -> Result<Self, DataDirFault> {
+        if !current_path(path).exists() {
+            return Err(DataDirFault::NotOne(path.to_owned()));
+        }
+        let lock = lock(path)?;
+        let current = read_current(path)?.ok_or_else(|| DataDirFault::NotOne(path.to_owned()))?;
+        Self::begin(path, current, lock)
+    }
+
+    /// Makes sure that the current generation is there, and nothing but it.
+    fn begin(path: &Path, current: Current, lock: File) -> Result<Self, DataDirFault> {
+        let generation = current.generation;
+        let found = list_generations(path).map_err(io_fault("list", &store_dir(path)))?;
+        // CURRENT may be of an old backup: what is there must not be taken for leftovers then.
+        if !found.is_empty() && !found.contains(&generation) {
+            return Err(DataDirFault::GenerationLost { current: current_path(path), generation });
+        }
+        make_generation(path, generation, current.storage_shards)
+            .map_err(io_fault("create", &generation_dir(path, generation)))?;
         let directory = Self { path: path.to_owned(), current, _lock: lock };
-        directory.make_shard_dirs()?;
+        let removed = generation::remove_leftovers(&mut directory.generations(), &current);
+        let removed = removed.map_err(|fault| directory.reshard_fault(fault))?;
+        if removed > 0 {
+            tracing::info!(removed, "removed the leftovers of an interrupted re-sharding");
+        }
         Ok(directory)
+    }
+
+    /// Rewrites the stores into `storage_shards` new ones, which are the current ones when it
+    /// returns; the same number compacts. A crash leaves the old ones or the new ones complete.
+    /// `config`: as for the stores; its shard and store id do not count.
+    pub fn reshard(
+        &mut self,
+        storage_shards: u16,
+        config: &StoreConfig,
+        on_progress: &mut dyn FnMut(ReshardProgress),
+    ) -> Result<Resharded, DataDirFault> {
+        let (current, hash_seed) = (self.current, rand::random());
+        let mut disk = self.generations();
+        let resharded =
+            generation::reshard(&mut disk, current, storage_shards, config, hash_seed, on_progress);
+        let resharded = resharded.map_err(|fault| self.reshard_fault(fault))?;
+        self.current = resharded.current;
+        Ok(resharded)
+    }
+
+    pub fn current(&self) -> &Current {
+        &self.current
     }
 
     /// Stores of this directory, and so the least number of shards that can serve it.
@@ -64,28 +127,19 @@ impl DataDir {
     /// The directory of one storage shard's segments.
     pub fn shard_dir(&self, shard: u16) -> PathBuf {
         assert!(shard < self.current.storage_shards, "only storage shards have a directory");
-        self.generation_dir().join(format!("shard-{shard:03}"))
+        shard_dir(&self.path, self.current.generation, shard)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    fn generation_dir(&self) -> PathBuf {
-        self.path.join(STORE).join(format!("gen-{}", self.current.generation))
+    fn generations(&self) -> Generations {
+        Generations { data_dir: self.path.clone() }
     }
 
-    fn make_shard_dirs(&self) -> Result<(), DataDirFault> {
-        make_directory(&self.path.join(STORE))?;
-        make_directory(&self.generation_dir())?;
-        for shard in 0..self.current.storage_shards {
-            make_directory(&self.shard_dir(shard))?;
-        }
-        // Children first: a directory's entry is durable once its parent is synced.
-        for directory in [&self.generation_dir(), &self.path.join(STORE), &self.path] {
-            sync_directory(directory).map_err(io_fault("sync", directory))?;
-        }
-        Ok(())
+    fn reshard_fault(&self, fault: ReshardFault) -> DataDirFault {
+        DataDirFault::Reshard { path: store_dir(&self.path), fault }
     }
 }
 
@@ -105,6 +159,22 @@ impl DataDirFault {
             }
             Self::Current { fault: CurrentFault::Version { .. }, .. } => {
                 "start the version of ringpost that wrote it, or a newer one".to_owned()
+            }
+            Self::NotOne(_) => {
+                "give the data_dir of a configuration, as in `ringpost store inspect DIR`"
+                    .to_owned()
+            }
+            Self::Reshard { fault: ReshardFault::NoSpace { needed_bytes, free_bytes }, .. } => {
+                let missing_mib = needed_bytes.saturating_sub(*free_bytes).div_ceil(1 << 20);
+                format!("free {missing_mib} MiB on the file system of data_dir. {KEEP_SHARDS}")
+            }
+            Self::Reshard { fault: ReshardFault::Open { .. }, .. } => {
+                format!("`ringpost store verify DATA_DIR` says what is damaged. {KEEP_SHARDS}")
+            }
+            Self::Reshard { .. } => format!("nothing is lost: try it again. {KEEP_SHARDS}"),
+            Self::GenerationLost { .. } => {
+                "restore the CURRENT that belongs to the stores; the one there is older or newer"
+                    .to_owned()
             }
             Self::Current { .. } | Self::CurrentLost { .. } => {
                 "restore the file from a backup of this directory; without it the stores cannot \
@@ -150,7 +220,7 @@ fn lock(path: &Path) -> Result<File, DataDirFault> {
 }
 
 fn read_current(path: &Path) -> Result<Option<Current>, DataDirFault> {
-    let current_path = path.join(CURRENT);
+    let current_path = current_path(path);
     match std::fs::read(&current_path) {
         Ok(content) => Current::decode(&content)
             .map(Some)
@@ -161,22 +231,39 @@ fn read_current(path: &Path) -> Result<Option<Current>, DataDirFault> {
 }
 
 fn first_start(path: &Path, storage_shards: u16) -> Result<Current, DataDirFault> {
-    let current_path = path.join(CURRENT);
     // Stores without CURRENT are somebody's mail, not a first start. CURRENT is written before
     // the first store directory, so a crash in between does not look like this.
-    let store = path.join(STORE);
+    let store = store_dir(path);
     if store.exists() {
-        return Err(DataDirFault::CurrentLost { current: current_path, store });
+        return Err(DataDirFault::CurrentLost { current: current_path(path), store });
     }
     let current = Current { generation: 1, storage_shards, store_id: rand::random() };
-    write_atomically(&current_path, &current.encode(), 0o600)
-        .map_err(io_fault("write", &current_path))?;
+    write_current(path, &current.encode()).map_err(io_fault("write", &current_path(path)))?;
     Ok(current)
 }
 
-fn make_directory(path: &Path) -> Result<(), DataDirFault> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(path).map_err(io_fault("create", path))
+fn write_current(data_dir: &Path, content: &[u8]) -> io::Result<()> {
+    write_atomically(&current_path(data_dir), content, 0o600)
+}
+
+fn current_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("CURRENT")
+}
+
+fn store_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("store")
+}
+
+fn generation_dir(data_dir: &Path, generation: u64) -> PathBuf {
+    store_dir(data_dir).join(format!("gen-{generation}"))
+}
+
+fn shard_dir(data_dir: &Path, generation: u64, shard: u16) -> PathBuf {
+    generation_dir(data_dir, generation).join(format!("shard-{shard:03}"))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
@@ -188,8 +275,8 @@ fn io_fault(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Data
     move |error| DataDirFault::Io { action, path, error }
 }
 
-const CURRENT: &str = "CURRENT";
-const STORE: &str = "store";
+const KEEP_SHARDS: &str =
+    "To keep the recorded number of storage shards, remove storage_shards from the configuration";
 
 #[cfg(test)]
 mod tests {
@@ -226,7 +313,7 @@ mod tests {
     fn a_damaged_or_lost_current_stops_the_start() {
         let directory = tempfile::tempdir().unwrap();
         drop(DataDir::open(directory.path(), 1).unwrap());
-        let current = directory.path().join(CURRENT);
+        let current = current_path(directory.path());
         let mut content = std::fs::read(&current).unwrap();
         let last = content.len() - 1;
         content[last] ^= 1;
@@ -237,5 +324,31 @@ mod tests {
         std::fs::remove_file(&current).unwrap();
         let fault = DataDir::open(directory.path(), 1).unwrap_err();
         assert!(matches!(fault, DataDirFault::CurrentLost { .. }), "{fault}");
+    }
+
+    #[test]
+    fn resharding_switches_generations_and_leftovers_go_at_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut data = DataDir::open(directory.path(), 2).unwrap();
+        let store = StoreConfig::new(0, data.store_id());
+        let done = data.reshard(3, &store, &mut |_| {}).unwrap();
+        assert_eq!((done.current.generation, done.current.storage_shards), (2, 3));
+        assert_eq!((data.storage_shards(), done.leftover), (3, None));
+        assert!(data.shard_dir(2).join("00000001.seg").is_file());
+        drop(data);
+
+        let store = store_dir(directory.path());
+        make_generation(directory.path(), 3, 5).unwrap();
+        let reopened = DataDir::open(directory.path(), 7).unwrap();
+        assert_eq!(reopened.storage_shards(), 3);
+        assert_eq!(std::fs::read_dir(&store).unwrap().count(), 1);
+        drop(reopened);
+
+        // An old CURRENT must not make an empty generation and take the real one for a leftover.
+        let old = Current { generation: 1, storage_shards: 2, store_id: 5 };
+        write_current(directory.path(), &old.encode()).unwrap();
+        let fault = DataDir::open(directory.path(), 1).unwrap_err();
+        assert!(matches!(fault, DataDirFault::GenerationLost { generation: 1, .. }), "{fault}");
+        assert!(store.join("gen-2").is_dir());
     }
 }

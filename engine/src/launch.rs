@@ -218,7 +218,8 @@ fn shard_config(shard: u16, plan: &ShardPlan) -> ShardConfig {
     }
 }
 
-fn store_config(shard: u16, store_id: u64, config: &Config) -> StoreConfig {
+/// What the store of `shard` is opened with.
+pub(crate) fn store_config(shard: u16, store_id: u64, config: &Config) -> StoreConfig {
     let reclaim = config.storage.reclaim_bytes_per_second;
     StoreConfig {
         segment_bytes: config.storage.segment_bytes,

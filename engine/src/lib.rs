@@ -21,6 +21,7 @@ pub mod limits;
 pub mod config;
 pub mod host;
 pub mod data_dir;
+pub mod progress;
 pub mod transport;
 pub mod shard;
 pub mod mesh;

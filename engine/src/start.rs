@@ -5,9 +5,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use ringpost_ring::RingFault;
 use ringpost_ring::net::ListenFault;
+use ringpost_storage::Resharded;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::{info, warn};
 
@@ -19,6 +21,8 @@ use crate::control::{
 };
 use crate::data_dir::{DataDir, DataDirFault};
 use crate::host::{self, HostFault};
+use crate::launch;
+use crate::progress::WorkProgress;
 
 /// Everything that the shards are made from.
 pub struct ShardPlan {
@@ -101,9 +105,14 @@ pub fn run(
     let (certificates, key) = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
     let verifier = Verifier::load(&config.auth.jwks_path, &config.auth.audience)?;
     info!(keys = verifier.key_count(), "key set loaded");
-    let data = DataDir::open(&config.data_dir, config.storage_shards)?;
-    let shards = shard_count(&config, data.storage_shards());
+    let storage_shards = config.storage_shards.unwrap_or(config.shards);
+    let mut data = DataDir::open(&config.data_dir, storage_shards)?;
+    let storage_shards = config.storage_shards.unwrap_or_else(|| data.storage_shards());
+    let shards = shard_count(&config, storage_shards);
     let host = host::check(&config, shards)?;
+    if storage_shards != data.storage_shards() {
+        reshard(&mut data, storage_shards, &config)?;
+    }
     let (admin, admin_listen) = listen_admin(config.admin_listen)?;
     let drain = DrainPlan::from(&config.drain);
 
@@ -130,19 +139,61 @@ pub fn run(
     Ok(reason)
 }
 
-/// The recorded stores need a shard each; further shards hold connections only.
-fn shard_count(config: &Config, recorded: u16) -> u16 {
-    let shards = config.shards.max(recorded);
-    if recorded != config.storage_shards {
+/// The stores need a shard each; further shards hold connections only.
+fn shard_count(config: &Config, storage_shards: u16) -> u16 {
+    let shards = config.shards.max(storage_shards);
+    if shards > config.shards {
         warn!(
-            recorded,
-            configured = config.storage_shards,
+            storage_shards,
+            configured = config.shards,
             shards,
-            "the data directory was made for another number of storage shards; the recorded one \
-             holds"
+            "the data directory has more storage shards than there are shards; each gets one. Set \
+             storage_shards to rewrite it for fewer"
         );
     }
     shards
+}
+
+/// Nobody is served meanwhile: it is for the operator who asked for another number of stores.
+fn reshard(data: &mut DataDir, storage_shards: u16, config: &Config) -> Result<(), DataDirFault> {
+    let recorded = data.storage_shards();
+    info!(recorded, storage_shards, "re-sharding: rewriting the stores for another number of them");
+    let started = Instant::now();
+    let store = launch::store_config(0, data.store_id(), config);
+    let mut progress = WorkProgress::begin("re-sharding");
+    let resharded = data.reshard(storage_shards, &store, &mut |now| {
+        progress.show(now.bytes_done, now.bytes_total);
+    })?;
+    drop(progress);
+    warn_of_damage(&resharded);
+    let (plan, report) = (&resharded.report.plan, &resharded.report);
+    info!(
+        storage_shards,
+        generation = resharded.current.generation,
+        entries = report.entries,
+        devices = report.devices,
+        bytes_before = plan.file_bytes,
+        bytes_after = report.file_bytes,
+        seconds = started.elapsed().as_secs_f32(),
+        "re-sharded"
+    );
+    Ok(())
+}
+
+fn warn_of_damage(resharded: &Resharded) {
+    let report = &resharded.report;
+    for (shard, range) in &report.plan.damaged {
+        warn!(shard, %range, "a damaged range of the old stores was left out");
+    }
+    if report.damaged_entries > 0 {
+        warn!(entries = report.damaged_entries, "damaged records could not be copied");
+    }
+    if report.orphaned_entries > 0 {
+        warn!(entries = report.orphaned_entries, "messages of mailboxes that no device names");
+    }
+    if let Some(error) = &resharded.leftover {
+        warn!(%error, "the old stores could not be removed; the next start tries again");
+    }
 }
 
 fn listen_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -202,7 +253,6 @@ mod tests {
     fn recorded_stores_get_a_shard_each() {
         let mut config = Config::development(Path::new("data"));
         config.shards = 4;
-        config.storage_shards = 2;
         assert_eq!([1, 2, 4, 6].map(|recorded| shard_count(&config, recorded)), [4, 4, 4, 6]);
     }
 

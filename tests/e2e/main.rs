@@ -14,6 +14,7 @@ mod kill;
 mod drain;
 mod devices;
 mod full;
+mod reshard;
 mod faults;
 mod tls;
 mod openssl;

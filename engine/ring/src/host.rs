@@ -1,7 +1,10 @@
 //! What a shard thread asks of the host besides its ring: clocks, a core of its own, descriptors.
 
+use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Monotonic time in nanoseconds; the same clock for all threads and processes of the host.
 #[must_use]
@@ -61,6 +64,19 @@ pub fn raise_open_files() -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     Ok(limit.rlim_cur)
+}
+
+/// Bytes that an unprivileged process may still write on the file system of `path`.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut figures = MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the path ends with a NUL byte and the figures have the length that the call fills.
+    if unsafe { libc::statvfs(path.as_ptr(), figures.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all bytes are initialised, by the zeros or by the call.
+    let figures = unsafe { figures.assume_init() };
+    Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
 }
 
 fn clock(id: libc::clockid_t) -> libc::timespec {

@@ -22,10 +22,11 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigFault> {
         Some(shards) => source.number("shards", shards, &SHARDS)?,
         None => default_shards(),
     };
-    let storage_shards = match &raw.storage_shards {
-        Some(wanted) => source.number("storage_shards", wanted, &(1..=u64::from(shards)))?,
-        None => shards,
-    };
+    let storage_shards = raw
+        .storage_shards
+        .as_ref()
+        .map(|wanted| source.number("storage_shards", wanted, &(1..=u64::from(shards))))
+        .transpose()?;
     Ok(Config {
         listen: raw.listen.unwrap_or(DEFAULT_LISTEN),
         admin_listen: raw.admin_listen.unwrap_or(DEFAULT_ADMIN_LISTEN),

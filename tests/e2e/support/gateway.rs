@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -19,6 +20,8 @@ use super::{PATIENCE, wait_until};
 #[derive(Clone)]
 pub struct Settings {
     pub shards: u16,
+    /// `None`: the key is left out.
+    pub storage_shards: Option<u16>,
     pub mailbox_records_max: u32,
     pub drain_ms_max: u64,
     pub reconnect_jitter_ms: u64,
@@ -28,6 +31,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             shards: 2,
+            storage_shards: None,
             mailbox_records_max: 1000,
             drain_ms_max: 10_000,
             reconnect_jitter_ms: 100,
@@ -38,7 +42,7 @@ impl Default for Settings {
 pub struct Gateway {
     directory: TempDir,
     pub keys: Keys,
-    settings: Settings,
+    pub settings: Settings,
     running: Option<Running>,
     /// The first start takes free ports, later ones the same again: clients come back to them.
     listen: SocketAddr,
@@ -63,23 +67,37 @@ impl Gateway {
 
     /// Starts it again on the same data and addresses.
     pub fn restart(&mut self) {
-        assert!(self.running.is_none(), "it still runs");
-        std::fs::write(self.config_path(), self.config()).unwrap();
-        let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
-        let mut child = Command::new(&binaries().gateway)
-            .args(["serve", "--config"])
-            .arg(self.config_path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut child = self.spawn();
         let announced = read_announcement(&mut child);
         self.running = Some(Running { child });
         let Some((listen, admin)) = announced else {
             panic!("the gateway did not start:\n{}", self.log());
         };
         (self.listen, self.admin) = (listen, admin);
+    }
+
+    /// Starts it and ends it with kill -9 some time after it logged `sign`.
+    pub fn kill_while_starting(&mut self, sign: &str, after: Duration) {
+        let old = if self.log_path().exists() { self.log().len() } else { 0 };
+        let mut child = self.spawn();
+        wait_until(sign, || self.log()[old..].contains(sign).then_some(()));
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn spawn(&self) -> Child {
+        assert!(self.running.is_none(), "it still runs");
+        std::fs::write(self.config_path(), self.config()).unwrap();
+        let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
+        Command::new(&binaries().gateway)
+            .args(["serve", "--config"])
+            .arg(self.config_path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap()
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -132,10 +150,18 @@ impl Gateway {
     }
 
     pub fn config(&self) -> String {
-        let Settings { shards, mailbox_records_max, drain_ms_max, reconnect_jitter_ms } =
-            self.settings;
+        let Settings {
+            shards,
+            storage_shards,
+            mailbox_records_max,
+            drain_ms_max,
+            reconnect_jitter_ms,
+        } = self.settings;
         let Self { listen, admin, .. } = self;
         let mut text = String::new();
+        if let Some(storage_shards) = storage_shards {
+            writeln!(text, "storage_shards = {storage_shards}").unwrap();
+        }
         write!(
             text,
             "listen = \"{listen}\"\n\
