@@ -93,9 +93,10 @@ pub struct Receipt {
     pub up_to_send_seq: SendSeq,
 }
 
-/// The server dropped messages for us.
+/// Messages to us are missing: the server could not keep them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
+    /// The group, when all of them were sent to one.
     pub group: Option<UserId>,
     pub reason: GapReason,
 }

@@ -91,6 +91,8 @@ pub(crate) struct Scanner {
     end: u32,
     origin: Origin,
     read_bytes: u32,
+    /// A long read failed: reads block by block until the bad one is passed.
+    by_block: bool,
     /// File content from `window_offset` on.
     window: Bytes,
     window_offset: u32,
@@ -126,6 +128,7 @@ impl Scanner {
             end,
             origin,
             read_bytes,
+            by_block: false,
             window: Bytes::new(),
             window_offset: BLOCK_BYTES,
         }
@@ -141,19 +144,33 @@ impl Scanner {
         self.window_offset = offset;
     }
 
+    /// `More` of this length cannot be read: tries shorter reads first, then passes over a block.
+    /// Gives the offset of that block.
+    pub(crate) fn unreadable(&mut self, length_bytes: u32) -> Option<u32> {
+        if length_bytes > BLOCK_BYTES && !self.by_block {
+            self.by_block = true;
+            return None;
+        }
+        self.by_block = false;
+        let passed = self.offset;
+        self.offset = passed.saturating_add(BLOCK_BYTES);
+        Some(passed)
+    }
+
     pub(crate) fn next(&mut self) -> Scan {
+        let read_bytes = if self.by_block { BLOCK_BYTES } else { self.read_bytes };
         while self.offset < self.end {
             let at = self.offset;
             let rest = self.end - at;
             let have = self.window.get(index(at - self.window_offset)..).unwrap_or_default();
             let block_bytes = index(rest.min(BLOCK_BYTES));
             if have.len() < block_bytes {
-                return Scan::More { offset: at, length_bytes: self.read_bytes.min(rest) };
+                return Scan::More { offset: at, length_bytes: read_bytes.min(rest) };
             }
             let head = BatchHead::parse(have, self.origin, self.segment, at);
             if let Some(head) = head.filter(|head| head.length <= rest) {
                 let Some(batch) = have.get(..index(head.length)) else {
-                    let length_bytes = self.read_bytes.max(head.length).min(rest);
+                    let length_bytes = read_bytes.max(head.length).min(rest);
                     return Scan::More { offset: at, length_bytes };
                 };
                 let is_whole = batch[4..8] == crc32c::crc32c(&batch[8..]).to_le_bytes();

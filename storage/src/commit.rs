@@ -12,10 +12,11 @@ use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, Segme
 use crate::entry::Place;
 use crate::fault::Fault;
 use crate::limits::{ATTEST_MS, BLOCK_BYTES};
+use crate::read::ReadTask;
 use crate::reclaim::Moved;
 use crate::record::{self, ACK_BYTES};
 use crate::segment::{Header, Preparation, PrepareOp};
-use crate::store::{ReadTask, RecordNumber, Store, StoreEvent};
+use crate::store::{RecordNumber, Store, StoreEvent};
 use crate::table::HashSeed;
 
 /// The batch that commands join, and the closed ones before it. Every record knows its place when
@@ -223,6 +224,10 @@ impl Store {
                 let fault = error.map(|error| fault("read", task.place.segment, error));
                 self.finish_read(task, fault.map_or(Ok(outcome), Err));
             }
+            (Task::ReclaimRead { offset, length_bytes }, error) => {
+                let window = if error.is_none() { Some(outcome) } else { None };
+                self.reclaim_read(offset, length_bytes, window);
+            }
             // After a failed write or sync the page cache may hold what the disk does not:
             // nothing from here on could be promised.
             (Task::SyncBatch, Some(_)) if is_active(Mutant::SyncFailureIgnored) => {
@@ -246,9 +251,6 @@ impl Store {
                 if let Some(found) = preparations.find(|known| known.segment == segment) {
                     found.done(op);
                 }
-            }
-            (Task::ReclaimRead { offset, length_bytes }, None) => {
-                self.reclaim_read(offset, length_bytes, outcome);
             }
             (Task::Unlink, None) => self.unlinked(),
             (Task::UnlinkSync, None) => self.unlink_durable(),
@@ -391,14 +393,6 @@ impl Store {
             let up_to = RecordNumber(self.durable_record);
             self.events.push_back(StoreEvent::Durable { up_to });
         }
-    }
-
-    fn poll_read(&mut self) -> Option<(Task, DiskOp)> {
-        let task = self.reads.pop_front()?;
-        let Place { segment, offset } = task.place;
-        let (file, offset) = (segment.into(), u64::from(offset));
-        let op = DiskOp::Read { file, offset, length_bytes: task.length };
-        Some((Task::Read(task), op))
     }
 
     /// Keeps zeros ahead of the log: some in the segment in use, and the next one whole by the

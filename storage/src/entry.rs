@@ -36,8 +36,8 @@ pub(crate) enum Kind {
     Message { sender: u32, mailboxes: u32 },
     /// A later receipt of the same slot replaces it. 41 bits of a keyed hash.
     Receipt { slot: u64 },
-    /// A later gap of the same reason replaces it.
-    Gap { reason: GapReason },
+    /// A later gap of the same reason replaces it. Group: a hash, or zero when not of one.
+    Gap { reason: GapReason, group: u32 },
 }
 
 impl Entry {
@@ -49,7 +49,7 @@ impl Entry {
                 (MESSAGE, 0, mailboxes << SENDER_BITS | sender & SENDER_MASK)
             }
             Kind::Receipt { slot } => (RECEIPT, slot >> 32 & SLOT_UPPER_MASK, low(slot)),
-            Kind::Gap { reason } => (GAP, u64::from(reason.code()), 0),
+            Kind::Gap { reason, group } => (GAP, u64::from(reason.code()), group),
         };
         let length_max = if tag == MESSAGE { RECORD_BYTES_MAX } else { SMALL_RECORD_BYTES_MAX };
         assert!(index(length) <= length_max.next_multiple_of(RECORD_ALIGN));
@@ -112,13 +112,18 @@ impl Entry {
         self.is_message() && self.0[4] & SENDER_MASK == sender & SENDER_MASK
     }
 
+    /// Of a gap: the hash of its group, or zero when it is not of one.
+    pub(crate) fn gap_group(&self) -> u32 {
+        self.0[4]
+    }
+
     /// Whether an entry of `kind` takes this one's place.
     pub(crate) fn is_replaced_by(&self, kind: Kind) -> bool {
         match (self.tag(), kind) {
             (RECEIPT, Kind::Receipt { slot }) => {
                 self.upper() == slot >> 32 & SLOT_UPPER_MASK && self.0[4] == low(slot)
             }
-            (GAP, Kind::Gap { reason }) => self.upper() == u64::from(reason.code()),
+            (GAP, Kind::Gap { reason, .. }) => self.upper() == u64::from(reason.code()),
             _ => false,
         }
     }
@@ -219,7 +224,7 @@ mod tests {
         let kinds = [
             Kind::Message { sender: u32::MAX, mailboxes: 1000 },
             Kind::Receipt { slot: u64::MAX },
-            Kind::Gap { reason: GapReason::Expired },
+            Kind::Gap { reason: GapReason::Expired, group: 7 },
         ];
         for kind in kinds {
             for (oldest, segment) in [(1, 1), (5, 5 + SEGMENT_SPAN_MAX - 1), (0xf_fffe, 0x10_0001)]

@@ -24,7 +24,9 @@
 //!   2 ack      mailbox, up_to u64                            all seq <= up_to are deleted
 //!   3 receipt  mailbox, seq, slot, install_id, up_to_send_seq u64 | lengths u8 x 3
 //!              | user | device | group                       replaces the one of the same slot
-//!   4 gap      mailbox, seq u64 | reason u8 | length u8 | group      1 full, 2 expired
+//!   4 gap      mailbox, seq, replaces u64 | reason u8 | length u8 | group
+//!              reason: 1 full, 2 expired, 3 damaged; replaces the one of the same reason, and the
+//!              entry whose seq is `replaces`, unless that is zero
 //!   5 device   mailbox, created_unix_ms u64 | lengths u8 x 2 | user | device
 //!   6, 7       reserved: roster or device-list version, expiry clock; refused by name
 //! ```
@@ -50,6 +52,8 @@
 //!   once everything before `first_batch` is durable, and is durable before the first batch.
 //! - **Acknowledged stays acknowledged**, through reclaim and crashes: the argument is in
 //!   `reclaim.rs`.
+//! - **A record that cannot be read** any more, or not without damage, leaves a gap in its
+//!   mailboxes: nothing that was accepted vanishes silently.
 //! - **A failed write or sync** closes the store: [`StoreEvent::Failed`], and nothing after it.
 //!
 //! The modules below follow a command's path to the disk and back.
@@ -66,6 +70,8 @@ mod table;
 mod queue;
 pub mod store;
 mod commit;
+mod gap;
+mod read;
 mod reclaim;
 pub mod recovery;
 mod rebuild;

@@ -8,6 +8,7 @@ use crate::commit::{Cache, Commit, Forming, next_segment};
 use crate::disk::SegmentId;
 use crate::entry::{Entry, Kind, Place};
 use crate::fault::OpenFault;
+use crate::gap::group_hash;
 use crate::limits::{BLOCK_BYTES, StoreConfig};
 use crate::queue::Mailboxes;
 use crate::reclaim::Reclaim;
@@ -119,7 +120,9 @@ impl Rebuild {
                 self.replace(view.mailbox, Entry::new(view.seq, place, length, kind), kind);
             }
             View::Gap(view) => {
-                let kind = Kind::Gap { reason: view.reason };
+                let kind = Kind::Gap { reason: view.reason, group: group_hash(view.group) };
+                // Even if a later gap is known already: what this one replaced was before it.
+                self.remove(view.mailbox, view.replaces);
                 self.replace(view.mailbox, Entry::new(view.seq, place, length, kind), kind);
             }
             View::Device(view) => {
@@ -152,6 +155,12 @@ impl Rebuild {
             queue.remove(old.seq());
         }
         self.entry(mailbox, entry);
+    }
+
+    fn remove(&mut self, mailbox: u64, seq: u64) {
+        if let Some(mut queue) = self.mailboxes.get_mut(&mailbox) {
+            queue.remove(seq);
+        }
     }
 
     fn ack(&mut self, mailbox: u64, up_to: u64) {

@@ -14,6 +14,8 @@
 //! - A crash between the copy and the removal leaves two records of one seq: recovery keeps the
 //!   later place, and an ack in the log covers both.
 
+use std::collections::BinaryHeap;
+
 use bytes::Bytes;
 use ringpost_protocol::id::DeviceAddress;
 use ringpost_protocol::mutant::{Mutant, is_active};
@@ -22,6 +24,7 @@ use crate::batch::{BATCH_HEAD_BYTES, Scan, Scanner, index};
 use crate::commit::Task;
 use crate::disk::{DiskOp, SegmentId};
 use crate::entry::Place;
+use crate::read::READ_ATTEMPTS;
 use crate::record::{DeviceRecord, RawRecord, View};
 use crate::store::{Store, StoreEvent};
 
@@ -41,6 +44,8 @@ enum State {
     Scanning {
         scanner: Scanner,
         reading: bool,
+        /// How often the read at hand failed.
+        failures: u8,
     },
     /// Waits until batch `barrier` is durable and no read uses the file.
     Draining {
@@ -55,7 +60,7 @@ enum State {
 /// A record that was copied; its entry moves once the copy is durable, unless it is gone by then.
 #[derive(Debug)]
 pub(crate) enum Moved {
-    Entry { mailbox: u64, seq: u64, place: Place, length: u32, mailboxes: u32 },
+    Entry { mailbox: u64, seq: u64, from: Place, place: Place, length: u32, mailboxes: u32 },
     Device { address: DeviceAddress, from: Place, place: Place },
 }
 
@@ -96,7 +101,7 @@ impl Store {
         let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
         if dead > self.log.live_bytes / 5 * 2 + slack {
             let scanner = Scanner::new(self.config.origin(), segment, end, READ_BYTES);
-            self.reclaim.state = State::Scanning { scanner, reading: false };
+            self.reclaim.state = State::Scanning { scanner, reading: false, failures: 0 };
         }
     }
 
@@ -112,7 +117,7 @@ impl Store {
     fn scan(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
         loop {
             let backlogged = self.is_backlogged();
-            let State::Scanning { scanner, reading } = &mut self.reclaim.state else {
+            let State::Scanning { scanner, reading, .. } = &mut self.reclaim.state else {
                 return None;
             };
             if *reading || backlogged {
@@ -143,10 +148,18 @@ impl Store {
         }
     }
 
-    pub(crate) fn reclaim_read(&mut self, offset: u32, length_bytes: u32, bytes: Bytes) {
-        if let State::Scanning { scanner, reading } = &mut self.reclaim.state {
-            *reading = false;
-            scanner.feed(offset, length_bytes, bytes);
+    /// `window`: what was read; `None` when the disk refused.
+    pub(crate) fn reclaim_read(&mut self, offset: u32, length_bytes: u32, window: Option<Bytes>) {
+        let State::Scanning { scanner, reading, failures } = &mut self.reclaim.state else {
+            return;
+        };
+        *reading = false;
+        *failures = if window.is_some() { 0 } else { *failures + 1 };
+        if let Some(window) = window {
+            scanner.feed(offset, length_bytes, window);
+        } else if *failures == READ_ATTEMPTS {
+            *failures = 0;
+            scanner.unreadable(length_bytes);
         }
     }
 
@@ -176,7 +189,7 @@ impl Store {
                     let length = view.copy_bytes(live.len());
                     let place = self.reserve(length);
                     view.copy_to(&live, self.forming.buffer());
-                    self.moves(&live, view.seq, place, length);
+                    self.moves(&live, view.seq, from, place, length);
                 }
                 live.clear();
                 self.reclaim.live = live;
@@ -201,7 +214,7 @@ impl Store {
         if self.is_live(mailbox, seq, from) {
             let place = self.reserve(raw.length());
             raw.copy_to(self.forming.buffer());
-            self.moves(&[mailbox], seq, place, raw.length());
+            self.moves(&[mailbox], seq, from, place, raw.length());
         }
     }
 
@@ -211,20 +224,25 @@ impl Store {
         entry.is_some_and(|entry| entry.is_at(place))
     }
 
-    fn moves(&mut self, live: &[u64], seq: u64, place: Place, length: usize) {
+    fn moves(&mut self, live: &[u64], seq: u64, from: Place, place: Place, length: usize) {
         self.stats.reclaim_copied_bytes += length as u64;
         let length = u32::try_from(length).expect("at most RECORD_BYTES_MAX");
         let mailboxes = u32::try_from(live.len()).expect("at most MAILBOXES_PER_RECORD_MAX");
-        let moved =
-            live.iter().map(|id| Moved::Entry { mailbox: *id, seq, place, length, mailboxes });
+        let moved = live.iter().map(|id| {
+            let mailbox = *id;
+            Moved::Entry { mailbox, seq, from, place, length, mailboxes }
+        });
         self.forming.copies.extend(moved);
     }
 
     /// The copy is durable: from now on the entry is read from there.
     pub(crate) fn move_entry(&mut self, moved: Moved) {
         match moved {
-            Moved::Entry { mailbox, seq, place, length, mailboxes } => {
+            Moved::Entry { mailbox, seq, from, place, length, mailboxes } => {
                 let Some(mut queue) = self.mailboxes.get_mut(&mailbox) else { return };
+                if queue.find(seq).is_none_or(|entry| !entry.is_at(from)) {
+                    return;
+                }
                 let Some((old, new)) = queue.relocate(seq, place, length, mailboxes) else {
                     return;
                 };
@@ -258,34 +276,36 @@ impl Store {
     }
 
     /// Live records that the scan did not find are damaged. Devices are written anew from memory;
-    /// messages are lost, which is reported.
+    /// mailboxes get gaps. So many at a time that their records need little memory; what is left
+    /// is found when these are durable.
     fn give_up(&mut self, segment: SegmentId) {
-        let mut lost = Vec::new();
+        // The lowest, by seq: the order of a hash table must not decide.
+        let mut lost = BinaryHeap::new();
         for (mailbox, queue) in self.mailboxes.iter() {
-            let here = queue.entries.iter().filter(|entry| entry.is_in(segment));
-            lost.extend(here.map(|entry| (mailbox, entry.seq())));
+            for entry in queue.entries.iter().filter(|entry| entry.is_in(segment)) {
+                lost.push((entry.seq(), mailbox));
+                if lost.len() > GIVE_UP_ENTRIES_MAX {
+                    lost.pop();
+                }
+            }
         }
-        for (mailbox, seq) in &lost {
-            let mut queue = self.mailboxes.get_mut(mailbox).expect("seen just now");
-            let entry = queue.remove(*seq).expect("seen just now");
-            drop(queue);
-            self.log.sub_entry(&entry);
-            self.entries -= 1;
-            self.mailboxes.remove_if_empty(*mailbox);
+        let lost = lost.into_sorted_vec();
+        for (seq, mailbox) in &lost {
+            self.give_up_entry(*mailbox, *seq);
         }
         let devices = self.devices();
-        let devices: Vec<_> = devices
+        let mut devices: Vec<_> = devices
             .filter(|device| {
                 let slot = self.devices.get(&device.address);
                 slot.is_some_and(|slot| slot.place.segment == segment)
             })
             .collect();
+        devices.sort_unstable_by(|a, b| a.address.cmp(&b.address));
         for device in &devices {
             self.put_device(device);
         }
         if !lost.is_empty() {
             let entries = lost.len() as u64;
-            self.stats.damaged_records += entries;
             self.events.push_back(StoreEvent::Damaged { segment, entries });
         }
         self.reclaim.state = self.draining(segment);
@@ -306,4 +326,6 @@ impl Store {
 /// Dead bytes that are left alone however little is live.
 const SLACK_SEGMENTS: u64 = 2;
 const READ_BYTES: u32 = 256 << 10;
+/// Lost entries that become gaps in one go: 2.5 MiB of records.
+const GIVE_UP_ENTRIES_MAX: usize = 1 << 16;
 const _: () = assert!(READ_BYTES >= crate::limits::BLOCK_BYTES);

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use hashbrown::HashMap;
 use ringpost_protocol::id::{DeviceAddress, MailboxId, Seq};
 use ringpost_protocol::mutant::{Mutant, is_active};
@@ -15,8 +14,9 @@ use crate::entry::{Entry, Kind, Place};
 use crate::fault::{Fault, StoreFull};
 use crate::limits::{MAILBOXES_PER_RECORD_MAX, RECORD_BYTES_MAX, StoreConfig};
 use crate::queue::Mailboxes;
+use crate::read::ReadTask;
 use crate::reclaim::Reclaim;
-use crate::record::{self, DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredRecord};
+use crate::record::{self, DeviceRecord, NewMessage, ReceiptRecord, StoredRecord};
 use crate::segment::{Log, Preparation};
 use crate::table::{HashSeed, Table};
 
@@ -66,16 +66,6 @@ pub(crate) struct DeviceSlot {
     pub(crate) length: u32,
 }
 
-/// A read that needs the disk. Its place stays valid: the segment counts it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ReadTask {
-    pub(crate) id: ReadId,
-    pub(crate) mailbox: u64,
-    pub(crate) seq: u64,
-    pub(crate) place: Place,
-    pub(crate) length: u32,
-}
-
 /// Number of a command within this open, from 1. Zero: before the first. Commands of one batch
 /// may share one: it says only which batch must be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -109,18 +99,11 @@ pub enum Room {
 #[derive(Clone, Debug)]
 pub enum StoreEvent {
     /// Every command up to this number survives a crash.
-    Durable {
-        up_to: RecordNumber,
-    },
-    ReadDone {
-        id: ReadId,
-        result: Result<StoredRecord, Fault>,
-    },
-    /// Reclaim found records whose bytes on disk are damaged; these entries are lost.
-    Damaged {
-        segment: SegmentId,
-        entries: u64,
-    },
+    Durable { up_to: RecordNumber },
+    /// After an error the entry is gone: its mailbox has a gap instead, or was acknowledged.
+    ReadDone { id: ReadId, result: Result<StoredRecord, Fault> },
+    /// Reclaim found records whose bytes on disk are damaged. Their mailboxes got gaps instead.
+    Damaged { segment: SegmentId, entries: u64 },
     /// The store takes and gives nothing more.
     Failed(Fault),
 }
@@ -149,7 +132,10 @@ pub struct StoreStats {
     pub reclaim_copied_bytes: u64,
     pub reads_from_cache: u64,
     pub reads_from_disk: u64,
+    /// Entries that cannot be read any more, each replaced by a gap.
     pub damaged_records: u64,
+    /// Messages that were kept for their whole time, each replaced by a gap.
+    pub expired_records: u64,
 }
 
 impl RecordNumber {
@@ -206,35 +192,6 @@ impl Store {
         }
         let (records, held) = mailbox.held_by(sender_hash);
         if full(records, held, share) { Room::SenderShare } else { Room::Free }
-    }
-
-    /// Tells the mailbox that something is missing here. Outside the bound; one per reason: a
-    /// later gap replaces the earlier one, so that it comes after all messages that were stored
-    /// before. A gap that is still the newest entry and not yet durable serves for both.
-    pub fn append_gap(
-        &mut self,
-        mailbox: MailboxId,
-        reason: GapReason,
-        group: Option<&str>,
-    ) -> Seq {
-        let kind = Kind::Gap { reason };
-        if let Some(queue) = self.mailboxes.get(&mailbox.0)
-            && let Some(gap) = queue.replaceable(kind)
-            && queue.entries.back().is_some_and(|last| last.seq() == gap.seq())
-            && gap.seq() > self.durable_seq()
-        {
-            return Seq(gap.seq());
-        }
-        if self.cannot_number() {
-            return self.last_seq();
-        }
-        let group = group.unwrap_or_default();
-        let length = record::gap_bytes(group);
-        let place = self.reserve(length);
-        let seq = self.assign();
-        record::put_gap(mailbox.0, seq.0, reason, group, self.forming.buffer());
-        self.replace(mailbox.0, Entry::new(seq.0, place, to_u32(length), kind), kind);
-        seq
     }
 
     /// Records a device, or replaces its record.
@@ -334,29 +291,6 @@ impl Store {
         Seq(self.mailboxes.get(&mailbox.0).map_or(0, |queue| queue.acked))
     }
 
-    /// Begins to read an entry that [`Self::next`] named.
-    pub fn read(&mut self, mailbox: MailboxId, seq: Seq) -> ReadStart {
-        let queue = self.mailboxes.get(&mailbox.0);
-        let entry = queue.and_then(|queue| queue.find(seq.0)).copied();
-        let is_durable = seq.0 <= self.durable_seq() || is_active(Mutant::DeliverBeforeSync);
-        let Some(entry) = entry.filter(|_| !self.failed && is_durable) else {
-            return ReadStart::Gone;
-        };
-        let (place, length) = (self.log.place(&entry), entry.length());
-        if let Some(bytes) = self.cache.get(place, length)
-            && let Some(record) = record::read_entry(&bytes, mailbox.0, seq.0)
-        {
-            self.stats.reads_from_cache += 1;
-            return ReadStart::Ready(record);
-        }
-        self.stats.reads_from_disk += 1;
-        self.last_read += 1;
-        let id = ReadId(self.last_read);
-        self.log.get_mut(place.segment).reads += 1;
-        self.reads.push_back(ReadTask { id, mailbox: mailbox.0, seq: seq.0, place, length });
-        ReadStart::Pending(id)
-    }
-
     pub fn open_count(&self) -> u32 {
         self.open_count
     }
@@ -395,16 +329,16 @@ impl Store {
     }
 
     /// The highest seq that getters may show. Older opens and copies are below it.
-    fn durable_seq(&self) -> u64 {
+    pub(crate) fn durable_seq(&self) -> u64 {
         Seq::new(self.open_count, self.durable_record).0
     }
 
-    fn last_seq(&self) -> Seq {
+    pub(crate) fn last_seq(&self) -> Seq {
         Seq::new(self.open_count, self.last_assigned)
     }
 
     /// A number for the record being written; after `reserve`, which may begin a new batch.
-    fn assign(&mut self) -> Seq {
+    pub(crate) fn assign(&mut self) -> Seq {
         self.last_assigned += 1;
         self.forming.last_record = self.last_assigned;
         self.last_seq()
@@ -418,7 +352,7 @@ impl Store {
         RecordNumber(self.forming.last_record)
     }
 
-    fn cannot_number(&mut self) -> bool {
+    pub(crate) fn cannot_number(&mut self) -> bool {
         if !self.failed && self.last_assigned + 1 >= 1 << Seq::RECORD_BITS {
             self.fail(Fault::NumbersUsedUp);
         }
@@ -431,15 +365,23 @@ impl Store {
         self.mailboxes.get_or_default(mailbox).insert(entry);
     }
 
-    fn replace(&mut self, mailbox: u64, entry: Entry, kind: Kind) {
-        if let Some(mut queue) = self.mailboxes.get_mut(&mailbox)
-            && let Some(old) = queue.replaceable(kind)
-        {
-            queue.remove(old.seq());
+    pub(crate) fn replace(&mut self, mailbox: u64, entry: Entry, kind: Kind) {
+        let queue = self.mailboxes.get(&mailbox);
+        if let Some(old) = queue.and_then(|queue| queue.replaceable(kind)) {
+            self.remove(mailbox, old.seq());
+        }
+        self.insert(mailbox, entry);
+    }
+
+    /// The mailbox stays, even if nothing is left in it: an insertion follows.
+    pub(crate) fn remove(&mut self, mailbox: u64, seq: u64) {
+        let Some(mut queue) = self.mailboxes.get_mut(&mailbox) else { return };
+        let old = queue.remove(seq);
+        drop(queue);
+        if let Some(old) = old {
             self.log.sub_entry(&old);
             self.entries -= 1;
         }
-        self.insert(mailbox, entry);
     }
 
     pub(crate) fn install_device(&mut self, address: DeviceAddress, slot: DeviceSlot) {
@@ -456,18 +398,6 @@ impl Store {
         let group = receipt.group.as_ref().map_or("", |group| group.as_str());
         let group = xxh3_64_with_seed(group.as_bytes(), device);
         xxh3_64_with_seed(&receipt.install_id.0.to_le_bytes(), group)
-    }
-
-    pub(crate) fn finish_read(&mut self, task: ReadTask, read: Result<Bytes, Fault>) {
-        self.log.get_mut(task.place.segment).reads -= 1;
-        let result = read.and_then(|bytes| {
-            record::read_entry(&bytes, task.mailbox, task.seq).ok_or_else(|| {
-                self.stats.damaged_records += 1;
-                let Place { segment, offset } = task.place;
-                Fault::Corrupt { segment, offset }
-            })
-        });
-        self.events.push_back(StoreEvent::ReadDone { id: task.id, result });
     }
 }
 

@@ -1,5 +1,4 @@
-//! What the tests of the whole share: the simulated world, and the hunt through many of them.
+//! What the tests of the whole share: the simulated world.
 #![forbid(unsafe_code)]
 
 pub mod sim;
-pub mod soak;

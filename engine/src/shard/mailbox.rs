@@ -386,6 +386,7 @@ impl Attached {
                 let reason = match reason {
                     GapReason::Full => message::GapReason::Full,
                     GapReason::Expired => message::GapReason::Expired,
+                    GapReason::Damaged => message::GapReason::Damaged,
                 };
                 session.gap(out, seq, reason, group.as_deref());
                 None

@@ -408,12 +408,13 @@ fn answers_and_receipts_survive_the_wire() {
         };
         assert_eq!(event(&out), expected);
 
-        let mut out = Vec::new();
-        put_gap(&mut out, Seq(8), GapReason::Expired, group);
-        decode(&out);
-        let expected =
-            ClientEvent::Gap { seq: Seq(8), group: group_id, reason: GapReason::Expired };
-        assert_eq!(event(&out), expected);
+        for reason in [GapReason::Full, GapReason::Expired, GapReason::Damaged] {
+            let mut out = Vec::new();
+            put_gap(&mut out, Seq(8), reason, group);
+            decode(&out);
+            let expected = ClientEvent::Gap { seq: Seq(8), group: group_id.clone(), reason };
+            assert_eq!(event(&out), expected);
+        }
     }
 }
 

@@ -45,6 +45,18 @@ pub struct StoredMessage {
 pub enum GapReason {
     Full,
     Expired,
+    /// It was stored, and the disk lost it.
+    Damaged,
+}
+
+/// A gap to write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewGap<'a> {
+    pub(crate) reason: GapReason,
+    /// Seq of the entry whose place it takes; zero: of none.
+    pub(crate) replaces: u64,
+    /// Empty: not of one group.
+    pub(crate) group: &'a str,
 }
 
 /// "Your messages up to this one were delivered"; one per (peer, group, install) and mailbox.
@@ -91,6 +103,7 @@ impl GapReason {
         match self {
             Self::Full => 1,
             Self::Expired => 2,
+            Self::Damaged => 3,
         }
     }
 
@@ -98,6 +111,7 @@ impl GapReason {
         match code {
             1 => Some(Self::Full),
             2 => Some(Self::Expired),
+            3 => Some(Self::Damaged),
             _ => None,
         }
     }

@@ -3,8 +3,8 @@
 use ringpost_protocol::id::UserId;
 
 use super::{
-    DeviceRecord, GapReason, KIND_ACK, KIND_DEVICE, KIND_GAP, KIND_MESSAGE, KIND_RECEIPT,
-    NewMessage, RECORD_ALIGN, RECORD_HEAD_BYTES, RECORD_VERSION, ReceiptRecord, checksum,
+    DeviceRecord, KIND_ACK, KIND_DEVICE, KIND_GAP, KIND_MESSAGE, KIND_RECEIPT, NewGap, NewMessage,
+    RECORD_ALIGN, RECORD_HEAD_BYTES, RECORD_VERSION, ReceiptRecord, checksum,
 };
 
 pub(crate) fn message_bytes(message: &NewMessage<'_>) -> usize {
@@ -61,15 +61,16 @@ pub(crate) fn put_receipt(
 }
 
 pub(crate) fn gap_bytes(group: &str) -> usize {
-    padded(RECORD_HEAD_BYTES + 2 * 8 + 1 + 1 + group.len())
+    padded(RECORD_HEAD_BYTES + 3 * 8 + 1 + 1 + group.len())
 }
 
-pub(crate) fn put_gap(mailbox: u64, seq: u64, reason: GapReason, group: &str, out: &mut Vec<u8>) {
+pub(crate) fn put_gap(mailbox: u64, seq: u64, gap: NewGap<'_>, out: &mut Vec<u8>) {
     let start = begin(KIND_GAP, 0, out);
-    put_u64(mailbox, out);
-    put_u64(seq, out);
-    out.push(reason.code());
-    put_texts(&[group], out);
+    for value in [mailbox, seq, gap.replaces] {
+        put_u64(value, out);
+    }
+    out.push(gap.reason.code());
+    put_texts(&[gap.group], out);
     end(start, out);
 }
 

@@ -10,6 +10,7 @@ use ringpost_protocol::limits::USER_ID_BYTES_MAX;
 
 use crate::limits::RECORD_BYTES_MAX;
 
+pub(crate) use content::NewGap;
 pub use content::{
     DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredMessage, StoredRecord, Text,
 };

@@ -55,6 +55,8 @@ pub(crate) struct ReceiptView<'a> {
 pub(crate) struct GapView<'a> {
     pub(crate) mailbox: u64,
     pub(crate) seq: u64,
+    /// Seq of the entry whose place it takes; zero: of none.
+    pub(crate) replaces: u64,
     pub(crate) reason: GapReason,
     pub(crate) group: &'a str,
 }
@@ -183,11 +185,11 @@ pub(super) fn parse_receipt(mut fields: Fields<'_>) -> Option<ReceiptView<'_>> {
 }
 
 pub(super) fn parse_gap(mut fields: Fields<'_>) -> Option<GapView<'_>> {
-    let [mailbox, seq] = fields.u64s()?;
+    let [mailbox, seq, replaces] = fields.u64s()?;
     let [code] = fields.array()?;
     let reason = GapReason::from_code(code)?;
     let [group] = fields.texts()?;
-    fields.0.is_empty().then_some(GapView { mailbox, seq, reason, group })
+    fields.0.is_empty().then_some(GapView { mailbox, seq, replaces, reason, group })
 }
 
 pub(super) fn parse_device(mut fields: Fields<'_>) -> Option<DeviceView<'_>> {

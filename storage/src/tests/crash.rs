@@ -17,7 +17,14 @@ fn work(world: &mut World, rng: &mut Rng) {
                 world.receipt(mailbox, rng.below(3), up_to);
             }
             4 => world.device(rng.below(12)),
-            5..=10 => {
+            5 => {
+                let queued = world.queued(mailbox);
+                if !queued.is_empty() {
+                    let group = rng.chance(50).then_some("group");
+                    world.expire(mailbox, queued[rng.below(queued.len())], group);
+                }
+            }
+            6..=10 => {
                 let queued = world.queued(mailbox);
                 if !queued.is_empty() {
                     let upper = queued.len().saturating_sub(2).max(rng.below(queued.len()));
@@ -67,6 +74,9 @@ fn run(seed: u64, lives: &[usize], broken: bool) -> Result<World, String> {
             return Err(format!("a crash was taken for corruption: {:?}", world.report.damaged));
         }
         world.check(durable, &mut rng)?;
+    }
+    if !broken {
+        world.reopen_finds_the_same(&mut rng);
     }
     Ok(world)
 }

@@ -1,6 +1,6 @@
 //! A disk in memory that keeps apart what was written and what was synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -33,7 +33,7 @@ pub(super) struct MemoryFile {
     pub(super) content: Vec<u8>,
     synced: Vec<u8>,
     /// Sectors written since the last sync.
-    dirty: std::collections::BTreeSet<usize>,
+    dirty: BTreeSet<usize>,
     is_linked: bool,
 }
 
@@ -46,6 +46,12 @@ pub(super) struct Disk {
     pub(super) ignores_sync_data: bool,
     /// The operation with this count, from now, fails.
     pub(super) fail_in: Option<(usize, DiskErrorKind)>,
+    /// So many reads fail from now on.
+    pub(super) failing_reads: usize,
+    /// Blocks of 4 KiB that cannot be read.
+    pub(super) bad_blocks: BTreeSet<(FileId, usize)>,
+    /// All files together; a write that would take more fails.
+    pub(super) capacity_bytes: Option<usize>,
     pub(super) executed: usize,
 }
 
@@ -68,6 +74,7 @@ impl Disk {
                 self.files.insert(file, MemoryFile::default());
             }
             DiskOp::Write { file, offset, data } => {
+                self.check_room(file, usize::try_from(offset).unwrap() + data.len())?;
                 let file = self.files.get_mut(&file).expect("write to a missing file");
                 let start = usize::try_from(offset).unwrap();
                 let end = start + data.len();
@@ -77,10 +84,15 @@ impl Disk {
                 file.content[start..end].copy_from_slice(&data);
                 file.dirty.extend(start / SECTOR..end.div_ceil(SECTOR));
             }
-            DiskOp::Read { file, offset, length_bytes } => {
-                let file = &self.files[&file];
+            DiskOp::Read { file: id, offset, length_bytes } => {
+                let file = &self.files[&id];
                 let start = usize::try_from(offset).unwrap().min(file.content.len());
                 let end = (start + length_bytes as usize).min(file.content.len());
+                let is_bad = |block| self.bad_blocks.contains(&(id, block));
+                if self.failing_reads > 0 || (start / 4096..end.div_ceil(4096)).any(is_bad) {
+                    self.failing_reads = self.failing_reads.saturating_sub(1);
+                    return Err(DiskError { kind: DiskErrorKind::Io, text: "unreadable".into() });
+                }
                 return Ok(DiskOutcome::Read(Bytes::copy_from_slice(&file.content[start..end])));
             }
             DiskOp::SyncData { .. } if self.ignores_sync_data => {}
@@ -98,6 +110,18 @@ impl Disk {
             }
         }
         Ok(DiskOutcome::Done)
+    }
+
+    fn check_room(&self, file: FileId, end: usize) -> Result<(), DiskError> {
+        let grows = end.saturating_sub(self.files[&file].content.len());
+        if grows == 0 || self.capacity_bytes.is_none_or(|all| self.used_bytes() + grows <= all) {
+            return Ok(());
+        }
+        Err(DiskError { kind: DiskErrorKind::Full, text: "no space left on device".into() })
+    }
+
+    pub(super) fn used_bytes(&self) -> usize {
+        self.files.values().map(|file| file.content.len()).sum()
     }
 
     pub(super) fn segment(&mut self, number: u32) -> &mut MemoryFile {

@@ -4,5 +4,6 @@ mod disk;
 mod world;
 mod crash;
 mod damage;
+mod gaps;
 mod behaviour;
 mod reshard;

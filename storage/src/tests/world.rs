@@ -19,6 +19,8 @@ pub(super) struct World {
     pending: Vec<(DiskOpId, DiskOp)>,
     pub(super) read: BTreeMap<ReadId, Result<StoredRecord, crate::Fault>>,
     pub(super) failed: bool,
+    /// What reclaim could not copy.
+    pub(super) damaged_entries: u64,
     /// What each mailbox must hold: seq, and a fingerprint of the record.
     pub(super) model: BTreeMap<(u64, u64), Promise>,
     pub(super) devices: BTreeMap<u64, RecordNumber>,
@@ -79,6 +81,7 @@ impl World {
             pending: Vec::new(),
             read: BTreeMap::new(),
             failed: false,
+            damaged_entries: 0,
             model: BTreeMap::new(),
             devices: BTreeMap::new(),
             highest: 0,
@@ -143,10 +146,25 @@ impl World {
     pub(super) fn gap(&mut self, mailbox: u64) -> Seq {
         let seq = self.store.append_gap(MailboxId(mailbox), GapReason::Full, None);
         if !self.model.contains_key(&(mailbox, seq.0)) {
-            self.replace(mailbox, GAP, u64::MAX, seq);
-            self.promise(mailbox, seq, GAP);
+            self.gap_appeared(mailbox, seq, GapReason::Full);
         }
         seq
+    }
+
+    pub(super) fn expire(&mut self, mailbox: u64, seq: Seq, group: Option<&str>) -> Option<Seq> {
+        let gap = self.store.expire(MailboxId(mailbox), seq, group)?;
+        let replaced = self.model.get_mut(&(mailbox, seq.0)).unwrap();
+        if replaced.deleted_by.is_none() {
+            replaced.deleted_by = Some(RecordNumber::of(gap));
+        }
+        self.gap_appeared(mailbox, gap, GapReason::Expired);
+        Some(gap)
+    }
+
+    fn gap_appeared(&mut self, mailbox: u64, seq: Seq, reason: GapReason) {
+        let content = GAP | u64::from(reason.code());
+        self.replace(mailbox, content, u64::MAX, seq);
+        self.promise(mailbox, seq, content);
     }
 
     pub(super) fn device(&mut self, n: usize) {
@@ -197,7 +215,8 @@ impl World {
                     self.read.insert(id, result);
                 }
                 StoreEvent::Failed(_) => self.failed = true,
-                StoreEvent::Durable { .. } | StoreEvent::Damaged { .. } => {}
+                StoreEvent::Damaged { entries, .. } => self.damaged_entries += entries,
+                StoreEvent::Durable { .. } => {}
             }
         }
         true
@@ -221,6 +240,35 @@ impl World {
                 self.read.remove(&id)?.ok()
             }
         }
+    }
+
+    /// The reason and group of every gap of `mailbox`, in order.
+    pub(super) fn gaps(&mut self, mailbox: u64, rng: &mut Rng) -> Vec<(GapReason, Option<String>)> {
+        let queued = self.queued(mailbox);
+        let records = queued.into_iter().filter_map(|seq| self.read(mailbox, seq, rng));
+        let gaps = records.filter_map(|record| match record {
+            StoredRecord::Gap { reason, group } => Some((reason, group.map(|g| g.to_string()))),
+            _ => None,
+        });
+        gaps.collect()
+    }
+
+    /// All that recovery must find again after every command is durable.
+    pub(super) fn snapshot(&self) -> (BTreeMap<u64, String>, u64, u64) {
+        let queues = self.store.mailboxes.iter();
+        let queues = queues.map(|(mailbox, queue)| {
+            let bound = (queue.messages, queue.message_bytes);
+            (mailbox, format!("{bound:?} {:?}", queue.entries))
+        });
+        (queues.collect(), self.store.entries, self.store.log.live_bytes)
+    }
+
+    /// What is in memory once all is durable, and what a new open makes of the disk, is the same.
+    pub(super) fn reopen_finds_the_same(&mut self, rng: &mut Rng) {
+        self.settle(rng);
+        let before = self.snapshot();
+        self.reopen(None);
+        assert_eq!(self.snapshot(), before);
     }
 
     pub(super) fn queued(&self, mailbox: u64) -> Vec<Seq> {
@@ -287,7 +335,7 @@ fn fingerprint(record: &StoredRecord) -> u64 {
             let peer = u64::from(receipt.peer.hash32() % 1000) << 40;
             RECEIPT | peer | receipt.up_to_send_seq.0
         }
-        StoredRecord::Gap { .. } => GAP,
+        StoredRecord::Gap { reason, .. } => GAP | u64::from(reason.code()),
     }
 }
 

@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use super::client::Client;
 use super::clock::{MS, Stream};
-use super::counts::FaultCounts;
+use super::faults::FaultCounts;
 use super::gateway::{Gateway, SHARDS};
 use super::keys::{Keys, devices};
 use super::net::LinkId;
 use super::oracle::{Oracle, Violation};
 use super::ring::{Host, Ready};
-use super::trace::Trace;
 
 /// What can happen.
 #[derive(Debug)]
@@ -53,6 +52,8 @@ pub struct Options {
     /// Mailboxes fill up whatever else happens. So a Send whose outcome a crash has lost is refused
     /// when it is replayed, though it was stored, and is retried under a new number.
     pub tight_mailboxes: bool,
+    /// Prints what happens.
+    pub trace: bool,
 }
 
 /// What a run that kept every promise did.
@@ -83,10 +84,10 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, keys: &Keys, options: Options, trace: Trace) -> Self {
+    pub fn new(seed: u64, keys: &Keys, options: Options) -> Self {
         let mut host = Host::new(seed, SHARDS);
         host.disk.lie_about_sync = options.lie_about_sync;
-        host.trace = trace;
+        host.trace = options.trace;
         let mut work = Stream::new(seed, "work");
         let calm_ns = host.clock.now_ns() + work.between(10, 60) * 1_000 * MS;
         let start_ms = host.clock.now_ms();
@@ -114,17 +115,7 @@ impl World {
 
     /// Runs one world to its end.
     pub fn run(seed: u64, keys: &Keys, options: Options) -> Result<Report, Violation> {
-        Self::run_traced(seed, keys, options, Trace::off())
-    }
-
-    /// Runs one world to its end, telling `trace` what happens.
-    pub fn run_traced(
-        seed: u64,
-        keys: &Keys,
-        options: Options,
-        trace: Trace,
-    ) -> Result<Report, Violation> {
-        let mut world = Self::new(seed, keys, options, trace);
+        let mut world = Self::new(seed, keys, options);
         world.begin();
         world.run_until(world.calm_ns, |_| false)?;
         world.become_kind();

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use clap::Parser;
 use ringpost_client::ledger::LedgerConfig;
 use ringpost_client::protocol::id::{DeviceId, SendSeq, UserId};
-use ringpost_client::protocol::message::{Mode, Recipient, SendBody};
+use ringpost_client::protocol::message::{GapReason, Mode, Recipient, SendBody};
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
     Client, ClientConfig, Event, News, Receipt, SendError, SendId, SendOptions, Status, TokenFault,
@@ -233,7 +233,7 @@ impl Chat {
                 say(&format!("-- refused #{}: {:?}", refused.id.0, refused.code));
             }
             News::Delivered(receipt) => self.show_receipt(&receipt),
-            News::Gap(gap) => say(&format!("-- messages to you were dropped: {:?}", gap.reason)),
+            News::Gap(gap) => say(&format!("-- messages to you are missing: {}", cause(gap.reason))),
         }
     }
 
@@ -286,6 +286,16 @@ fn say(line: &str) {
     let over_prompt = if io::stdin().is_terminal() && out.is_terminal() { "\r" } else { "" };
     // Nothing can be done for a reader that has gone.
     let _ = writeln!(out, "{over_prompt}{line}").and_then(|()| out.flush());
+}
+
+/// Why the server does not deliver something.
+fn cause(reason: GapReason) -> &'static str {
+    match reason {
+        GapReason::Full => "your mailbox was full",
+        GapReason::Expired => "they waited too long",
+        GapReason::Damaged => "the server's disk has lost them",
+        GapReason::Unspecified => "the server does not say why",
+    }
 }
 
 /// What others wrote must not steer the terminal or pretend to be a line of its own.
