@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use ringpost_tests::sim::keys::Keys;
+use ringpost_tests::sim::trace::Trace;
 use ringpost_tests::sim::world::{Options, Report, World};
 
 /// Seeds that once failed, each with what it found.
@@ -32,10 +33,16 @@ fn keys() -> Keys {
     Keys::new(directory.path()).unwrap()
 }
 
+fn trace() -> Trace {
+    match std::env::var_os("RINGPOST_SIM_TRACE") {
+        Some(_) => Trace::printing(),
+        None => Trace::off(),
+    }
+}
+
 fn run(keys: &Keys, seed: u64) -> Report {
     let _named = Seed(seed);
-    let trace = std::env::var_os("RINGPOST_SIM_TRACE").is_some();
-    match World::run(seed, keys, Options { trace, ..Options::default() }) {
+    match World::run_traced(seed, keys, Options::default(), trace()) {
         Ok(report) => report,
         Err(violation) => panic!("seed {seed}: {violation}"),
     }
@@ -87,10 +94,9 @@ fn without_fdatasync_the_oracle_fails() {
 #[test]
 fn a_retry_under_a_new_number_is_told_once() {
     let keys = keys();
-    let trace = std::env::var_os("RINGPOST_SIM_TRACE").is_some();
-    let options = Options { tight_mailboxes: true, trace, ..Options::default() };
+    let options = Options { tight_mailboxes: true, ..Options::default() };
     for seed in chosen_seeds().unwrap_or_else(|| (0..TIGHT_SEED_COUNT).collect()) {
-        if let Err(violation) = World::run(seed, &keys, options) {
+        if let Err(violation) = World::run_traced(seed, &keys, options, trace()) {
             panic!("seed {seed}: {violation}");
         }
     }

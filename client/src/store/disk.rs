@@ -1,6 +1,7 @@
 //! A disk in memory that loses what was not synced, for tests and the simulator.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use redb::StorageBackend;
@@ -15,6 +16,8 @@ pub struct MemoryDisk {
 struct State {
     current: Vec<u8>,
     synced: Vec<u8>,
+    /// Where the two differ, so that a sync copies that alone.
+    dirty: Vec<Range<usize>>,
     /// Backends of before the last crash no longer reach the disk.
     power_cycle: u64,
 }
@@ -40,6 +43,7 @@ impl MemoryDisk {
     pub fn crash(&self) {
         let mut state = self.lock();
         state.current = state.synced.clone();
+        state.dirty.clear();
         state.power_cycle += 1;
     }
 
@@ -65,35 +69,45 @@ impl StorageBackend for Backend {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let state = self.lock()?;
-        let (start, end) = range(offset, out.len())?;
-        let data = state.current.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let data =
+            state.current.get(range(offset, out.len())?).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(data);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let (len, _) = range(len, 0)?;
-        self.lock()?.current.resize(len, 0);
+        let Range { start: len, .. } = range(len, 0)?;
+        let state = &mut *self.lock()?;
+        let before = state.current.len();
+        state.current.resize(len, 0);
+        state.dirty.push(before.min(len)..len);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let state = &mut *self.lock()?;
-        state.synced.clone_from(&state.current);
+        state.synced.resize(state.current.len(), 0);
+        for Range { start, end } in state.dirty.drain(..) {
+            let end = end.min(state.current.len()); // cut off meanwhile
+            if start < end {
+                state.synced[start..end].copy_from_slice(&state.current[start..end]);
+            }
+        }
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.lock()?;
-        let (start, end) = range(offset, data.len())?;
-        let target = state.current.get_mut(start..end).ok_or(io::ErrorKind::UnexpectedEof)?;
-        target.copy_from_slice(data);
+        let state = &mut *self.lock()?;
+        let written = range(offset, data.len())?;
+        let target = state.current.get_mut(written.clone());
+        target.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
+        state.dirty.push(written);
         Ok(())
     }
 }
 
-fn range(offset: u64, length: usize) -> io::Result<(usize, usize)> {
+fn range(offset: u64, length: usize) -> io::Result<Range<usize>> {
     let start = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let end = start.checked_add(length).ok_or(io::ErrorKind::FileTooLarge)?;
-    Ok((start, end))
+    Ok(start..end)
 }

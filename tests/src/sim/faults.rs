@@ -1,6 +1,7 @@
 //! Which faults a world has, how often, and one stream of random numbers for each.
 
 use super::clock::{MS, Stream};
+use super::counts::FaultCounts;
 
 /// Chances are per mille of the occasions, chosen anew for each seed: in one world the network is
 /// bad, in the next one the disk is slow and nothing else happens ("swarm testing").
@@ -28,22 +29,6 @@ pub struct Weights {
     pub power_failure_ms: Option<u64>,
     pub kill_ms: Option<u64>,
     pub restart_ms: Option<u64>,
-}
-
-/// Counted, so that a report can show what a set of seeds has covered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FaultCounts {
-    pub short_sends: u64,
-    pub cleared_more: u64,
-    pub no_buffers: u64,
-    pub cancelled: u64,
-    pub accept_faults: u64,
-    pub cuts: u64,
-    pub vanished: u64,
-    pub client_crashes: u64,
-    pub power_failures: u64,
-    pub kills: u64,
-    pub restarts: u64,
 }
 
 /// The weights of a world and its streams.

@@ -9,6 +9,8 @@
 //! runs of a seed give the same fingerprint.
 
 pub mod clock;
+pub mod trace;
+pub mod counts;
 pub mod faults;
 pub mod disk;
 pub mod net;

@@ -17,6 +17,7 @@ use super::clock::Clock;
 use super::disk::{Disk, FileDone, FileOp};
 use super::faults::Faults;
 use super::net::{Link, LinkId};
+use super::trace::Trace;
 use super::world::Event;
 
 /// Everything that the shards of one process and the clients share.
@@ -30,7 +31,7 @@ pub struct Host {
     /// Number of the present process; what was meant for an older one is dropped.
     pub process: u64,
     pub up: bool,
-    pub trace: bool,
+    pub trace: Trace,
 }
 
 /// What the kernel keeps for one ring.
@@ -122,15 +123,13 @@ impl Host {
             kernels: (0..shards).map(|_| Kernel::default()).collect(),
             process: 0,
             up: false,
-            trace: false,
+            trace: Trace::off(),
         }
     }
 
     /// One line of the trace.
     pub fn tell(&self, text: impl FnOnce() -> String) {
-        if self.trace {
-            eprintln!("{:>12.3} ms  {}", self.clock.now_ns() as f64 / 1e6, text());
-        }
+        self.trace.tell(self.clock.now_ns(), text);
     }
 
     pub fn kernel(&mut self, shard: u16) -> &mut Kernel {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::client::Client;
 use super::clock::{MS, Stream};
-use super::faults::FaultCounts;
+use super::counts::FaultCounts;
 use super::gateway::{Gateway, SHARDS};
 use super::keys::{Keys, devices};
 use super::net::LinkId;
 use super::oracle::{Oracle, Violation};
 use super::ring::{Host, Ready};
+use super::trace::Trace;
 
 /// What can happen.
 #[derive(Debug)]
@@ -52,8 +53,6 @@ pub struct Options {
     /// Mailboxes fill up whatever else happens. So a Send whose outcome a crash has lost is refused
     /// when it is replayed, though it was stored, and is retried under a new number.
     pub tight_mailboxes: bool,
-    /// Prints what happens.
-    pub trace: bool,
 }
 
 /// What a run that kept every promise did.
@@ -84,10 +83,10 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, keys: &Keys, options: Options) -> Self {
+    pub fn new(seed: u64, keys: &Keys, options: Options, trace: Trace) -> Self {
         let mut host = Host::new(seed, SHARDS);
         host.disk.lie_about_sync = options.lie_about_sync;
-        host.trace = options.trace;
+        host.trace = trace;
         let mut work = Stream::new(seed, "work");
         let calm_ns = host.clock.now_ns() + work.between(10, 60) * 1_000 * MS;
         let start_ms = host.clock.now_ms();
@@ -115,7 +114,17 @@ impl World {
 
     /// Runs one world to its end.
     pub fn run(seed: u64, keys: &Keys, options: Options) -> Result<Report, Violation> {
-        let mut world = Self::new(seed, keys, options);
+        Self::run_traced(seed, keys, options, Trace::off())
+    }
+
+    /// Runs one world to its end, telling `trace` what happens.
+    pub fn run_traced(
+        seed: u64,
+        keys: &Keys,
+        options: Options,
+        trace: Trace,
+    ) -> Result<Report, Violation> {
+        let mut world = Self::new(seed, keys, options, trace);
         world.begin();
         world.run_until(world.calm_ns, |_| false)?;
         world.become_kind();
