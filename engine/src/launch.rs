@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ringpost_protocol::message::Limits;
 use ringpost_ring::net::{ListenFault, ListenerGroup};
 use ringpost_ring::{Group, Uring, UringConfig, host};
-use ringpost_storage::{FileId, StoreConfig};
+use ringpost_storage::{DiskError, DiskErrorKind, FileId, StoreConfig};
 use tokio::sync::oneshot;
 
 use crate::config::Config;
@@ -95,19 +95,20 @@ struct Seat {
 impl Seat {
     fn start(self, plan: &ShardPlan) -> Result<JoinHandle<()>, ShardStartFault> {
         let shard_config = shard_config(self.shard, plan);
-        let store =
-            plan.store_dirs
-                .get(usize::from(self.shard))
-                .map(|directory| {
-                    let listing = list_store(directory).map_err(|error| {
-                        ShardStartFault::Store { directory: directory.clone(), error }
-                    })?;
-                    Ok::<_, ShardStartFault>((
-                        store_config(self.shard, plan.store_id, &plan.config),
-                        listing,
-                    ))
-                })
-                .transpose()?;
+        let store = plan
+            .store_dirs
+            .get(usize::from(self.shard))
+            .map(|directory| {
+                let path = check_store(directory).map_err(|error| ShardStartFault::Store {
+                    directory: directory.clone(),
+                    error,
+                })?;
+                Ok::<_, ShardStartFault>((
+                    store_config(self.shard, plan.store_id, &plan.config),
+                    path,
+                ))
+            })
+            .transpose()?;
         let verifier = Arc::clone(&plan.verifier);
         let name = format!("shard-{}", self.shard);
         let run = move || {
@@ -129,7 +130,7 @@ impl Seat {
                     mesh: Mesh::new(shard, queues),
                     acceptor,
                     verifier,
-                    store,
+                    store: store.map(|(config, path)| (config, store_directory(path))),
                     events: Box::new(move |event| voice.tell(event)),
                 },
             );
@@ -153,6 +154,17 @@ impl Voice {
             ShardEvent::Ready { .. } => {
                 if let Some(reporter) = &self.reporter {
                     reporter.ready();
+                }
+            }
+            // The shard has logged the reason.
+            ShardEvent::Reopening { .. } => {
+                if let Some(reporter) = &self.reporter {
+                    reporter.set_reopening(true);
+                }
+            }
+            ShardEvent::Reopened { .. } => {
+                if let Some(reporter) = &self.reporter {
+                    reporter.set_reopening(false);
                 }
             }
             ShardEvent::Quiet { .. } => {
@@ -231,8 +243,27 @@ pub(crate) fn store_config(shard: u16, store_id: u64, config: &Config) -> StoreC
     }
 }
 
+/// The absolute path of a store's directory, which can be read.
+fn check_store(directory: &Path) -> io::Result<String> {
+    let path = directory.canonicalize()?;
+    list_store(&path)?;
+    path.into_os_string().into_string().map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidInput, "the data directory's path must be UTF-8")
+    })
+}
+
+/// Listing blocks the shard, but only while its store is not open.
+fn store_directory(path: String) -> StoreDirectory {
+    let directory = PathBuf::from(&path);
+    let list = move || {
+        list_store(&directory)
+            .map_err(|error| DiskError { kind: DiskErrorKind::Io, text: error.to_string() })
+    };
+    StoreDirectory { path, list: Box::new(list) }
+}
+
 /// The store's files in a shard's directory; what else lies there is left alone.
-fn list_store(directory: &Path) -> io::Result<StoreDirectory> {
+fn list_store(directory: &Path) -> io::Result<Vec<(FileId, u64)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -240,9 +271,5 @@ fn list_store(directory: &Path) -> io::Result<StoreDirectory> {
             files.push((file, entry.metadata()?.len()));
         }
     }
-    let path = directory.canonicalize()?;
-    let path = path.to_str().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "the data directory's path must be UTF-8")
-    })?;
-    Ok(StoreDirectory { path: path.to_owned(), files })
+    Ok(files)
 }

@@ -39,6 +39,26 @@ pub const SWEEP_DEVICES_PER_TURN: usize = 64;
 pub const MAILBOX_FULL_RETRY_MS: u64 = 5_000;
 /// Advice for a Send refused because the store's queue is full.
 pub const OVERLOAD_RETRY_MS: u64 = 1_000;
+/// Advice for a Send refused because the store failed and is not open again yet.
+pub const STORAGE_FAILED_RETRY_MS: u64 = 2_000;
+
+/// How long Sends and connections wait for a store that is being opened.
+pub const STORE_WAIT_MS_MAX: u64 = 5_000;
+/// How many of them wait at one shard.
+pub const STORE_WAITING_REQUESTS_MAX: usize = 4096;
+/// Bytes of the envelopes that wait.
+pub const STORE_WAITING_BYTES_MAX: usize = 8 << 20;
+/// Receipts that may be under way to one shard: they wait as long as its store is not open, and must
+/// leave credits to the Sends.
+pub const RECEIPTS_UNANSWERED_MAX: u32 = MESH_CREDITS / 2;
+/// Failures in a row after which a store is given up and the process ends.
+pub const REOPEN_ATTEMPTS_MAX: u32 = 6;
+/// Pause before the first attempt to open a failed store again; each failure doubles it.
+pub const REOPEN_PAUSE_MS: u64 = 50;
+/// The longest pause.
+pub const REOPEN_PAUSE_MS_MAX: u64 = 2_000;
+/// A store that was open for so long has got over its last failure.
+pub const REOPEN_CALM_MS: u64 = 10_000;
 
 /// Granularity of the timer wheel.
 pub const WHEEL_TICK_MS: u64 = 64;
@@ -50,4 +70,8 @@ const _: () = assert!(WHEEL_SLOTS.is_power_of_two());
 const _: () = assert!(INBOUND_BYTES_MAX >= FRAME_BYTES_MAX + 4096);
 // One connection alone cannot use up the credits of its shard.
 const _: () = assert!(MESH_CREDITS as usize > 2 * SENDS_UNANSWERED_MAX);
+// What has waited fits into the log at once.
+const _: () = assert!(STORE_WAITING_BYTES_MAX as u64 <= UNSYNCED_BYTES_MAX / 2);
+const _: () = assert!(STORE_WAITING_REQUESTS_MAX as u64 <= UNSYNCED_RECORDS_MAX / 2);
+const _: () = assert!(STORE_WAITING_BYTES_MAX > FRAME_BYTES_MAX);
 const _: () = assert!(RECEIPTS_PER_WALK_MAX <= DELIVERS_UNACKED_MAX);

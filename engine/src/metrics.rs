@@ -7,6 +7,7 @@
 use std::fmt::Write;
 
 use ringpost_ring::RingCounters;
+use ringpost_storage::StoreStats;
 
 mod causes;
 mod kinds;
@@ -52,6 +53,8 @@ labels! {
         InboundBytes = "inbound_bytes",
         OutboundBytes = "outbound_bytes",
         UnsyncedRecords = "unsynced_records",
+        /// Sends that waited too long, or had no room to wait, while the store was not open.
+        StoreWaiting = "store_waiting",
         CompletionsPerTurn = "completions_per_turn",
     }
 }
@@ -134,6 +137,16 @@ shard_metrics! {
     read_faults: Counter =
         "ringpost_store_read_faults_total", "Stored records that are damaged and could not be read.";
     store_segments: Gauge = "ringpost_store_segments", "Segment files.";
+    stores_reopening: Gauge = "ringpost_stores_reopening",
+        "Stores that have failed and are not open again.";
+    store_reopens: Counter =
+        "ringpost_store_reopens_total", "Stores that failed and were opened again in place.";
+    store_reopen: Histogram<Nanoseconds> = "ringpost_store_reopen_seconds",
+        "Time from the failure of a store until it served again.";
+    sends_waiting: Gauge =
+        "ringpost_sends_waiting", "Sends that wait for a store that is not open.";
+    sends_unknown: Counter = "ringpost_sends_unknown_total",
+        "Sends that a store failed on; their clients were sent away and replay them.";
     store_bytes: Gauge = "ringpost_store_bytes", "Bytes of the segment files.";
     mesh_unanswered: Gauge = "ringpost_mesh_unanswered", "Requests to other shards that wait for their answer.";
     mesh_depth: Gauge = "ringpost_mesh_depth", "Messages waiting in the queues between shards.";
@@ -163,6 +176,13 @@ impl ShardMetrics {
             self.messages_delivered += 1;
             self.time_to_delivery.observe(waited_ms * 1_000_000);
         }
+    }
+
+    /// Takes over the figures of an open store; called before a copy is handed out.
+    pub(crate) fn set_store(&mut self, stats: &StoreStats) {
+        self.queued_records.set(stats.entries);
+        self.store_segments.set(stats.segments);
+        self.store_bytes.set(stats.file_bytes);
     }
 
     /// Takes over what the ring counted; called before a copy is handed out.

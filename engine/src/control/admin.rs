@@ -93,16 +93,22 @@ fn health(state: &State) -> Response<Full<Bytes>> {
 }
 
 fn readiness(state: &State) -> Response<Full<Bytes>> {
+    let reopening = state.shards_reopening();
     let (status, word) = match state.phase.get() {
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Serving if !reopening.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, "reopening"),
         Phase::Serving => (StatusCode::OK, "ready"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
-    let body = json!({
+    let mut body = json!({
         "status": word,
         "shards": state.shards,
-        "shards_ready": state.shards_ready.get(),
+        "shards_ready": state.shards_ready.get().saturating_sub(reopening.len()),
     });
+    if !reopening.is_empty() {
+        body["reason"] = "a store failed and is being opened again; see the log".into();
+        body["shards_reopening"] = reopening.into();
+    }
     reply(status, "application/json", body.to_string())
 }
 

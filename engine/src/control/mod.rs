@@ -7,6 +7,8 @@
 use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -46,12 +48,18 @@ pub struct DrainPlan {
 pub struct ShardReporter {
     shard: u16,
     reports: mpsc::Sender<ShardReport>,
+    /// Not a report: it may change often, and only the present state counts.
+    reopening: Arc<AtomicBool>,
     settled: bool,
 }
 
 /// What the shards report, for [`Control`].
 #[derive(Debug)]
-pub struct ShardReports(mpsc::Receiver<ShardReport>);
+pub struct ShardReports {
+    reports: mpsc::Receiver<ShardReport>,
+    /// In the order of the shards.
+    reopening: Vec<Arc<AtomicBool>>,
+}
 
 #[derive(Debug)]
 struct ShardReport {
@@ -89,8 +97,16 @@ pub enum ControlFault {
 /// A reporter per shard, in order, and the receiving end.
 pub fn shard_reports(shards: u16) -> (Vec<ShardReporter>, ShardReports) {
     let (reports, receiver) = mpsc::channel(usize::from(shards) * REPORTS_PER_SHARD);
-    let reporter = |shard| ShardReporter { shard, reports: reports.clone(), settled: false };
-    ((0..shards).map(reporter).collect(), ShardReports(receiver))
+    let reporters: Vec<_> = (0..shards)
+        .map(|shard| ShardReporter {
+            shard,
+            reports: reports.clone(),
+            reopening: Arc::default(),
+            settled: false,
+        })
+        .collect();
+    let reopening = reporters.iter().map(|reporter| Arc::clone(&reporter.reopening)).collect();
+    (reporters, ShardReports { reports: receiver, reopening })
 }
 
 impl ShardReporter {
@@ -101,6 +117,11 @@ impl ShardReporter {
     /// The shard has recovered its store and accepts connections. Called once.
     pub fn ready(&self) {
         self.report(ShardState::Ready);
+    }
+
+    /// Whether the shard's store has failed and is not open again.
+    pub fn set_reopening(&self, reopening: bool) {
+        self.reopening.store(reopening, Ordering::Relaxed);
     }
 
     /// The shard has flushed and synced everything.
@@ -158,7 +179,16 @@ struct State {
     shards: usize,
     phase: Cell<Phase>,
     shards_ready: Cell<usize>,
+    reopening: Vec<Arc<AtomicBool>>,
     started: Instant,
+}
+
+impl State {
+    /// Shards whose store has failed and is not open again.
+    fn shards_reopening(&self) -> Vec<usize> {
+        let flags = self.reopening.iter().enumerate();
+        flags.filter(|(_, flag)| flag.load(Ordering::Relaxed)).map(|(shard, _)| shard).collect()
+    }
 }
 
 impl Control {
@@ -175,15 +205,16 @@ impl Control {
         let mut stop = StopSignals::new().map_err(ControlFault::Runtime)?;
         let listener = admin::listen(self.admin).map_err(ControlFault::Runtime)?;
         let shards = self.ports.len();
+        let ShardReports { mut reports, reopening } = self.reports;
         let state = Rc::new(State {
             ports: RefCell::new(self.ports),
             shards,
             phase: Cell::new(Phase::Starting),
             shards_ready: Cell::new(0),
+            reopening,
             started: Instant::now(),
         });
         tokio::task::spawn_local(admin::serve(listener, Rc::clone(&state)));
-        let mut reports = self.reports.0;
         serve_until_stopped(&state, &mut reports, &mut stop, on_serving).await?;
         drain(&state, &mut reports, &mut stop, self.drain).await?;
         Ok(ExitReason::Drained)

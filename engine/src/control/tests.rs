@@ -72,6 +72,10 @@ fn ready(reporter: &Mutex<Option<ShardReporter>>) {
     reporter.lock().unwrap().as_ref().unwrap().ready();
 }
 
+fn set_reopening(reporter: &Mutex<Option<ShardReporter>>, reopening: bool) {
+    reporter.lock().unwrap().as_ref().unwrap().set_reopening(reopening);
+}
+
 /// The only test that raises a signal: the whole process gets it.
 #[test]
 fn a_gateway_starts_serves_and_drains() {
@@ -88,6 +92,14 @@ fn a_gateway_starts_serves_and_drains() {
     is_serving.recv().unwrap();
     let (status, answer) = request(admin, "GET /readyz");
     assert!(status == 200 && answer.contains(r#""shards_ready":2"#), "{answer}");
+
+    set_reopening(&reporters[1], true);
+    let (status, answer) = request(admin, "GET /readyz");
+    assert!(status == 503 && answer.contains(r#""status":"reopening""#), "{answer}");
+    assert!(answer.contains(r#""shards_reopening":[1]"#), "{answer}");
+    assert!(answer.contains(r#""shards_ready":1"#) && answer.contains("reason"), "{answer}");
+    set_reopening(&reporters[1], false);
+    assert_eq!(request(admin, "GET /readyz").0, 200);
 
     let (status, answer) = request(admin, "GET /metrics");
     assert!(status == 200 && answer.contains("\nringpost_connections 21\n"), "{answer}");

@@ -1,11 +1,12 @@
 //! From a new socket to a connection at its home shard: accept, handshake, Hello, move.
 
 use ringpost_protocol::fault::PeerFault;
-use ringpost_protocol::message::Hello;
+use ringpost_protocol::message::{GoAwayReason, Hello};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Errno, Op, Outcome, Ring, Socket};
 
 use super::Shard;
+use super::backlog::Request;
 use super::conn::{Conn, ConnKey, Phase};
 use super::message::{Arrival, DeviceIndex, Login, MeshMessage};
 use super::route::Waiter;
@@ -118,8 +119,19 @@ impl<R: Ring> Shard<R> {
         self.push_mesh(home, MeshMessage::Move(Box::new(Arrival { conn, login: *login })));
     }
 
+    /// A connection comes home. At start it waits for the store; later it is sent away while the
+    /// store is not open, as those are that were here already.
+    pub(super) fn handle_move(&mut self, from: u16, arrival: Box<Arrival>) {
+        if self.is_ready() {
+            self.take_over(from, *arrival);
+        } else {
+            self.hold(Request::Move { from, arrival });
+        }
+    }
+
     /// Takes over a connection from the shard that accepted it.
-    pub(super) fn handle_move(&mut self, arrival: Arrival) {
+    pub(super) fn take_over(&mut self, from: u16, arrival: Arrival) {
+        self.push_mesh(from, MeshMessage::Moved);
         let Arrival { conn, login } = arrival;
         let full = self.conns.len() >= self.config.connections_max;
         let key = self.conns.insert(conn);
@@ -128,7 +140,7 @@ impl<R: Ring> Shard<R> {
             if full {
                 self.metrics.bound_hits.add(Bound::ConnectionsPerShard);
             }
-            self.send_away(key);
+            self.send_away(key, GoAwayReason::Overload);
             return;
         }
         self.arrive(key, login);
@@ -155,6 +167,9 @@ impl<R: Ring> Shard<R> {
 
     /// At home: the connection becomes its device's, and is welcomed once the device is durable.
     fn arrive(&mut self, key: ConnKey, login: Login) {
+        if !self.home.as_ref().is_some_and(|home| home.state.is_open()) {
+            return self.send_away(key, GoAwayReason::Storage);
+        }
         match self.attach(key, login) {
             Ok(()) => self.process_input(key),
             Err(fault) => self.fail(key, &fault),

@@ -7,8 +7,10 @@ use ringpost_ring::Ring;
 use ringpost_storage::{GapReason, NewMessage, Room, StoreFull};
 
 use super::Shard;
-use super::mailbox::{Awaiting, Home};
+use super::backlog::Request;
+use super::home::{Awaiting, Home};
 use super::message::{DeviceIndex, StoreReply, StoreRequest};
+use super::route::Refusal;
 use crate::limits::{MAILBOX_FULL_RETRY_MS, OVERLOAD_RETRY_MS};
 use crate::metrics::Bound;
 
@@ -16,38 +18,49 @@ impl<R: Ring> Shard<R> {
     /// Takes a message for a user whose home this is.
     pub(super) fn handle_store(&mut self, request: StoreRequest) {
         let home = self.home.as_mut().expect("requests go to home shards");
-        let outcome = match home.blocks.check(&request) {
-            Some(refusal) => Err(refusal),
-            None => home.deposit(&request, self.time.unix_ms),
-        };
-        let remote = request.origin.shard != self.id;
-        let reply = |outcome| StoreReply {
-            origin: request.origin,
-            to: Recipient::User(request.to.clone()),
-            outcome,
-        };
-        match outcome {
-            Ok(deposited) => {
-                let Deposited { fresh, full, skipped, .. } = deposited;
-                for index in fresh.into_iter().chain(full) {
-                    home.await_durable(Awaiting::Fresh(index));
-                }
-                let accepted = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
-                if is_active(Mutant::SpeakBeforeSync) {
-                    return self.reply(reply(accepted));
-                }
-                home.await_durable(Awaiting::Stored(reply(accepted)));
+        match home.blocks.check(&request) {
+            Some(Refusal::Outcome(refusal)) => return self.refuse(&request, refusal),
+            Some(Refusal::Unknown) => {
+                return self.outcome_unknown(request.origin, Recipient::User(request.to));
             }
-            Err(refusal) => {
-                if refusal.is_retryable() {
-                    self.metrics.bound_hits.add(bound_of(&refusal));
-                    if remote && !is_active(Mutant::HomeBlockMissing) {
-                        home.blocks.arm(&request, &refusal);
-                    }
-                }
-                self.reply(reply(refusal));
+            None => {}
+        }
+        if !home.state.is_open() {
+            return self.hold(Request::Store(Box::new(request)));
+        }
+        let deposited = match home.deposit(&request, self.time.unix_ms) {
+            Ok(deposited) => deposited,
+            Err(refusal) => return self.refuse(&request, refusal),
+        };
+        let Deposited { fresh, full, skipped, .. } = deposited;
+        let open = home.state.open_mut();
+        for index in fresh.into_iter().chain(full) {
+            open.await_durable(Awaiting::Fresh(index));
+        }
+        let outcome = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
+        let StoreRequest { origin, to, .. } = request;
+        let reply = StoreReply { origin, to: Recipient::User(to), outcome };
+        if is_active(Mutant::SpeakBeforeSync) {
+            return self.reply(reply);
+        }
+        open.await_durable(Awaiting::Stored(reply));
+    }
+
+    /// Nothing of it was stored.
+    pub(super) fn refuse(&mut self, request: &StoreRequest, refusal: Outcome) {
+        let StoreRequest { origin, to, .. } = request;
+        if refusal.is_retryable() {
+            self.metrics.bound_hits.add(bound_of(&refusal));
+            if origin.shard != self.id && !is_active(Mutant::HomeBlockMissing) {
+                let home = self.home.as_mut().expect("requests go to home shards");
+                home.blocks.arm(*origin, to, Refusal::Outcome(refusal.clone()));
             }
         }
+        self.reply(StoreReply {
+            origin: *origin,
+            to: Recipient::User(to.clone()),
+            outcome: refusal,
+        });
     }
 }
 
@@ -86,7 +99,7 @@ impl Home {
         if !deposited.fresh.is_empty() {
             for &index in deposited.full.iter().filter(|_| !is_active(Mutant::SkippedWithoutGap)) {
                 let mailbox = self.device(index).mailbox;
-                self.store.append_gap(mailbox, GapReason::Full, None);
+                self.state.open_mut().store.append_gap(mailbox, GapReason::Full, None);
             }
             return Ok(deposited);
         }
@@ -116,7 +129,7 @@ impl Home {
         let mut free = Vec::with_capacity(devices.len());
         for &index in devices {
             let device = self.device(index);
-            let room = self.store.room(device.mailbox, sender_hash, envelope.len());
+            let room = self.store().room(device.mailbox, sender_hash, envelope.len());
             if room == Room::Free || is_active(Mutant::MailboxBoundIgnored) {
                 free.push(index);
                 continue;
@@ -129,7 +142,7 @@ impl Home {
             return;
         }
         let mailboxes: Vec<_> = free.iter().map(|&index| self.device(index).mailbox).collect();
-        let appended = self.store.append_message(&NewMessage {
+        let appended = self.state.open_mut().store.append_message(&NewMessage {
             from: &request.from,
             install_id: request.origin.install_id,
             send_seq: request.origin.send_seq,
@@ -177,10 +190,11 @@ fn bound_of(refusal: &Outcome) -> Bound {
     match refusal {
         Outcome::Rejected { code: RejectCode::SenderShare, .. } => Bound::SenderShare,
         Outcome::Rejected { code: RejectCode::Overloaded, .. } => Bound::UnsyncedRecords,
+        Outcome::Rejected { code: RejectCode::StorageFailed, .. } => Bound::StoreWaiting,
         _ => Bound::MailboxRecords,
     }
 }
 
-fn rejected(code: RejectCode, retry_after_ms: Option<u64>) -> Outcome {
+pub(super) fn rejected(code: RejectCode, retry_after_ms: Option<u64>) -> Outcome {
     Outcome::Rejected { code, retry_after_ms }
 }

@@ -14,13 +14,16 @@ use super::token::Token;
 type Finished = (DiskOpId, Result<DiskOutcome, DiskError>);
 
 /// Where the files of a shard's store lie.
-#[derive(Clone, Debug)]
 pub struct StoreDirectory {
     /// Absolute path, without a trailing slash.
     pub path: String,
-    /// The files found there at start, with their sizes in bytes.
-    pub files: Vec<(FileId, u64)>,
+    /// Gives the files found there, with their sizes in bytes: a ring lists no directories. Called
+    /// from the shard's thread, once for each opening.
+    pub list: Box<dyn FnMut() -> Listing>,
 }
+
+/// Files and their sizes in bytes, in any order.
+pub type Listing = Result<Vec<(FileId, u64)>, DiskError>;
 
 /// Carries out the operations of one store.
 pub(super) struct Disk {
@@ -68,8 +71,8 @@ impl Disk {
     pub(super) fn start(&mut self, ring: &mut impl Ring, id: DiskOpId, op: DiskOp) {
         match op {
             DiskOp::List => {
-                let listed = DiskOutcome::Listed(self.directory.files.clone());
-                self.finished.push_back((id, Ok(listed)));
+                let listed = (self.directory.list)().map(DiskOutcome::Listed);
+                self.finished.push_back((id, listed));
             }
             DiskOp::Create { file: name } => {
                 let op = Op::Open { path: self.path(name), mode: OpenMode::CreateNew };
@@ -208,15 +211,30 @@ impl Disk {
         self.pending.len()
     }
 
-    /// Closes what is open; for the end of the process.
+    /// Gives up what waits for a file to be opened; what the ring already has comes back.
+    pub(super) fn stop(&mut self) {
+        for file in self.files.values_mut() {
+            if let StoreFile::Opening(waiting) = file {
+                waiting.clear();
+            }
+        }
+    }
+
+    /// Closes what is open, in the order of the names.
     pub(super) fn close(&mut self, ring: &mut impl Ring) {
-        let open = self.files.drain().filter_map(|(_, file)| match file {
+        let mut files: Vec<_> = self.files.drain().collect();
+        files.sort_unstable_by_key(|&(name, _)| name);
+        let open = files.into_iter().filter_map(|(_, file)| match file {
             StoreFile::Open(file) => Some(file),
             StoreFile::Opening(_) => None,
         });
         for file in open.chain(self.directory_file.take()) {
             ring.submit(Token::Unowned.pack(), Op::CloseFile { file });
         }
+    }
+
+    pub(super) fn into_directory(self) -> StoreDirectory {
+        self.directory
     }
 
     fn path(&self, name: FileId) -> CString {

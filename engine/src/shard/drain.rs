@@ -100,10 +100,7 @@ impl<R: Ring> Shard<R> {
     /// Whether the shard may end: nothing queued, nothing in flight but its own wake-up.
     pub(super) fn is_finished(&self) -> bool {
         let stopping = self.drain.is_some_and(|drain| drain.stopping);
-        let store_idle = self
-            .home
-            .as_ref()
-            .is_none_or(|home| home.store.is_idle() && home.disk.in_flight() == 0);
+        let store_idle = self.home.as_ref().is_none_or(|home| home.state.is_settled());
         stopping && self.conns.len() == 0 && store_idle
     }
 }

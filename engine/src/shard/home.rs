@@ -1,145 +1,178 @@
-//! The store of a home shard: opening it, feeding it, and what follows when records are durable.
+//! What a shard keeps for the slots it owns: devices, and the store while it is open.
+//!
+//! Devices outlive a store that fails: other shards name them by their index, and a Send that is
+//! being stored elsewhere is answered here.
 
-use ringpost_ring::{Errno, Outcome, Ring};
-use ringpost_storage::{Opening, StoreConfig, StoreEvent};
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use ringpost_protocol::id::{DeviceAddress, DeviceId, MailboxId, UserId};
+use ringpost_ring::Ring;
+use ringpost_storage::{DeviceRecord, ReadId, RecordNumber, Store, StoreConfig};
 
 use super::Shard;
+use super::backlog::Backlog;
+use super::conn::ConnKey;
 use super::disk::{Disk, StoreDirectory};
-use super::mailbox::{Awaiting, Home};
-use super::message::{DeviceIndex, ShardEvent};
-use super::route::is_forgettable;
-use crate::limits::SWEEP_DEVICES_PER_TURN;
+use super::mailbox::Device;
+use super::message::{DeviceIndex, ReceiptRequest, StoreReply};
+use super::opening::{Reopening, StoreState};
+use super::route::{Blocks, is_forgettable};
+use crate::limits::{SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX, UNSYNCED_RECORDS_MAX};
 
-/// A store that is being opened.
-pub(super) struct Opener {
-    opening: Opening,
-    disk: Disk,
+pub(super) struct Home {
+    pub(super) devices: Vec<Device>,
+    pub(super) users: HashMap<UserId, Vec<DeviceIndex>>,
+    pub(super) state: StoreState,
+    pub(super) reopening: Reopening,
+    /// What has come while the store is not open.
+    pub(super) backlog: Backlog,
+    pub(super) blocks: Blocks,
+    /// Where the sweep over send memories goes on.
+    sweep_next: usize,
 }
 
-impl Opener {
-    pub(super) fn new(config: StoreConfig, directory: StoreDirectory, hash_seed: u64) -> Self {
-        Self { opening: Opening::new(config, hash_seed), disk: Disk::new(directory) }
-    }
+/// A store that takes and gives records.
+pub(super) struct OpenStore {
+    pub(super) store: Store,
+    pub(super) disk: Disk,
+    /// What waits for records to become durable, in the order of the log.
+    pub(super) awaiting: VecDeque<(RecordNumber, Awaiting)>,
+    pub(super) reads: HashMap<ReadId, ReadFor>,
+    /// Monotonic.
+    pub(super) opened_ms: u64,
+}
+
+/// What happens when a record is durable.
+pub(super) enum Awaiting {
+    Stored(StoreReply),
+    /// New entries of a mailbox may be delivered.
+    Fresh(DeviceIndex),
+    Registered(ConnKey),
+    /// The request goes along, because it is carried out again when the store fails before.
+    ReceiptStored {
+        shard: u16,
+        receipt: Box<ReceiptRequest>,
+    },
+}
+
+/// Why a record is being read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ReadFor {
+    Delivery(DeviceIndex),
+    Ack(DeviceIndex),
 }
 
 impl Home {
+    /// Begins to open the store. `hash_seed`: a random number for its hash tables.
+    pub(super) fn new(
+        config: StoreConfig,
+        directory: StoreDirectory,
+        hash_seed: u64,
+        now_ms: u64,
+    ) -> Self {
+        let mut reopening = Reopening::new(config, directory);
+        Self {
+            devices: Vec::new(),
+            users: HashMap::new(),
+            state: reopening.begin(hash_seed),
+            reopening,
+            backlog: Backlog::new(now_ms),
+            blocks: Blocks::default(),
+            sweep_next: 0,
+        }
+    }
+
+    /// The store has been opened, for the first time or again. A device whose record the store lost
+    /// with its last batch keeps its index and its mailbox: it is recorded again.
+    pub(super) fn install(&mut self, mut open: OpenStore, unix_ms: u64) {
+        let mut is_known = vec![false; self.devices.len()];
+        for DeviceRecord { address, mailbox, .. } in open.store.devices() {
+            if let Some(index) = self.find(&address.user, &address.device) {
+                is_known[index.0 as usize] = true;
+                self.device_mut(index).mailbox = mailbox;
+            } else {
+                self.insert(address, mailbox);
+            }
+        }
+        for (device, _) in self.devices.iter().zip(is_known).filter(|(_, is_known)| !is_known) {
+            open.store.put_device(&DeviceRecord {
+                address: device.address.clone(),
+                mailbox: device.mailbox,
+                created_unix_ms: unix_ms,
+            });
+        }
+        self.state = StoreState::Open(Box::new(open));
+    }
+
     /// When the store wants to be driven though nothing happened.
     pub(super) fn deadline_ms(&self) -> u64 {
-        self.store.poll_timeout().unwrap_or(u64::MAX)
+        let store_ms = match &self.state {
+            StoreState::Open(open) => open.store.poll_timeout().unwrap_or(u64::MAX),
+            StoreState::Resting { until_ms } => *until_ms,
+            StoreState::Opening(_) | StoreState::Closing(_) => u64::MAX,
+        };
+        store_ms.min(self.backlog.deadline_ms())
+    }
+
+    /// # Panics
+    /// While the store is not open. No connection is anybody's then, and requests are held back.
+    pub(super) fn store(&self) -> &Store {
+        &self.state.open().store
+    }
+
+    pub(super) fn device(&self, index: DeviceIndex) -> &Device {
+        &self.devices[index.0 as usize]
+    }
+
+    pub(super) fn device_mut(&mut self, index: DeviceIndex) -> &mut Device {
+        &mut self.devices[index.0 as usize]
+    }
+
+    pub(super) fn find(&self, user: &UserId, device: &DeviceId) -> Option<DeviceIndex> {
+        let devices = self.users.get(user)?;
+        devices.iter().copied().find(|&index| self.device(index).address.device == *device)
+    }
+
+    /// Adds a device known to the store.
+    pub(super) fn insert(&mut self, address: DeviceAddress, mailbox: MailboxId) -> DeviceIndex {
+        let index = DeviceIndex(u32::try_from(self.devices.len()).expect("bounded by the limits"));
+        self.users.entry(address.user.clone()).or_default().push(index);
+        self.devices.push(Device {
+            address,
+            mailbox,
+            attached: None,
+            ack: None,
+            memory: None,
+            last_send_ms: 0,
+        });
+        index
+    }
+
+    /// Whether the log takes more: it is open, and not too far ahead of the disk.
+    pub(super) fn has_room(&self) -> bool {
+        self.state.is_open()
+            && self.state.open().unsynced_records() < UNSYNCED_RECORDS_MAX
+            && self.store().stats().queued_bytes < UNSYNCED_BYTES_MAX
+    }
+}
+
+impl OpenStore {
+    pub(super) fn new(store: Store, disk: Disk, now_ms: u64) -> Self {
+        let (awaiting, reads) = (VecDeque::new(), HashMap::new());
+        Self { store, disk, awaiting, reads, opened_ms: now_ms }
+    }
+
+    pub(super) fn unsynced_records(&self) -> u64 {
+        self.store.last_assigned().0 - self.store.durable_up_to().0
+    }
+
+    pub(super) fn await_durable(&mut self, awaiting: Awaiting) {
+        self.awaiting.push_back((self.store.last_assigned(), awaiting));
     }
 }
 
 impl<R: Ring> Shard<R> {
-    pub(super) fn handle_disk(&mut self, index: u32, result: Result<Outcome, Errno>) {
-        let disk = match (&mut self.opener, &mut self.home) {
-            (Some(opener), _) => &mut opener.disk,
-            (None, Some(home)) => &mut home.disk,
-            (None, None) => unreachable!("disk operations belong to a store"),
-        };
-        if let Some(sync_ns) = disk.handle(&mut self.ring, index, result) {
-            self.metrics.store_sync.observe(sync_ns);
-        }
-    }
-
-    /// Gives the store its completions, takes its events, starts its operations.
-    pub(super) fn drive_store(&mut self) {
-        if self.opener.is_some() {
-            self.drive_opening();
-        }
-        let now_ms = self.time.now_ms;
-        let Some(home) = &mut self.home else {
-            self.become_ready();
-            return;
-        };
-        while let Some((id, result)) = home.disk.poll_finished() {
-            home.store.handle_disk(now_ms, id, result);
-        }
-        loop {
-            let home = self.home.as_mut().expect("checked above");
-            let Some(event) = home.store.poll_event() else { break };
-            self.handle_store_event(event);
-        }
-        let home = self.home.as_mut().expect("checked above");
-        while let Some((id, op)) = home.store.poll_disk(now_ms) {
-            home.disk.start(&mut self.ring, id, op);
-        }
-    }
-
-    fn drive_opening(&mut self) {
-        let opener = self.opener.as_mut().expect("checked by the caller");
-        loop {
-            while let Some((id, result)) = opener.disk.poll_finished() {
-                opener.opening.handle_disk(id, result);
-            }
-            let mut started = false;
-            while let Some((id, op)) = opener.opening.poll_disk() {
-                opener.disk.start(&mut self.ring, id, op);
-                started = true;
-            }
-            // A listing finishes at once; everything else comes back through the ring.
-            if !started {
-                break;
-            }
-        }
-        if !opener.opening.is_done() {
-            return;
-        }
-        let Opener { opening, disk } = self.opener.take().expect("checked by the caller");
-        match opening.finish() {
-            Ok((store, report)) => {
-                tracing::info!(shard = self.id, ?report, "store opened");
-                self.home = Some(Home::new(store, disk));
-                self.become_ready();
-                self.handle_early();
-            }
-            Err(fault) => self.fail_store(fault.to_string()),
-        }
-    }
-
-    fn become_ready(&mut self) {
-        if !self.ready && self.opener.is_none() && !self.failed {
-            self.ready = true;
-            (self.events)(ShardEvent::Ready { shard: self.id });
-        }
-    }
-
-    fn handle_store_event(&mut self, event: StoreEvent) {
-        match event {
-            StoreEvent::Durable { up_to } => loop {
-                let home = self.home.as_mut().expect("its store spoke");
-                if home.awaiting.front().is_none_or(|&(record, _)| record > up_to) {
-                    break;
-                }
-                let Some((_, awaiting)) = home.awaiting.pop_front() else { break };
-                self.durable(awaiting);
-            },
-            StoreEvent::ReadDone { id, result } => self.handle_read(id, result),
-            StoreEvent::Damaged { segment, entries } => {
-                tracing::error!(%segment, entries, "stored records are damaged and lost");
-                self.metrics.read_faults += entries;
-            }
-            StoreEvent::Failed(fault) => self.fail_store(fault.to_string()),
-        }
-    }
-
-    fn durable(&mut self, awaiting: Awaiting) {
-        match awaiting {
-            Awaiting::Stored(reply) => self.reply(reply),
-            Awaiting::Fresh(device) => self.deliver(device),
-            Awaiting::Registered(key) => self.welcome(key),
-            Awaiting::ReceiptStored { shard, device } => self.receipt_stored(shard, device),
-        }
-    }
-
-    /// Nothing that was not durable may be spoken of any more; the process ends.
-    pub(super) fn fail_store(&mut self, reason: String) {
-        tracing::error!(shard = self.id, %reason, "store failed");
-        if !self.failed {
-            self.failed = true;
-            (self.events)(ShardEvent::Failed { shard: self.id, reason });
-        }
-    }
-
     /// A clock hand over the devices: frees send memory that was not used for a while.
     pub(super) fn sweep_send_memory(&mut self) {
         let now_ms = self.time.now_ms;
@@ -147,8 +180,7 @@ impl<R: Ring> Shard<R> {
         let count = home.devices.len();
         for _ in 0..SWEEP_DEVICES_PER_TURN.min(count) {
             home.sweep_next = (home.sweep_next + 1) % count;
-            let index = DeviceIndex(u32::try_from(home.sweep_next).expect("bounded by the limits"));
-            let device = home.device_mut(index);
+            let device = &mut home.devices[home.sweep_next];
             let idle_ms = now_ms.saturating_sub(device.last_send_ms);
             if device.attached.is_none()
                 && device.memory.as_ref().is_some_and(|memory| is_forgettable(memory, idle_ms))

@@ -2,42 +2,23 @@
 
 use std::collections::VecDeque;
 
-use hashbrown::HashMap;
 use ringpost_protocol::fault::PeerFault;
-use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MailboxId, SendSeq, Seq, UserId};
+use ringpost_protocol::id::{DeviceAddress, InstallId, MailboxId, SendSeq, Seq, UserId};
 use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, DEVICES_PER_USER_MAX};
 use ringpost_protocol::message::{self, DeliverHead, DeliveredHead, Welcome};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::session::ServerSession;
 use ringpost_protocol::window::SendMemory;
 use ringpost_ring::Ring;
-use ringpost_storage::{
-    DeviceRecord, Fault, GapReason, ReadId, ReadStart, RecordNumber, Store, StoredRecord,
-};
+use ringpost_storage::{DeviceRecord, Fault, GapReason, ReadId, ReadStart, StoredRecord};
 
 use super::Shard;
 use super::conn::{ConnKey, Phase};
-use super::disk::Disk;
-use super::message::{DeviceIndex, Login, StoreReply};
+use super::home::{Awaiting, ReadFor};
+use super::message::{DeviceIndex, Login};
 use super::receipts::AckWalk;
-use super::route::Blocks;
 use crate::limits::{DEVICES_PER_SHARD_MAX, OUTBOUND_BYTES_MAX};
-use crate::limits::{UNSYNCED_BYTES_MAX, UNSYNCED_RECORDS_MAX};
 use crate::metrics::Bound;
-
-/// What a shard keeps for the slots it owns.
-pub(super) struct Home {
-    pub(super) store: Store,
-    pub(super) disk: Disk,
-    pub(super) devices: Vec<Device>,
-    pub(super) users: HashMap<UserId, Vec<DeviceIndex>>,
-    /// What waits for records to become durable, in the order of the log.
-    pub(super) awaiting: VecDeque<(RecordNumber, Awaiting)>,
-    pub(super) reads: HashMap<ReadId, ReadFor>,
-    pub(super) blocks: Blocks,
-    /// Where the sweep over send memories goes on.
-    pub(super) sweep_next: usize,
-}
 
 /// One device of a user, with or without a connection.
 pub(super) struct Device {
@@ -76,88 +57,6 @@ pub(super) struct Source {
     pub(super) send_seq: SendSeq,
 }
 
-/// What happens when a record is durable.
-pub(super) enum Awaiting {
-    Stored(StoreReply),
-    /// New entries of a mailbox may be delivered.
-    Fresh(DeviceIndex),
-    Registered(ConnKey),
-    ReceiptStored {
-        shard: u16,
-        device: DeviceIndex,
-    },
-}
-
-/// Why a record is being read.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum ReadFor {
-    Delivery(DeviceIndex),
-    Ack(DeviceIndex),
-}
-
-impl Home {
-    /// The store has been opened.
-    pub(super) fn new(store: Store, disk: Disk) -> Self {
-        let known: Vec<DeviceRecord> = store.devices().collect();
-        let mut home = Self {
-            store,
-            disk,
-            devices: Vec::with_capacity(known.len()),
-            users: HashMap::new(),
-            awaiting: VecDeque::new(),
-            reads: HashMap::new(),
-            blocks: Blocks::default(),
-            sweep_next: 0,
-        };
-        for device in known {
-            home.insert(device.address, device.mailbox);
-        }
-        home
-    }
-
-    pub(super) fn device(&self, index: DeviceIndex) -> &Device {
-        &self.devices[index.0 as usize]
-    }
-
-    pub(super) fn device_mut(&mut self, index: DeviceIndex) -> &mut Device {
-        &mut self.devices[index.0 as usize]
-    }
-
-    pub(super) fn find(&self, user: &UserId, device: &DeviceId) -> Option<DeviceIndex> {
-        let devices = self.users.get(user)?;
-        devices.iter().copied().find(|&index| self.device(index).address.device == *device)
-    }
-
-    /// Adds a device known to the store.
-    pub(super) fn insert(&mut self, address: DeviceAddress, mailbox: MailboxId) -> DeviceIndex {
-        let index = DeviceIndex(u32::try_from(self.devices.len()).expect("bounded by the limits"));
-        self.users.entry(address.user.clone()).or_default().push(index);
-        self.devices.push(Device {
-            address,
-            mailbox,
-            attached: None,
-            ack: None,
-            memory: None,
-            last_send_ms: 0,
-        });
-        index
-    }
-
-    pub(super) fn unsynced_records(&self) -> u64 {
-        self.store.last_assigned().0 - self.store.durable_up_to().0
-    }
-
-    /// Whether the log takes more, or is too far ahead of the disk.
-    pub(super) fn has_room(&self) -> bool {
-        self.unsynced_records() < UNSYNCED_RECORDS_MAX
-            && self.store.stats().queued_bytes < UNSYNCED_BYTES_MAX
-    }
-
-    pub(super) fn await_durable(&mut self, awaiting: Awaiting) {
-        self.awaiting.push_back((self.store.last_assigned(), awaiting));
-    }
-}
-
 impl<R: Ring> Shard<R> {
     /// Gives a verified connection to its device, which it registers first if need be.
     pub(super) fn attach(&mut self, key: ConnKey, login: Login) -> Result<(), PeerFault> {
@@ -173,9 +72,10 @@ impl<R: Ring> Shard<R> {
             Some(memory) => memory.connection_started(login.hello.install_id),
             None => device.memory = Some(Box::new(SendMemory::new(login.hello.install_id))),
         }
-        let mut cursor = acked_up_to.min(home.store.tail(mailbox)).max(home.store.acked(mailbox));
+        let store = home.store();
+        let mut cursor = acked_up_to.min(store.tail(mailbox)).max(store.acked(mailbox));
         if is_active(Mutant::ReplayFromWrongSeq) {
-            cursor = home.store.next(mailbox, cursor).unwrap_or(cursor);
+            cursor = store.next(mailbox, cursor).unwrap_or(cursor);
         }
         let attached = Attached {
             conn: key,
@@ -188,10 +88,11 @@ impl<R: Ring> Shard<R> {
         let replaced = home.device_mut(index).attached.replace(Box::new(attached));
         let conn = self.conns.get_mut(key).expect("just arrived");
         conn.phase = Phase::Registering { device: index };
-        if home.unsynced_records() == 0 || is_active(Mutant::WelcomeBeforeSync) {
+        let open = home.state.open_mut();
+        if open.unsynced_records() == 0 || is_active(Mutant::WelcomeBeforeSync) {
             self.welcome(key);
         } else {
-            home.await_durable(Awaiting::Registered(key));
+            open.await_durable(Awaiting::Registered(key));
         }
         if let Some(old) = replaced
             && !is_active(Mutant::ReplacedConnectionKept)
@@ -213,7 +114,7 @@ impl<R: Ring> Shard<R> {
         }
         // Zero means "none" on the wire.
         let mailbox = MailboxId(self.random.next_u64().max(1));
-        home.store.put_device(&DeviceRecord {
+        home.state.open_mut().store.put_device(&DeviceRecord {
             address: address.clone(),
             mailbox,
             created_unix_ms: self.time.unix_ms,
@@ -268,6 +169,7 @@ impl<R: Ring> Shard<R> {
         if conn.device().is_none() {
             return;
         }
+        let open = home.state.open_mut();
         let before_bytes = conn.out.len();
         while attached.reading.is_none() {
             if conn.out.len() >= OUTBOUND_BYTES_MAX {
@@ -278,13 +180,13 @@ impl<R: Ring> Shard<R> {
                 self.metrics.bound_hits.add(Bound::DeliversUnacked);
                 break;
             }
-            let Some(seq) = home.store.next(device.mailbox, attached.cursor) else {
+            let Some(seq) = open.store.next(device.mailbox, attached.cursor) else {
                 if !std::mem::replace(&mut attached.caught_up, true) {
                     message::put_caught_up(&mut conn.out);
                 }
                 break;
             };
-            match home.store.read(device.mailbox, seq) {
+            match open.store.read(device.mailbox, seq) {
                 ReadStart::Ready(record) => {
                     let unix_ms = self.time.unix_ms;
                     let waited_ms =
@@ -293,7 +195,7 @@ impl<R: Ring> Shard<R> {
                 }
                 ReadStart::Pending(id) => {
                     attached.reading = Some((id, seq));
-                    home.reads.insert(id, ReadFor::Delivery(index));
+                    open.reads.insert(id, ReadFor::Delivery(index));
                 }
                 ReadStart::Gone => attached.cursor = seq,
             }
@@ -319,7 +221,7 @@ impl<R: Ring> Shard<R> {
         let key = attached.conn;
         // A receipt may have been replaced while it was read: its record must not take the place of
         // the entry that is next now.
-        let is_next = home.store.next(device.mailbox, attached.cursor) == Some(seq)
+        let is_next = home.state.open().store.next(device.mailbox, attached.cursor) == Some(seq)
             || is_active(Mutant::StaleReadDelivered);
         if let (Some(conn), true) = (self.conns.get_mut(key), is_next) {
             match result {

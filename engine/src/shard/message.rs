@@ -17,11 +17,15 @@ pub enum MeshMessage {
     Store(Box<StoreRequest>),
     /// Reply: what became of it; sent only when the outcome is durable.
     Stored(Box<StoreReply>),
+    /// Reply: the store failed, and nobody knows whether the message was stored.
+    Unknown(Box<UnknownSend>),
     /// Request: store a delivered receipt in the mailbox of the device that sent the message.
     Receipt(Box<ReceiptRequest>),
-    /// Reply: the receipt is durable, or has no mailbox any more.
+    /// Reply: the receipt is durable, or has no mailbox any more. It comes as late as a store that
+    /// failed is open again.
     ReceiptStored { device: DeviceIndex },
-    /// Note after a retryable refusal: the sender's home has armed the block itself.
+    /// Note after a retryable refusal or an unknown outcome: the sender's home knows of it, and what
+    /// follows on the mesh was sent with that knowledge.
     BlockArmed(Box<BlockArmed>),
     /// From the control thread.
     Control(ControlRequest),
@@ -70,6 +74,12 @@ pub struct StoreReply {
     pub outcome: Outcome,
 }
 
+/// A Send that its client must replay.
+pub struct UnknownSend {
+    pub origin: Origin,
+    pub to: Recipient,
+}
+
 /// "Your messages up to `up_to_send_seq` have reached `peer`."
 pub struct ReceiptRequest {
     /// The device that acknowledged, at its home shard.
@@ -84,9 +94,8 @@ pub struct ReceiptRequest {
 
 /// Identifies a block: see `shard/route.rs`.
 pub struct BlockArmed {
-    pub from: DeviceAddress,
+    pub origin: Origin,
     pub to: UserId,
-    pub send_seq: SendSeq,
 }
 
 /// What the control thread asks of a shard.
@@ -105,6 +114,10 @@ pub enum ControlRequest {
 pub enum ShardEvent {
     /// The store is open and connections are accepted.
     Ready { shard: u16 },
+    /// The store failed, and is being opened again; its devices are not served.
+    Reopening { shard: u16, reason: String },
+    /// It is open again.
+    Reopened { shard: u16 },
     /// Draining: no connection is left, but other shards may still ask for something.
     Quiet { shard: u16 },
     /// After [`ControlRequest::Stop`]: everything is durable, the loop ends.

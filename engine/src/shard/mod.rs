@@ -14,15 +14,16 @@ pub mod conn;
 mod inbound;
 mod route;
 mod deposit;
-mod mailbox;
+mod home;
 mod disk;
+mod opening;
+mod backlog;
+mod mailbox;
 mod receipts;
 mod outbound;
 mod wheel;
 mod drain;
-mod home;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -33,10 +34,9 @@ use ringpost_storage::StoreConfig;
 use self::conn::{ConnKey, ConnTable};
 pub use self::disk::StoreDirectory;
 use self::drain::Drain;
-use self::home::Opener;
-use self::mailbox::Home;
+use self::home::Home;
 use self::message::{MeshMessage, ShardEvent};
-use self::route::Waiters;
+use self::route::Lane;
 use self::token::Token;
 use self::wheel::Wheel;
 use crate::control::auth::Verifier;
@@ -89,7 +89,8 @@ pub enum Turn {
     Continue,
     /// Drained and synced.
     Finished,
-    /// The store failed; what is not durable is lost with the process, and was never acknowledged.
+    /// The store failed and cannot be opened again; what is not durable is lost with the process, and
+    /// was never acknowledged.
     Failed,
 }
 
@@ -114,12 +115,11 @@ pub struct Shard<R> {
     due: Vec<ConnKey>,
     /// Receive buffer for plaintext, shared by all connections that hold no partial frame.
     plaintext: BytesMut,
-    opener: Option<Opener>,
+    /// `None` for a shard that owns no slots.
     home: Option<Home>,
     mesh: Mesh,
-    /// Requests of shards that opened their store before this one has. Credits bound them.
-    early: Vec<(u16, MeshMessage)>,
-    waiters: Waiters,
+    /// One per destination shard.
+    lanes: Vec<Lane>,
     drain: Option<Drain>,
     random: Random,
     metrics: ShardMetrics,
@@ -137,8 +137,8 @@ impl<R: Ring> Shard<R> {
         assert_eq!(store.is_some(), config.shard < config.storage_shards);
         let time = Time { now_ms: ring.now_ns() / 1_000_000, unix_ms: ring.unix_ms() };
         let mut random = Random::new(config.random_seed);
-        let opener =
-            store.map(|(store, directory)| Opener::new(store, directory, random.next_u64()));
+        let home = store
+            .map(|(store, directory)| Home::new(store, directory, random.next_u64(), time.now_ms));
         Self {
             id: config.shard,
             ring,
@@ -155,10 +155,8 @@ impl<R: Ring> Shard<R> {
             wheel: Wheel::new(time.now_ms),
             due: Vec::new(),
             plaintext: BytesMut::new(),
-            opener,
-            home: None,
-            early: Vec::new(),
-            waiters: (0..mesh.shards()).map(|_| VecDeque::new()).collect(),
+            home,
+            lanes: (0..mesh.shards()).map(|_| Lane::default()).collect(),
             mesh,
             drain: None,
             random,
@@ -250,41 +248,33 @@ impl<R: Ring> Shard<R> {
             let Some(inbound) = self.mesh.pop() else { return };
             match (inbound.from, inbound.message) {
                 (_, MeshMessage::Control(request)) => self.handle_control(request),
-                (Source::Shard(from), message) if self.opener.is_some() => {
-                    self.early.push((from, message));
-                }
                 (Source::Shard(from), message) => self.handle_mesh(from, message),
                 (Source::Control, _) => unreachable!("control makes control requests"),
             }
         }
     }
 
-    pub(super) fn handle_early(&mut self) {
-        for (from, message) in std::mem::take(&mut self.early) {
-            self.handle_mesh(from, message);
-        }
-    }
-
     fn handle_mesh(&mut self, from: u16, message: MeshMessage) {
         match message {
-            MeshMessage::Move(arrival) => {
-                self.handle_move(*arrival);
-                self.push_mesh(from, MeshMessage::Moved);
-            }
+            MeshMessage::Move(arrival) => self.handle_move(from, arrival),
             MeshMessage::Store(request) => self.handle_store(*request),
-            MeshMessage::Receipt(receipt) => self.handle_receipt(from, *receipt),
+            MeshMessage::Receipt(receipt) => self.handle_receipt(from, receipt),
             MeshMessage::Moved => self.mesh.replied(from),
             MeshMessage::Stored(reply) => {
                 self.mesh.replied(from);
                 self.settle(*reply);
             }
-            MeshMessage::ReceiptStored { device } => {
+            MeshMessage::Unknown(unknown) => {
                 self.mesh.replied(from);
+                self.handle_unknown(unknown.origin, &unknown.to);
+            }
+            MeshMessage::ReceiptStored { device } => {
+                self.receipt_replied(from);
                 self.handle_receipt_stored(device);
             }
             MeshMessage::BlockArmed(note) => {
                 let home = self.home.as_mut().expect("blocks are armed at home shards");
-                home.blocks.noted(*note);
+                home.blocks.noted(&note);
             }
             MeshMessage::Control(_) => unreachable!("handled by the caller"),
         }
@@ -313,18 +303,21 @@ impl<R: Ring> Shard<R> {
         metrics.mesh_depth.set(self.mesh.depth() as u64);
         metrics.set_ring(&self.ring.counters());
         if let Some(home) = &self.home {
-            let stats = home.store.stats();
             metrics.mailboxes.set(home.devices.len() as u64);
-            metrics.queued_records.set(stats.entries);
-            metrics.store_segments.set(stats.segments);
-            metrics.store_bytes.set(stats.file_bytes);
+            metrics.sends_waiting.set(home.backlog.sends() as u64);
+            metrics.stores_reopening.set(u64::from(home.reopening.is_under_way()));
+            if home.state.is_open() {
+                metrics.set_store(&home.store().stats());
+            }
         }
         metrics
     }
 
     fn close(&mut self) {
-        if let Some(home) = &mut self.home {
-            home.disk.close(&mut self.ring);
+        if let Some(home) = &mut self.home
+            && let Some(open) = home.state.try_open_mut()
+        {
+            open.disk.close(&mut self.ring);
         }
         self.ring.enter(0, &mut self.completions);
     }

@@ -111,14 +111,13 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Ends a connection for a reason of ours: the client should come back.
-    pub(super) fn send_away(&mut self, key: ConnKey) {
+    pub(super) fn send_away(&mut self, key: ConnKey, reason: GoAwayReason) {
         let reconnect_after_ms = self.return_time_ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.is_closing() {
             return;
         }
         if !conn.transport.is_handshaking() {
-            let reason = GoAwayReason::Overload;
             message::put_go_away(&mut conn.out, reason, reconnect_after_ms, None);
         }
         self.begin_close(key);

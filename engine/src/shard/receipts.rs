@@ -12,9 +12,10 @@ use ringpost_ring::Ring;
 use ringpost_storage::{Fault, ReadId, ReadStart, ReceiptRecord, StoredMessage, StoredRecord};
 
 use super::Shard;
-use super::mailbox::{Awaiting, Home, ReadFor, Source};
+use super::backlog::Request;
+use super::home::{Awaiting, Home, ReadFor};
+use super::mailbox::Source;
 use super::message::{DeviceIndex, MeshMessage, ReceiptRequest};
-use super::route::Waiter;
 use crate::limits::RECEIPTS_PER_WALK_MAX;
 
 /// An acknowledgement in progress: `done <= position <= wanted`.
@@ -68,6 +69,15 @@ impl AckWalk {
         }
     }
 
+    /// The store was opened again and has kept an acknowledgement up to `acked`: looks at everything
+    /// behind that once more. What is on the way to other shards still comes back.
+    pub(super) fn restart(&mut self, acked: Seq) {
+        (self.position, self.done) = (acked, acked);
+        self.wanted = self.wanted.max(acked);
+        self.owed.clear();
+        self.reading = None;
+    }
+
     fn next_step(&mut self) -> Step {
         if self.waiting || self.reading.is_some() {
             return Step::Wait;
@@ -109,12 +119,13 @@ impl Home {
     fn gather(&mut self, index: DeviceIndex) {
         let device = &mut self.devices[index.0 as usize];
         let Some(walk) = device.ack.as_mut() else { return };
+        let open = self.state.open_mut();
         if walk.waiting || walk.reading.is_some() || walk.outstanding > 0 {
             return;
         }
         let mut unacked = device.attached.as_mut().map(|attached| &mut attached.unacked);
         while walk.position < walk.wanted && walk.owed.len() < RECEIPTS_PER_WALK_MAX {
-            let next = self.store.next(device.mailbox, walk.position);
+            let next = open.store.next(device.mailbox, walk.position);
             let Some(seq) = next.filter(|&seq| seq <= walk.wanted) else {
                 walk.position = walk.wanted;
                 break;
@@ -133,12 +144,12 @@ impl Home {
             let source = match delivered {
                 Some(entry) => entry.source,
                 // Acknowledged by Hello, so delivered on an earlier connection.
-                None => match self.store.read(device.mailbox, seq) {
+                None => match open.store.read(device.mailbox, seq) {
                     ReadStart::Ready(StoredRecord::Message(message)) => Some(Source::of(&message)),
                     ReadStart::Ready(_) | ReadStart::Gone => None,
                     ReadStart::Pending(id) => {
                         walk.reading = Some(seq);
-                        self.reads.insert(id, ReadFor::Ack(index));
+                        open.reads.insert(id, ReadFor::Ack(index));
                         return;
                     }
                 },
@@ -161,8 +172,9 @@ impl<R: Ring> Shard<R> {
     pub(super) fn acknowledge(&mut self, index: DeviceIndex, up_to: Seq) {
         let home = self.home.as_mut().expect("devices live at home");
         let device = &mut home.devices[index.0 as usize];
-        let acked = home.store.acked(device.mailbox);
-        if up_to <= acked || home.store.len(device.mailbox) == 0 {
+        let store = &home.state.open().store;
+        let acked = store.acked(device.mailbox);
+        if up_to <= acked || store.len(device.mailbox) == 0 {
             return;
         }
         let walk = device.ack.get_or_insert_with(|| Box::new(AckWalk::new(acked)));
@@ -172,10 +184,13 @@ impl<R: Ring> Shard<R> {
         self.deliver(index);
     }
 
-    /// Takes the walk of a device as far as it goes now.
-    fn drive_ack(&mut self, index: DeviceIndex) {
+    /// Takes the walk of a device as far as it goes now. While the store is not open it waits.
+    pub(super) fn drive_ack(&mut self, index: DeviceIndex) {
         loop {
             let home = self.home.as_mut().expect("devices live at home");
+            if !home.state.is_open() {
+                return;
+            }
             home.gather(index);
             let device = &mut home.devices[index.0 as usize];
             let Some(walk) = device.ack.as_mut() else { return };
@@ -184,7 +199,7 @@ impl<R: Ring> Shard<R> {
                 Step::Receipt(source) => self.send_receipt(index, *source),
                 Step::Watermark(_) if is_active(Mutant::AckNotWritten) => {}
                 Step::Watermark(up_to) => {
-                    home.store.ack(device.mailbox, up_to);
+                    home.state.open_mut().store.ack(device.mailbox, up_to);
                 }
                 Step::Over => {
                     device.ack = None;
@@ -205,14 +220,14 @@ impl<R: Ring> Shard<R> {
 
     fn send_receipt(&mut self, index: DeviceIndex, source: Source) {
         let to_shard = self.home_of(&source.from.user);
-        let has_room = self.has_room(to_shard);
+        let has_room = self.has_room_for_receipt(to_shard);
         let home = self.home.as_mut().expect("devices live at home");
         let device = home.device_mut(index);
         let walk = device.ack.as_mut().expect("the walk sends it");
         if !has_room {
             walk.owed.push(source);
             walk.waiting = true;
-            self.wait_for_room(to_shard, Waiter::Receipts(index));
+            self.wait_with_receipt(to_shard, index);
             return;
         }
         walk.outstanding += 1;
@@ -225,19 +240,19 @@ impl<R: Ring> Shard<R> {
             up_to_send_seq: source.send_seq,
         };
         if to_shard != self.id {
-            let reserved = self.mesh.reserve(to_shard);
-            assert!(reserved.is_ok(), "room was checked");
-            self.push_mesh(to_shard, MeshMessage::Receipt(Box::new(receipt)));
-        } else if !home.put_receipt(self.id, receipt) {
+            self.push_receipt(to_shard, receipt);
+        } else if !home.put_receipt(self.id, Box::new(receipt)) {
             self.receipt_settled(index);
         }
     }
 
     /// Stores a receipt for a device whose home this is.
-    pub(super) fn handle_receipt(&mut self, shard: u16, receipt: ReceiptRequest) {
+    pub(super) fn handle_receipt(&mut self, shard: u16, receipt: Box<ReceiptRequest>) {
         let device = receipt.reply_to;
         let home = self.home.as_mut().expect("requests go to home shards");
-        if !home.put_receipt(shard, receipt) {
+        if !home.state.is_open() {
+            self.hold(Request::Receipt { from: shard, receipt });
+        } else if !home.put_receipt(shard, receipt) {
             self.push_mesh(shard, MeshMessage::ReceiptStored { device });
         }
     }
@@ -256,7 +271,7 @@ impl<R: Ring> Shard<R> {
         self.drive_ack(index);
     }
 
-    fn receipt_settled(&mut self, index: DeviceIndex) {
+    pub(super) fn receipt_settled(&mut self, index: DeviceIndex) {
         let home = self.home.as_mut().expect("devices live at home");
         let walk = home.device_mut(index).ack.as_mut().expect("a walk outlives its receipts");
         walk.outstanding -= 1;
@@ -265,7 +280,7 @@ impl<R: Ring> Shard<R> {
     /// A record that was on disk has been read.
     pub(super) fn handle_read(&mut self, id: ReadId, result: Result<StoredRecord, Fault>) {
         let home = self.home.as_mut().expect("reads belong to a store");
-        let reason = home.reads.remove(&id).expect("every read has a reason");
+        let reason = home.state.open_mut().reads.remove(&id).expect("every read has a reason");
         if let Err(fault) = &result {
             tracing::error!(%fault, "a stored record cannot be read");
             self.metrics.read_faults += 1;
@@ -288,13 +303,21 @@ impl<R: Ring> Shard<R> {
 
 impl Home {
     /// False: no such device any more, so nothing will be stored.
-    fn put_receipt(&mut self, shard: u16, receipt: ReceiptRequest) -> bool {
-        let ReceiptRequest { reply_to, sender, install_id, peer, group, up_to_send_seq } = receipt;
-        let Some(index) = self.find(&sender.user, &sender.device) else { return false };
+    fn put_receipt(&mut self, shard: u16, receipt: Box<ReceiptRequest>) -> bool {
+        let Some(index) = self.find(&receipt.sender.user, &receipt.sender.device) else {
+            return false;
+        };
         let mailbox = self.device(index).mailbox;
-        self.store.put_receipt(mailbox, &ReceiptRecord { peer, group, install_id, up_to_send_seq });
-        self.await_durable(Awaiting::Fresh(index));
-        self.await_durable(Awaiting::ReceiptStored { shard, device: reply_to });
+        let record = ReceiptRecord {
+            peer: receipt.peer.clone(),
+            group: receipt.group.clone(),
+            install_id: receipt.install_id,
+            up_to_send_seq: receipt.up_to_send_seq,
+        };
+        let open = self.state.open_mut();
+        open.store.put_receipt(mailbox, &record);
+        open.await_durable(Awaiting::Fresh(index));
+        open.await_durable(Awaiting::ReceiptStored { shard, receipt });
         true
     }
 }

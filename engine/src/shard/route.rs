@@ -8,34 +8,52 @@
 //! note arrives, everything sent before the sender's home knew has been refused, and the home
 //! forgets its block. So a block of a recipient's home lives for one round trip of the mesh, and
 //! there are never more of them than unanswered requests.
+//!
+//! **Order after an unknown outcome.** When a recipient's home loses its store, it cannot say whether
+//! the Sends of the last batches were stored. It reports them as unknown; the sender's home forgets
+//! that it took them and sends the connection away, and the client replays them, in order. What the
+//! sender had sent behind them must not be stored before the replays, so the recipient's home arms a
+//! block here too. It answers "unknown" whatever arrives, also with `after_reject`, which speaks of
+//! refusals only; and it ends with the same note.
 
 use std::collections::VecDeque;
 
 use ringpost_protocol::fault::PeerFault;
-use ringpost_protocol::id::{DeviceAddress, SendSeq, UserId};
-use ringpost_protocol::message::{self, Outcome, Recipient, RejectCode, SendRequest};
+use ringpost_protocol::id::{SendSeq, UserId};
+use ringpost_protocol::message::{self, GoAwayReason, Outcome, Recipient, RejectCode, SendRequest};
 use ringpost_protocol::window::{Admission, SendMemory};
 use ringpost_ring::{Op, Ring};
 
 use super::Shard;
 use super::conn::ConnKey;
-use super::message::{BlockArmed, DeviceIndex, MeshMessage, Origin, StoreReply, StoreRequest};
+use super::message::{
+    BlockArmed, DeviceIndex, MeshMessage, Origin, ReceiptRequest, StoreReply, StoreRequest,
+    UnknownSend,
+};
 use super::token::Token;
+use crate::limits::RECEIPTS_UNANSWERED_MAX;
 use crate::metrics::Bound;
 
-/// Who goes on when a shard has room again.
+/// A connection that goes on when a shard has room again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
-    /// A connection with a Send.
+    /// It has a Send.
     Send(ConnKey),
-    /// A connection on its way home.
+    /// It is on its way home.
     Move(ConnKey),
-    /// A device whose receipts must be stored.
-    Receipts(DeviceIndex),
 }
 
-/// Waiters per destination shard; each connection and device stands in at most one queue.
-pub(super) type Waiters = Vec<VecDeque<Waiter>>;
+/// What goes to one destination shard.
+#[derive(Default)]
+pub(super) struct Lane {
+    /// Each connection stands in at most one lane.
+    conns: VecDeque<Waiter>,
+    /// Devices whose receipts must be stored; each stands in at most one lane.
+    receipts: VecDeque<DeviceIndex>,
+    /// Receipts on the mesh. They wait as long as the destination's store is not open, so they leave
+    /// credits to the Sends, which do not.
+    receipts_unanswered: u32,
+}
 
 impl<R: Ring> Shard<R> {
     /// Takes a Send from its connection, or keeps it there until there is room.
@@ -125,7 +143,7 @@ impl<R: Ring> Shard<R> {
             Outcome::Rejected { code, .. } => self.metrics.messages_rejected.add((*code).into()),
         }
         if outcome.is_retryable() {
-            self.note_block(&origin, &to);
+            self.note_block(origin, &to);
         }
         let home = self.home.as_mut().expect("requests come from home shards");
         let device = home.device_mut(origin.device);
@@ -144,15 +162,41 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn note_block(&mut self, origin: &Origin, to: &Recipient) {
-        let Recipient::User(user) = to else { return };
-        let to_shard = self.home_of(user);
-        if to_shard == self.id {
-            return; // refused in the same call: nothing could be in between
+    /// The store failed before a Send was durable, or the Send came behind one of those: tells the
+    /// sender's home.
+    pub(super) fn outcome_unknown(&mut self, origin: Origin, to: Recipient) {
+        if origin.shard == self.id {
+            return self.handle_unknown(origin, &to);
         }
-        let home = self.home.as_ref().expect("requests come from home shards");
-        let from = home.device(origin.device).address.clone();
-        let note = BlockArmed { from, to: user.clone(), send_seq: origin.send_seq };
+        if let Recipient::User(user) = &to {
+            let home = self.home.as_mut().expect("requests go to home shards");
+            home.blocks.arm(origin, user, Refusal::Unknown);
+        }
+        self.push_mesh(origin.shard, MeshMessage::Unknown(Box::new(UnknownSend { origin, to })));
+    }
+
+    /// Nobody knows whether a Send of this shard's device was stored: its replay is new.
+    pub(super) fn handle_unknown(&mut self, origin: Origin, to: &Recipient) {
+        self.metrics.sends_unknown += 1;
+        self.note_block(origin, to);
+        let home = self.home.as_mut().expect("requests come from home shards");
+        let device = home.device_mut(origin.device);
+        let Some(memory) = device.memory.as_mut() else { return };
+        if memory.forget(origin.install_id, origin.send_seq)
+            && let Some(attached) = &device.attached
+        {
+            let key = attached.conn;
+            self.send_away(key, GoAwayReason::Storage);
+        }
+    }
+
+    fn note_block(&mut self, origin: Origin, to: &Recipient) {
+        let Recipient::User(to) = to else { return };
+        let to_shard = self.home_of(to);
+        if to_shard == self.id {
+            return; // answered in the same call: nothing could be in between
+        }
+        let note = BlockArmed { origin, to: to.clone() };
         self.push_mesh(to_shard, MeshMessage::BlockArmed(Box::new(note)));
     }
 
@@ -166,28 +210,63 @@ impl<R: Ring> Shard<R> {
         }
     }
 
+    /// Whether a receipt can be stored at `shard` now.
+    pub(super) fn has_room_for_receipt(&self, shard: u16) -> bool {
+        self.has_room(shard)
+            && self.lanes[usize::from(shard)].receipts_unanswered < RECEIPTS_UNANSWERED_MAX
+    }
+
     pub(super) fn wait_for_room(&mut self, shard: u16, waiter: Waiter) {
+        self.count_wait(shard);
+        self.lanes[usize::from(shard)].conns.push_back(waiter);
+    }
+
+    pub(super) fn wait_with_receipt(&mut self, shard: u16, device: DeviceIndex) {
+        self.count_wait(shard);
+        self.lanes[usize::from(shard)].receipts.push_back(device);
+    }
+
+    fn count_wait(&mut self, shard: u16) {
         if shard == self.id {
             self.metrics.bound_hits.add(Bound::UnsyncedRecords);
         } else {
             self.metrics.mesh_credit_waits += 1;
         }
-        self.waiters[usize::from(shard)].push_back(waiter);
     }
 
-    /// Lets waiters go on, first come first served, while there is room.
+    /// Sends a receipt over the mesh; there is room.
+    pub(super) fn push_receipt(&mut self, shard: u16, receipt: ReceiptRequest) {
+        let reserved = self.mesh.reserve(shard);
+        assert!(reserved.is_ok(), "room was checked");
+        self.lanes[usize::from(shard)].receipts_unanswered += 1;
+        self.push_mesh(shard, MeshMessage::Receipt(Box::new(receipt)));
+    }
+
+    pub(super) fn receipt_replied(&mut self, shard: u16) {
+        self.mesh.replied(shard);
+        self.lanes[usize::from(shard)].receipts_unanswered -= 1;
+    }
+
+    /// Lets waiters go on, first come first served, while there is room. Receipts first: they make
+    /// room in mailboxes.
     pub(super) fn serve_waiters(&mut self) {
         for shard in 0..self.mesh.shards() {
             let index = usize::from(shard);
             // Whoever must wait again goes to the end, and is not looked at twice in a turn.
-            for _ in 0..self.waiters[index].len() {
+            for _ in 0..self.lanes[index].receipts.len() {
+                if !self.has_room_for_receipt(shard) {
+                    break;
+                }
+                let Some(device) = self.lanes[index].receipts.pop_front() else { break };
+                self.resume_ack(device);
+            }
+            for _ in 0..self.lanes[index].conns.len() {
                 if !self.has_room(shard) {
                     break;
                 }
-                match self.waiters[index].pop_front() {
+                match self.lanes[index].conns.pop_front() {
                     Some(Waiter::Send(key)) => self.resume_send(key),
                     Some(Waiter::Move(key)) => self.go_home(key),
-                    Some(Waiter::Receipts(device)) => self.resume_ack(device),
                     None => break,
                 }
             }
@@ -218,47 +297,130 @@ impl<R: Ring> Shard<R> {
 /// Refusals that a recipient's home keeps up until the sender's home knows of them.
 #[derive(Default)]
 pub(super) struct Blocks {
-    armed: hashbrown::HashMap<(DeviceAddress, UserId), Block>,
+    armed: hashbrown::HashMap<(u16, DeviceIndex, UserId), Block>,
 }
 
 struct Block {
     /// The last Send refused; the note for it ends the block.
     send_seq: SendSeq,
-    outcome: Outcome,
+    refusal: Refusal,
+}
+
+/// What becomes of a Send that comes behind one that was not stored.
+#[derive(Clone, Debug)]
+pub(super) enum Refusal {
+    Outcome(Outcome),
+    Unknown,
 }
 
 impl Blocks {
-    /// The refusal that a Send must get, if its sender is blocked here.
-    pub(super) fn check(&mut self, request: &StoreRequest) -> Option<Outcome> {
+    /// The refusal that a Send must get, if its sender is blocked here. The caller arms it again.
+    pub(super) fn check(&mut self, request: &StoreRequest) -> Option<Refusal> {
         if self.armed.is_empty() {
             return None;
         }
-        let key = (request.from.clone(), request.to.clone());
-        if request.after_reject {
+        let key = key(&request.origin, &request.to);
+        let refusal = self.armed.get(&key)?.refusal.clone();
+        if request.after_reject && matches!(refusal, Refusal::Outcome(_)) {
             self.armed.remove(&key);
             return None;
         }
-        let block = self.armed.get_mut(&key)?;
-        block.send_seq = request.origin.send_seq;
-        Some(block.outcome.clone())
+        Some(refusal)
     }
 
-    pub(super) fn arm(&mut self, request: &StoreRequest, outcome: &Outcome) {
-        let key = (request.from.clone(), request.to.clone());
-        let block = Block { send_seq: request.origin.send_seq, outcome: outcome.clone() };
-        self.armed.insert(key, block);
+    pub(super) fn arm(&mut self, origin: Origin, to: &UserId, refusal: Refusal) {
+        self.armed.insert(key(&origin, to), Block { send_seq: origin.send_seq, refusal });
     }
 
-    pub(super) fn noted(&mut self, note: BlockArmed) {
-        let key = (note.from, note.to);
-        if self.armed.get(&key).is_some_and(|block| block.send_seq == note.send_seq) {
+    pub(super) fn noted(&mut self, note: &BlockArmed) {
+        let key = key(&note.origin, &note.to);
+        if self.armed.get(&key).is_some_and(|block| block.send_seq == note.origin.send_seq) {
             self.armed.remove(&key);
         }
     }
+}
+
+/// A device keeps its index while the process lives.
+fn key(origin: &Origin, to: &UserId) -> (u16, DeviceIndex, UserId) {
+    (origin.shard, origin.device, to.clone())
 }
 
 /// Frees what a device has not used for a while; a later replay may then be stored again, and is
 /// dropped by the receiver.
 pub(super) fn is_forgettable(memory: &SendMemory, idle_ms: u64) -> bool {
     memory.unanswered() == 0 && idle_ms >= crate::limits::SEND_MEMORY_MS
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MessageNumber};
+    use ringpost_protocol::message::SendBody;
+
+    use super::*;
+
+    fn request(send_seq: u64, after_reject: bool) -> StoreRequest {
+        let origin = Origin {
+            shard: 1,
+            device: DeviceIndex(7),
+            install_id: InstallId(1),
+            send_seq: SendSeq(send_seq),
+        };
+        let (user, device) = (UserId::new("eve").unwrap(), DeviceId::new("d").unwrap());
+        StoreRequest {
+            origin,
+            from: DeviceAddress { user, device },
+            to: UserId::new("bob").unwrap(),
+            message_number: MessageNumber(send_seq),
+            body: SendBody::Shared(Bytes::new()),
+            ttl_ms: 1,
+            urgent: false,
+            after_reject,
+        }
+    }
+
+    fn arm(blocks: &mut Blocks, send_seq: u64, refusal: Refusal) {
+        let request = request(send_seq, false);
+        blocks.arm(request.origin, &request.to, refusal);
+    }
+
+    fn note(blocks: &mut Blocks, send_seq: u64) {
+        let StoreRequest { origin, to, .. } = request(send_seq, false);
+        blocks.noted(&BlockArmed { origin, to });
+    }
+
+    fn full() -> Refusal {
+        let code = RejectCode::MailboxFull;
+        Refusal::Outcome(Outcome::Rejected { code, retry_after_ms: Some(1) })
+    }
+
+    #[test]
+    fn a_refusal_holds_until_after_reject_or_the_note_for_the_last_one() {
+        let mut blocks = Blocks::default();
+        arm(&mut blocks, 1, full());
+        assert!(matches!(blocks.check(&request(2, false)), Some(Refusal::Outcome(_))));
+        arm(&mut blocks, 2, full());
+        note(&mut blocks, 1);
+        assert!(blocks.check(&request(3, false)).is_some(), "2 is not known there yet");
+        note(&mut blocks, 2);
+        assert!(blocks.check(&request(4, false)).is_none());
+        arm(&mut blocks, 5, full());
+        assert!(blocks.check(&request(6, true)).is_none());
+        assert!(blocks.check(&request(7, false)).is_none());
+    }
+
+    #[test]
+    fn an_unknown_outcome_lets_nothing_pass_before_the_note() {
+        let mut blocks = Blocks::default();
+        arm(&mut blocks, 1, full());
+        arm(&mut blocks, 2, Refusal::Unknown);
+        for after_reject in [true, false] {
+            let refusal = blocks.check(&request(3, after_reject));
+            assert!(matches!(refusal, Some(Refusal::Unknown)), "{refusal:?}");
+        }
+        note(&mut blocks, 1);
+        assert!(blocks.check(&request(3, true)).is_some());
+        note(&mut blocks, 2);
+        assert!(blocks.check(&request(2, false)).is_none());
+    }
 }

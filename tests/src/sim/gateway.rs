@@ -83,9 +83,14 @@ impl Gateway {
 
     fn shard(&self, shard: u16, random_seed: u64, queues: &Queues) -> Shard<SimRing> {
         let path = format!("/store-{shard}");
-        let listed = self.host.borrow().disk.list(&path);
-        let files = listed.iter().filter_map(|(name, size)| Some((FileId::parse(name)?, *size)));
-        let directory = StoreDirectory { files: files.collect(), path };
+        let (host, directory) = (Rc::clone(&self.host), path.clone());
+        let list = move || {
+            let listed = host.borrow().disk.list(&directory);
+            let named =
+                listed.iter().filter_map(|(name, size)| Some((FileId::parse(name)?, *size)));
+            Ok(named.collect())
+        };
+        let directory = StoreDirectory { path, list: Box::new(list) };
         let store = StoreConfig {
             segment_bytes: SEGMENT_BYTES_MIN,
             cache_bytes: 64 << 10,
@@ -161,7 +166,12 @@ impl Gateway {
         let events = std::mem::take(&mut *self.events.lock().expect("one thread"));
         for event in events {
             match event {
-                ShardEvent::Ready { .. } | ShardEvent::Finished { .. } => {}
+                ShardEvent::Ready { .. }
+                | ShardEvent::Reopened { .. }
+                | ShardEvent::Finished { .. } => {}
+                ShardEvent::Reopening { shard, reason } => {
+                    self.host.borrow().tell(|| format!("shard {shard} reopens: {reason}"));
+                }
                 ShardEvent::Quiet { .. } => {
                     self.quiet_count += 1;
                     if self.quiet_count == SHARDS {
