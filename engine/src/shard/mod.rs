@@ -32,7 +32,7 @@ use ringpost_ring::{Completion, Listener, OpId, Ring, WOKEN_TOKEN};
 use ringpost_storage::StoreConfig;
 
 use self::conn::{ConnKey, ConnTable};
-pub use self::disk::StoreDirectory;
+pub use self::disk::{Listing, StoreDirectory};
 use self::drain::Drain;
 use self::home::Home;
 use self::message::{MeshMessage, ShardEvent};
