@@ -3,38 +3,34 @@
 //!
 //! `cargo run --release -p ringpost-tests --bin mutants`
 
-use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::sync::Mutex;
-
-use std::thread;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use clap::Parser;
-use ringpost_protocol::mutant::{self, Mutant};
+use ringpost_protocol::mutant::Mutant;
 use ringpost_tests::sim::keys::Keys;
-use ringpost_tests::sim::world::{Options, World};
+use ringpost_tests::sim::world::Options;
+use ringpost_tests::soak::hunt::{self, Plan};
+use ringpost_tests::soak::report::Totals;
 
 /// Shows that the simulated world catches every deliberate bug of the catalogue
 /// (ringpost_protocol::mutant), and that the unmodified tree passes the same seeds.
 ///
-/// One line per bug: the first seed that caught it and what it saw, or MISSED. Exit code 1 when a
+/// One line per bug: how many seeds it survived and what was seen, or MISSED. Exit code 1 when a
 /// bug is missed or the unmodified tree fails.
 #[derive(Parser)]
 #[command(name = "mutants")]
 struct Arguments {
     /// Seeds that each bug may need.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 400, value_name = "N")]
     seeds: u64,
-    /// Seeds that the unmodified tree is run with.
-    #[arg(long, default_value_t = 50)]
-    control_seeds: u64,
     /// Only bugs whose name contains this.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", value_name = "NAME")]
     only: String,
-    /// Threads; one world runs in one of them.
-    #[arg(long, default_value_t = default_threads())]
-    threads: usize,
+    /// Threads, one world in each; default: one per core.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
 }
 
 /// How one bug was caught.
@@ -45,92 +41,64 @@ struct Catch {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    let directory = tempfile::tempdir()?;
+    let directory = tempfile::tempdir().context("a directory for the token keys")?;
     let keys = Keys::new(directory.path())?;
-    // A bug that breaks an assertion is caught too; its message becomes part of the line.
-    panic::set_hook(Box::new(|_| {}));
+    let threads = arguments.threads.unwrap_or_else(ringpost_loadgen::host::cores);
+    let plan = |mutant, seeds| Plan {
+        seeds: 0..seeds,
+        until: None,
+        threads,
+        keep_going: false,
+        options: Options::default(),
+        mutant,
+    };
+    let settings = format!("at most {} seeds per bug", arguments.seeds);
+    eprintln!("{}", Totals::new(threads).header(&settings));
     let started = Instant::now();
-    let control = first_failure(&arguments, &keys, None, arguments.control_seeds);
-    if let Some(Catch { seed, text }) = control {
-        println!("{:28} FAILED at seed {seed}: {text}", "(no bug)");
-        return Ok(ExitCode::FAILURE);
-    }
-    println!("{:28} passed {} seeds", "(no bug)", arguments.control_seeds);
-    let chosen: Vec<Mutant> = Mutant::ALL
-        .iter()
-        .copied()
-        .filter(|mutant| format!("{mutant:?}").contains(&arguments.only))
-        .collect();
-    let mut missed = 0;
-    for &mutant in &chosen {
-        match first_failure(&arguments, &keys, Some(mutant), arguments.seeds) {
+    let name_of = |mutant: &Mutant| format!("{mutant:?}");
+    let chosen = Mutant::ALL.iter().filter(|mutant| name_of(mutant).contains(&arguments.only));
+    let (mut caught, mut missed, mut seeds_needed) = (0, 0, 1);
+    for mutant in chosen {
+        match first_failure(&plan(Some(*mutant), arguments.seeds), &keys) {
             Some(Catch { seed, text }) => {
-                println!("{:28} caught in {} seeds: {text}", format!("{mutant:?}"), seed + 1);
+                println!("{:28} caught in {} seeds: {text}", name_of(mutant), seed + 1);
+                seeds_needed = seeds_needed.max(seed + 1);
+                caught += 1;
             }
             None => {
+                println!("{:28} MISSED in {} seeds", name_of(mutant), arguments.seeds);
                 missed += 1;
-                println!("{:28} MISSED in {} seeds", format!("{mutant:?}"), arguments.seeds);
             }
         }
     }
-    println!(
-        "{} of {} bugs caught in {} s",
-        chosen.len() - missed,
-        chosen.len(),
-        started.elapsed().as_secs()
-    );
-    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // A seed proves something only if it passes without the bug.
+    let control = first_failure(&plan(None, seeds_needed), &keys);
+    match &control {
+        Some(Catch { seed, text }) => println!("{:28} FAILED at seed {seed}: {text}", "no bug"),
+        None => println!("{:28} passed the same {seeds_needed} seeds", "no bug"),
+    }
+    println!("{caught} of {} bugs caught in {} s", caught + missed, started.elapsed().as_secs());
+    let proven = missed == 0 && control.is_none();
+    Ok(if proven { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The lowest seed that fails, run on all threads.
-fn first_failure(
-    arguments: &Arguments,
-    keys: &Keys,
-    mutant: Option<Mutant>,
-    seeds: u64,
-) -> Option<Catch> {
-    let next = Mutex::new(0..seeds);
-    let found = Mutex::new(None::<Catch>);
-    thread::scope(|scope| {
-        for _ in 0..arguments.threads {
-            scope.spawn(|| {
-                mutant::activate(mutant);
-                loop {
-                    let seed = next.lock().expect("no panic while it is held").next();
-                    let Some(seed) = seed else { break };
-                    let Some(text) = failure_of(keys, seed) else { continue };
-                    let mut found = found.lock().expect("no panic while it is held");
-                    if found.as_ref().is_none_or(|known| seed < known.seed) {
-                        *found = Some(Catch { seed, text });
-                    }
-                    next.lock().expect("no panic while it is held").end = 0;
-                    break;
-                }
-            });
+/// The lowest seed that is seen to fail.
+fn first_failure(plan: &Plan, keys: &Keys) -> Option<Catch> {
+    let mut first: Option<Catch> = None;
+    hunt::run(plan, keys, |ended| {
+        if let Err(failure) = ended.result
+            && first.as_ref().is_none_or(|known| ended.seed < known.seed)
+        {
+            first = Some(Catch { seed: ended.seed, text: one_line(&failure.text) });
         }
     });
-    found.into_inner().expect("no panic while it was held")
+    first
 }
 
-/// What goes wrong in the world of this seed, on one line.
-fn failure_of(keys: &Keys, seed: u64) -> Option<String> {
-    let run = AssertUnwindSafe(|| World::run(seed, keys, Options::default()));
-    let text = match panic::catch_unwind(run) {
-        Ok(Ok(_)) => return None,
-        Ok(Err(violation)) => violation.to_string(),
-        Err(payload) => {
-            let text = payload.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-            format!("assertion: {}", text.unwrap_or("without a message"))
-        }
-    };
-    let line = text.lines().next().unwrap_or_default();
-    Some(line.chars().take(LINE_CHARS_MAX).collect())
-}
-
-fn default_threads() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(LINE_CHARS_MAX).collect()
 }
 
 /// Of one failure.
-const LINE_CHARS_MAX: usize = 120;
+const LINE_CHARS_MAX: usize = 140;

@@ -65,6 +65,7 @@ fn main() -> anyhow::Result<ExitCode> {
         threads,
         keep_going: arguments.keep_going,
         options,
+        mutant: None,
     };
     let mut totals = Totals::new(threads);
     let minutes = arguments.minutes.map_or(String::new(), |minutes| format!(", {minutes} minutes"));

@@ -7,6 +7,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
+use ringpost_protocol::mutant::{self, Mutant};
+
 use crate::sim::keys::Keys;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, Report, World};
@@ -22,6 +24,8 @@ pub struct Plan {
     /// Go on after a failure.
     pub keep_going: bool,
     pub options: Options,
+    /// The deliberate bug that all these worlds have.
+    pub mutant: Option<Mutant>,
 }
 
 /// What became of one world.
@@ -49,6 +53,7 @@ pub fn run(plan: &Plan, keys: &Keys, mut each: impl FnMut(Ended)) {
         for _ in 0..plan.threads.max(1) {
             let (sender, next, stop) = (sender.clone(), &next, &stop);
             scope.spawn(move || {
+                mutant::activate(plan.mutant);
                 while !stop.load(Ordering::Relaxed)
                     && plan.until.is_none_or(|until| Instant::now() < until)
                 {
