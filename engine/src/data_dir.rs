@@ -18,9 +18,10 @@ use ringpost_storage::{ReshardFault, ReshardProgress, Resharded, StoreConfig, ge
 
 mod disk;
 
-pub use disk::{Access, ShardDisk};
+pub(crate) use disk::list_generations;
+pub use disk::{Access, LogOnly, ShardDisk};
 
-use disk::{Generations, list_generations, make_generation};
+use disk::{Generations, make_generation};
 
 /// An opened data directory; the lock is held until it is dropped.
 #[derive(Debug)]
@@ -219,7 +220,7 @@ fn lock(path: &Path) -> Result<File, DataDirFault> {
     }
 }
 
-fn read_current(path: &Path) -> Result<Option<Current>, DataDirFault> {
+pub(crate) fn read_current(path: &Path) -> Result<Option<Current>, DataDirFault> {
     let current_path = current_path(path);
     match std::fs::read(&current_path) {
         Ok(content) => Current::decode(&content)
@@ -258,7 +259,7 @@ fn generation_dir(data_dir: &Path, generation: u64) -> PathBuf {
     store_dir(data_dir).join(format!("gen-{generation}"))
 }
 
-fn shard_dir(data_dir: &Path, generation: u64, shard: u16) -> PathBuf {
+pub(crate) fn shard_dir(data_dir: &Path, generation: u64, shard: u16) -> PathBuf {
     generation_dir(data_dir, generation).join(format!("shard-{shard:03}"))
 }
 

@@ -22,6 +22,7 @@ pub mod config;
 pub mod host;
 pub mod data_dir;
 pub mod progress;
+pub mod store_tool;
 pub mod transport;
 pub mod shard;
 pub mod mesh;

@@ -13,6 +13,7 @@ use ringpost_engine::control::dev;
 use ringpost_engine::control::token::TokenKey;
 use ringpost_engine::launch;
 use ringpost_engine::start::{self, Serving, StartError};
+use ringpost_engine::store_tool::{StoreCommand, StoreToolFault};
 use ringpost_protocol::id::{DeviceId, UserId};
 use tracing_subscriber::EnvFilter;
 
@@ -67,6 +68,9 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
         ttl_s: u64,
     },
+    /// Inspect, verify or compact the stores of a gateway that is not running
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 /// What goes to standard error before a non-zero exit.
@@ -79,14 +83,15 @@ struct Failure {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        None => develop(&cli.development),
-        Some(Command::Serve { config }) => serve(&config),
+        None => develop(&cli.development).map(|()| 0),
+        Some(Command::Serve { config }) => serve(&config).map(|()| 0),
         Some(Command::Token { user, device, data, audience, ttl_s }) => {
-            token(&user, &device, &data, &audience, ttl_s)
+            token(&user, &device, &data, &audience, ttl_s).map(|()| 0)
         }
+        Some(Command::Store(command)) => store(&command),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("error: {}", failure.text);
             if let Some(fix) = failure.fix {
@@ -135,6 +140,11 @@ fn token(user: &str, device: &str, data: &Path, audience: &str, ttl_s: u64) -> R
     Ok(())
 }
 
+fn store(command: &StoreCommand) -> Result<u8, Failure> {
+    start_logs(&LogConfig::default());
+    Ok(command.run()?)
+}
+
 fn announce(serving: Serving) {
     say(&format!("listening on {}, admin on http://{}", serving.listen, serving.admin_listen));
 }
@@ -168,11 +178,18 @@ impl From<StartError> for Failure {
     }
 }
 
+impl From<StoreToolFault> for Failure {
+    fn from(fault: StoreToolFault) -> Self {
+        Self { text: fault.to_string(), fix: Some(fault.fix()), exit_code: fault.exit_code() }
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   ringpost                                     a gateway to try out, ready at once
   ringpost serve --config /etc/ringpost.toml   a gateway with your certificate and keys
   ringpost token --user alice --device phone   a token for the gateway to try out
+  ringpost store inspect ringpost-data         what is stored, segment by segment
   curl http://127.0.0.1:7480/readyz            whether it serves
 
 SIGTERM or Ctrl-C drains it: clients are told to come back, everything accepted is on disk.

@@ -132,6 +132,8 @@ pub enum RecordContent<'a> {
     Gap {
         mailbox: u64,
         seq: u64,
+        /// Seq of the entry whose place it takes; zero: of none.
+        replaces: u64,
         reason: GapReason,
         group: &'a str,
     },
@@ -178,6 +180,12 @@ impl SegmentScan {
                 })
             }
         }
+    }
+
+    /// The answer to [`SegmentStep::Read`] when it failed: asks for shorter parts, and gives the
+    /// offset of the block that cannot be read once it is found and passed over.
+    pub fn unreadable(&mut self, length_bytes: u32) -> Option<u32> {
+        self.scanner.unreadable(length_bytes)
     }
 
     /// The answer to [`SegmentStep::Read`], with what was asked.
@@ -250,6 +258,7 @@ impl<'a> RecordContent<'a> {
             View::Gap(view) => Self::Gap {
                 mailbox: view.mailbox,
                 seq: view.seq,
+                replaces: view.replaces,
                 reason: view.reason,
                 group: view.group,
             },

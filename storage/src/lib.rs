@@ -7,6 +7,7 @@
 //!
 //! # On disk, on one page
 //!
+//! `storage/FORMAT.md` has every offset and rule, enough to write a reader from; this is the summary.
 //! A directory of segments `00000001.seg`, `00000002.seg`, ... (hexadecimal, rising, never used
 //! twice). All numbers are little-endian, all checksums CRC32C.
 //!
@@ -35,7 +36,7 @@
 //! and count only for the batch. A crc covers all that follows it, a record's also
 //! the eight bytes before it. Batch checksums cover their place, so a misplaced or stale block is
 //! none. Record checksums do not: a read verifies one record without its batch, and knows the
-//! right one by its seq, which is unique; reading the whole batch for each would cost up to a
+//! right one by its mailbox and seq; reading the whole batch for each would cost up to a
 //! thousand times the bytes. `seq` is open_count << 40 | record number, and copies keep it.
 //!
 //! # What is promised
@@ -55,6 +56,9 @@
 //! - **A record that cannot be read** any more, or not without damage, leaves a gap in its
 //!   mailboxes: nothing that was accepted vanishes silently.
 //! - **A failed write or sync** closes the store: [`StoreEvent::Failed`], and nothing after it.
+//!
+//! - **Re-sharding and compaction** write a new generation beside the old one; a crash at any moment
+//!   leaves one that is complete: [`generation`].
 //!
 //! The modules below follow a command's path to the disk and back.
 #![forbid(unsafe_code)]

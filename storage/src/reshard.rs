@@ -76,7 +76,7 @@ pub struct ReshardReport {
     pub devices: u64,
     /// Entries of mailboxes that no device record names; kept, though nobody can ask for them.
     pub orphaned_entries: u64,
-    /// Entries whose record could not be read.
+    /// Entries whose record could not be read; each mailbox gets a gap.
     pub damaged_entries: u64,
 }
 

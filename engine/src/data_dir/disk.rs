@@ -30,6 +30,10 @@ pub enum Access {
     ReadWrite,
 }
 
+/// A shard's directory without its checkpoints: a store opened on it reads the whole log.
+#[derive(Debug)]
+pub struct LogOnly(pub ShardDisk);
+
 /// The generations of one data directory.
 #[derive(Debug)]
 pub(super) struct Generations {
@@ -116,6 +120,18 @@ impl BlockingDisk for ShardDisk {
     }
 }
 
+impl BlockingDisk for LogOnly {
+    fn execute(&mut self, op: DiskOp) -> Result<DiskOutcome, DiskError> {
+        match self.0.execute(op)? {
+            DiskOutcome::Listed(mut files) => {
+                files.retain(|(file, _)| matches!(file, FileId::Segment(_)));
+                Ok(DiskOutcome::Listed(files))
+            }
+            other => Ok(other),
+        }
+    }
+}
+
 impl DataDisk for Generations {
     type Shard = ShardDisk;
 
@@ -149,7 +165,7 @@ impl DataDisk for Generations {
 }
 
 /// Numbers of the generations in `data_dir`, in no order. None when there is no store at all.
-pub(super) fn list_generations(data_dir: &Path) -> io::Result<Vec<u64>> {
+pub(crate) fn list_generations(data_dir: &Path) -> io::Result<Vec<u64>> {
     let entries = match fs::read_dir(store_dir(data_dir)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,

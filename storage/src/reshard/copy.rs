@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use ringpost_protocol::id::MailboxId;
+use ringpost_protocol::id::{MailboxId, Seq};
 
 use super::writer::Writer;
 use super::{ReshardFault, ReshardReport, orphan_home};
@@ -10,7 +10,7 @@ use crate::batch::{BATCH_HEAD_BYTES, Scan, Scanner, padded};
 use crate::blocking::BlockingDisk;
 use crate::disk::{DiskOp, DiskOutcome, FileId, SegmentId};
 use crate::entry::Place;
-use crate::record::{DeviceRecord, RawRecord, View};
+use crate::record::{self, DeviceRecord, GapReason, NewGap, RawRecord, View};
 use crate::store::Store;
 use crate::table::HashSeed;
 
@@ -72,8 +72,8 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
         for device in &devices {
             let home = usize::from(device.address.user.slot().shard(shards));
             self.homes.insert(device.mailbox.0, home);
-            let length = crate::record::device_bytes(device);
-            self.targets[home].record(length, |out| crate::record::put_device(device, out))?;
+            let length = record::device_bytes(device);
+            self.targets[home].record(length, |out| record::put_device(device, out))?;
             self.report.devices += 1;
         }
         Ok(())
@@ -98,7 +98,8 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
                     on_bytes(u64::from(offset));
                     match self.read(segment, offset, length_bytes) {
                         Some(bytes) => scanner.feed(offset, length_bytes, bytes),
-                        None => return Ok(()),
+                        // Missed at the end, like what is damaged.
+                        None => drop(scanner.unreadable(length_bytes)),
                     }
                 }
                 Scan::End => return Ok(()),
@@ -218,10 +219,22 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
                 self.copy_record(raw, place)?;
             }
             if self.entries == before {
-                self.report.damaged_entries += group.len() as u64;
+                for lost in group {
+                    self.give_up(lost)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// A gap takes the entry's place, with a seq above all that the mailbox ever had.
+    fn give_up(&mut self, lost: &Missed) -> Result<(), ReshardFault> {
+        self.report.damaged_entries += 1;
+        let seq = Seq::new(self.report.plan.open_count, self.report.damaged_entries);
+        let gap = NewGap { reason: GapReason::Damaged, replaces: lost.seq, group: "" };
+        let home = self.home(lost.mailbox);
+        let length = record::gap_bytes("");
+        self.targets[home].record(length, |out| record::put_gap(lost.mailbox, seq.0, gap, out))
     }
 
     /// Entries in no range that was read, in log order.
