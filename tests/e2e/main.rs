@@ -15,6 +15,8 @@ mod drain;
 mod devices;
 mod full;
 mod reshard;
+mod store_tool;
+mod format;
 mod faults;
 mod tls;
 mod openssl;
