@@ -78,7 +78,7 @@ pub(crate) enum Task {
     SyncBatch,
     Prepare(SegmentId, PrepareOp),
     Read(ReadTask),
-    ReclaimRead { offset: u32, length_bytes: u32 },
+    ScanRead { segment: SegmentId, offset: u32, length_bytes: u32 },
     Unlink,
     UnlinkSync,
 }
@@ -194,13 +194,17 @@ impl Store {
             return None;
         }
         let (task, op) = self
-            .poll_commit(now_ms)
-            .or_else(|| self.poll_read())
-            .or_else(|| self.poll_preparations())
-            .or_else(|| self.poll_reclaim(now_ms))?;
+            .poll_log(now_ms)
+            .or_else(|| self.poll_upkeep(now_ms))
+            // For what upkeep has written: nothing else would call.
+            .or_else(|| self.poll_log(now_ms))?;
         self.last_op += 1;
         self.tasks.insert(self.last_op, task);
         Some((DiskOpId(self.last_op), op))
+    }
+
+    fn poll_log(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
+        self.poll_commit(now_ms).or_else(|| self.poll_read()).or_else(|| self.poll_preparations())
     }
 
     /// Takes the result of an operation.
@@ -224,9 +228,9 @@ impl Store {
                 let fault = error.map(|error| fault("read", task.place.segment, error));
                 self.finish_read(task, fault.map_or(Ok(outcome), Err));
             }
-            (Task::ReclaimRead { offset, length_bytes }, error) => {
+            (Task::ScanRead { offset, length_bytes, .. }, error) => {
                 let window = if error.is_none() { Some(outcome) } else { None };
-                self.reclaim_read(offset, length_bytes, window);
+                self.scan_read(offset, length_bytes, window);
             }
             // After a failed write or sync the page cache may hold what the disk does not:
             // nothing from here on could be promised.
@@ -263,7 +267,8 @@ impl Store {
             return None;
         }
         let attest = self.attest_at_ms.filter(|_| self.is_idle());
-        [attest, self.reclaim_timeout()].into_iter().flatten().min()
+        let upkeep = [self.scan_timeout(), self.sweep_timeout(), self.clock_timeout()];
+        upkeep.into_iter().chain([attest]).flatten().min()
     }
 
     pub(crate) fn fail(&mut self, fault: Fault) {
@@ -341,6 +346,7 @@ impl Store {
                 return None;
             }
         }
+        self.log_clock_if_due(now_ms);
         if self.forming.is_empty() {
             self.attest_at_ms.filter(|at| *at <= now_ms)?;
             self.attest_at_ms = None;
@@ -429,7 +435,7 @@ impl Store {
             Task::SyncBatch => ("sync of a batch", in_flight),
             Task::Prepare(segment, _) => ("preparation", *segment),
             Task::Read(task) => ("read", task.place.segment),
-            Task::ReclaimRead { .. } => ("read for reclaim", oldest),
+            Task::ScanRead { segment, .. } => ("read for reclaim or expiry", *segment),
             Task::Unlink | Task::UnlinkSync => ("removal", oldest),
         };
         self.fail(fault(step, segment, error));

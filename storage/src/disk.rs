@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 
 /// Names one segment file of a store's directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentId(pub u32);
 
 /// Names one checkpoint file of a store's directory.

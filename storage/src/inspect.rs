@@ -119,6 +119,10 @@ pub enum RecordContent<'a> {
         mailbox: u64,
         up_to: u64,
     },
+    /// The expiry clock, Unix milliseconds.
+    Clock {
+        unix_ms: u64,
+    },
     Receipt {
         mailbox: u64,
         seq: u64,
@@ -245,6 +249,7 @@ impl<'a> RecordContent<'a> {
                 envelope_bytes: view.envelope.len(),
             },
             View::Ack { mailbox, up_to } => Self::Ack { mailbox, up_to },
+            View::Clock { unix_ms } => Self::Clock { unix_ms },
             View::Receipt(view) => Self::Receipt {
                 mailbox: view.mailbox,
                 seq: view.seq,

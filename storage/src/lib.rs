@@ -29,7 +29,8 @@
 //!              reason: 1 full, 2 expired, 3 damaged; replaces the one of the same reason, and the
 //!              entry whose seq is `replaces`, unless that is zero
 //!   5 device   mailbox, created_unix_ms u64 | lengths u8 x 2 | user | device
-//!   6, 7       reserved: roster or device-list version, expiry clock; refused by name
+//!   6          reserved: roster or device-list version; refused by name
+//!   7 clock    unix_ms u64                                      the expiry clock; the highest counts
 //! ```
 //!
 //! A length counts its whole batch or record; zeros behind a record fill it up to a multiple of 8
@@ -75,8 +76,11 @@ mod queue;
 pub mod store;
 mod commit;
 mod gap;
+mod clock;
 mod read;
+mod scan;
 mod reclaim;
+mod sweep;
 pub mod recovery;
 mod rebuild;
 pub mod current;
@@ -86,6 +90,7 @@ pub mod generation;
 pub mod inspect;
 
 pub use blocking::BlockingDisk;
+pub use clock::ClockStart;
 pub use current::{Current, CurrentFault};
 pub use disk::{
     CheckpointId, DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId,

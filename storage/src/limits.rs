@@ -25,6 +25,8 @@ pub struct StoreConfig {
     pub mailbox_bytes_max: u32,
     /// One sender may hold this part of a mailbox: a quarter is 4.
     pub sender_share: u32,
+    /// A segment is read for expired messages at most so often.
+    pub expiry_scan_interval_ms: u64,
     /// Zeros written ahead of the log in one piece.
     pub fill_chunk_bytes: u32,
 }
@@ -42,6 +44,7 @@ impl StoreConfig {
             mailbox_records_max: 1000,
             mailbox_bytes_max: 4 << 20,
             sender_share: 4,
+            expiry_scan_interval_ms: 3_600_000,
             fill_chunk_bytes: FILL_CHUNK_BYTES_MAX,
         }
     }
@@ -64,5 +67,9 @@ pub const SEGMENT_BYTES_MIN: u32 = 128 << 10;
 pub const SEGMENT_BYTES_MAX: u32 = 1 << 30;
 pub const BATCH_BYTES_MAX: u32 = 16 << 20;
 pub const FILL_CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// The log knows the expiry clock so exactly, while something is appended or queued.
+pub const CLOCK_LOG_MS: u64 = 60_000;
+/// The expiry clock advances at most so far at a start that no operator confirmed.
+pub const CLOCK_STEP_MS_MAX: u64 = 3_600_000;
 /// An idle store attests its last batch after this time.
 pub const ATTEST_MS: u64 = 1000;

@@ -4,6 +4,7 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use std::collections::VecDeque;
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, padded};
+use crate::clock::ExpiryClock;
 use crate::commit::{Cache, Commit, Forming, next_segment};
 use crate::disk::SegmentId;
 use crate::entry::{Entry, Kind, Place};
@@ -15,6 +16,7 @@ use crate::reclaim::Reclaim;
 use crate::record::{DeviceRecord, RawRecord, RecordFault, View};
 use crate::segment::Log;
 use crate::store::{DeviceSlot, Devices, Store, StoreStats};
+use crate::sweep::Sweep;
 use crate::table::{HashSeed, Table};
 
 /// The index as far as the log was read.
@@ -29,6 +31,8 @@ pub(crate) struct Rebuild {
     log: Log,
     /// The highest of all batches.
     pub(crate) open_count: u32,
+    /// The highest expiry clock, and where it stands.
+    pub(crate) clock: (u64, SegmentId),
     /// End of the last good batch of the segment at hand.
     end: (SegmentId, u32),
     /// Segments that hold nothing were never pushed to the log.
@@ -44,6 +48,7 @@ impl Rebuild {
             devices: Table::new(seed),
             log: Log::default(),
             open_count: 0,
+            clock: (0, SegmentId(0)),
             end: (SegmentId(0), BLOCK_BYTES),
             is_pushed: false,
         }
@@ -108,6 +113,7 @@ impl Rebuild {
         let length = u32::try_from(raw.length()).expect("within a batch");
         match view {
             View::Message(view) => {
+                self.log.get_mut(place.segment).note_expiry(view.expires_at_ms);
                 let mailboxes = view.mailboxes();
                 let count = u32::try_from(mailboxes.len()).expect("a u16 on disk");
                 let kind = Kind::Message { sender: view.sender, mailboxes: count };
@@ -133,6 +139,7 @@ impl Rebuild {
             }
             View::Ack { .. } if is_active(Mutant::RecoveryForgetsAcks) => {}
             View::Ack { mailbox, up_to } => self.ack(mailbox, up_to),
+            View::Clock { unix_ms } => self.clock = self.clock.max((unix_ms, place.segment)),
         }
     }
 
@@ -192,7 +199,7 @@ impl Rebuild {
     ) -> Store {
         self.mailboxes.tidy();
         let entries = self.count();
-        let Self { seed, mailboxes, devices, log, .. } = self;
+        let Self { seed, mailboxes, devices, log, clock, .. } = self;
         let mut store = Store {
             open_count,
             last_assigned: 0,
@@ -211,6 +218,10 @@ impl Rebuild {
             reads: VecDeque::new(),
             last_read: 0,
             reclaim: Reclaim::default(),
+            scan: None,
+            next_scan_read_ms: 0,
+            sweep: Sweep::default(),
+            clock: ExpiryClock::recovered(clock.0, clock.1),
             // At once: the last batch of the previous open gets its attestation, and the new
             // segment is ready before the first command.
             attest_at_ms: Some(0),

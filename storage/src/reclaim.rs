@@ -16,23 +16,20 @@
 
 use std::collections::BinaryHeap;
 
-use bytes::Bytes;
 use ringpost_protocol::id::DeviceAddress;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
-use crate::batch::{BATCH_HEAD_BYTES, Scan, Scanner, index};
+use crate::batch::BATCH_HEAD_BYTES;
 use crate::commit::Task;
 use crate::disk::{DiskOp, SegmentId};
 use crate::entry::Place;
-use crate::read::READ_ATTEMPTS;
 use crate::record::{DeviceRecord, RawRecord, View};
+use crate::scan::Purpose;
 use crate::store::{Store, StoreEvent};
 
 #[derive(Debug, Default)]
 pub(crate) struct Reclaim {
     state: State,
-    /// The byte budget: no read before this time.
-    next_read_ms: u64,
     /// Live mailboxes of the record at hand; kept to spare an allocation for each.
     live: Vec<u64>,
 }
@@ -41,12 +38,7 @@ pub(crate) struct Reclaim {
 enum State {
     #[default]
     Idle,
-    Scanning {
-        scanner: Scanner,
-        reading: bool,
-        /// How often the read at hand failed.
-        failures: u8,
-    },
+    Scanning,
     /// Waits until batch `barrier` is durable and no read uses the file.
     Draining {
         segment: SegmentId,
@@ -64,14 +56,14 @@ pub(crate) enum Moved {
     Device { address: DeviceAddress, from: Place, place: Place },
 }
 
+impl Reclaim {
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+}
+
 impl Store {
-    pub(crate) fn poll_reclaim(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
-        if matches!(self.reclaim.state, State::Idle) {
-            self.begin_reclaim();
-        }
-        if matches!(self.reclaim.state, State::Scanning { .. }) {
-            return self.scan(now_ms);
-        }
+    pub(crate) fn poll_removal(&mut self) -> Option<(Task, DiskOp)> {
         match self.reclaim.state {
             State::Draining { segment, barrier } => self.drain(segment, barrier),
             State::Unlinked => {
@@ -82,100 +74,46 @@ impl Store {
         }
     }
 
-    pub(crate) fn reclaim_timeout(&self) -> Option<u64> {
-        let waits = matches!(self.reclaim.state, State::Scanning { reading: false, .. });
-        (waits && !self.is_backlogged()).then_some(self.reclaim.next_read_ms)
-    }
-
-    fn begin_reclaim(&mut self) {
+    pub(crate) fn begin_reclaim(&mut self) {
         let in_use = self.commit.segment().unwrap_or_else(|| self.forming.oldest_segment());
         let Some(oldest) = self.log.oldest().filter(|oldest| oldest.id < in_use) else {
             return;
         };
         let (segment, end) = (oldest.id, oldest.used_bytes);
         if oldest.live_bytes == 0 {
-            self.reclaim.state = self.draining(segment);
+            self.scanned(segment);
             return;
         }
         let dead = self.log.file_bytes - self.log.live_bytes;
         let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
         if dead > self.log.live_bytes / 5 * 2 + slack {
-            let scanner = Scanner::new(self.config.origin(), segment, end, READ_BYTES);
-            self.reclaim.state = State::Scanning { scanner, reading: false, failures: 0 };
+            self.reclaim.state = State::Scanning;
+            self.begin_scan(Purpose::Reclaim, segment, end);
         }
     }
 
-    fn draining(&self, segment: SegmentId) -> State {
-        State::Draining { segment, barrier: self.forming.last_number() }
+    /// All that the segment still had is in the forming batch, or durable already.
+    pub(crate) fn scanned(&mut self, segment: SegmentId) {
+        self.carry_clock(segment);
+        self.reclaim.state = State::Draining { segment, barrier: self.forming.last_number() };
     }
 
-    /// Appends go first: nothing is copied while more than a batch waits.
-    fn is_backlogged(&self) -> bool {
-        self.forming.queued_bytes() > index(self.config.batch_bytes_max / 2)
-    }
-
-    fn scan(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
-        loop {
-            let backlogged = self.is_backlogged();
-            let State::Scanning { scanner, reading, .. } = &mut self.reclaim.state else {
-                return None;
-            };
-            if *reading || backlogged {
-                return None;
-            }
-            let segment = scanner.segment;
-            match scanner.next() {
-                Scan::Batch { offset, bytes, .. } => self.copy_live(segment, offset, &bytes),
-                // What it held is missed, and counted, when the segment is drained.
-                Scan::Damage { .. } => {}
-                Scan::More { offset, length_bytes } => {
-                    if now_ms < self.reclaim.next_read_ms {
-                        return None;
-                    }
-                    *reading = true;
-                    let rate = u64::from(self.config.reclaim_bytes_per_second).max(1);
-                    let pause_ms = (u64::from(length_bytes) * 1000).div_ceil(rate);
-                    self.reclaim.next_read_ms = now_ms + pause_ms;
-                    let (file, at) = (segment.into(), u64::from(offset));
-                    let read = DiskOp::Read { file, offset: at, length_bytes };
-                    return Some((Task::ReclaimRead { offset, length_bytes }, read));
-                }
-                Scan::End => {
-                    self.reclaim.state = self.draining(segment);
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// `window`: what was read; `None` when the disk refused.
-    pub(crate) fn reclaim_read(&mut self, offset: u32, length_bytes: u32, window: Option<Bytes>) {
-        let State::Scanning { scanner, reading, failures } = &mut self.reclaim.state else {
-            return;
-        };
-        *reading = false;
-        *failures = if window.is_some() { 0 } else { *failures + 1 };
-        if let Some(window) = window {
-            scanner.feed(offset, length_bytes, window);
-        } else if *failures == READ_ATTEMPTS {
-            *failures = 0;
-            scanner.unreadable(length_bytes);
-        }
-    }
-
-    fn copy_live(&mut self, segment: SegmentId, offset: u32, batch: &[u8]) {
+    pub(crate) fn copy_live(&mut self, now_ms: u64, segment: SegmentId, offset: u32, batch: &[u8]) {
         let mut rest = &batch[BATCH_HEAD_BYTES..];
         while let Ok((raw, next)) = RawRecord::split(rest) {
             let at = batch.len() - rest.len();
             let at = offset + u32::try_from(at).expect("within a segment");
-            self.copy_record(raw, Place { segment, offset: at });
+            self.copy_record(now_ms, raw, Place { segment, offset: at });
             rest = next;
         }
     }
 
-    fn copy_record(&mut self, raw: RawRecord<'_>, from: Place) {
+    fn copy_record(&mut self, now_ms: u64, raw: RawRecord<'_>, from: Place) {
         match raw.parse() {
             Ok(View::Message(view)) => {
+                if self.expire_message(now_ms, &view, from) {
+                    return;
+                }
                 let mut live = std::mem::take(&mut self.reclaim.live);
                 live.extend(view.mailboxes().filter(|id| self.is_live(*id, view.seq, from)));
                 if is_active(Mutant::ReclaimDropsLive) {
@@ -190,6 +128,7 @@ impl Store {
                     let place = self.reserve(length);
                     view.copy_to(&live, self.forming.buffer());
                     self.moves(&live, view.seq, from, place, length);
+                    self.note_expiry(place.segment, view.expires_at_ms);
                 }
                 live.clear();
                 self.reclaim.live = live;
@@ -206,7 +145,7 @@ impl Store {
                 }
             }
             // All that an ack of the oldest segment covers goes with it.
-            Ok(View::Ack { .. }) | Err(_) => {}
+            Ok(View::Ack { .. } | View::Clock { .. }) | Err(_) => {}
         }
     }
 
@@ -308,7 +247,7 @@ impl Store {
             let entries = lost.len() as u64;
             self.events.push_back(StoreEvent::Damaged { segment, entries });
         }
-        self.reclaim.state = self.draining(segment);
+        self.scanned(segment);
     }
 
     pub(crate) fn unlinked(&mut self) {
@@ -319,13 +258,12 @@ impl Store {
     pub(crate) fn unlink_durable(&mut self) {
         self.log.pop_oldest();
         self.stats.reclaimed_segments += 1;
+        self.sweep.goes_first = true;
         self.reclaim.state = State::Idle;
     }
 }
 
 /// Dead bytes that are left alone however little is live.
 const SLACK_SEGMENTS: u64 = 2;
-const READ_BYTES: u32 = 256 << 10;
 /// Lost entries that become gaps in one go: 2.5 MiB of records.
 const GIVE_UP_ENTRIES_MAX: usize = 1 << 16;
-const _: () = assert!(READ_BYTES >= crate::limits::BLOCK_BYTES);

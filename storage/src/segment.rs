@@ -263,13 +263,38 @@ pub(crate) struct Segment {
     pub(crate) live_bytes: u64,
     /// Reads under way: the file must not go before they end.
     pub(crate) reads: u32,
+    /// No message of it that is queued expires before; `u64::MAX`: none does. Unix milliseconds.
+    pub(crate) earliest_expiry_ms: u64,
+    /// During a sweep: the same for what was seen of the rest so far.
+    pub(crate) rest_expiry_ms: u64,
+    /// Not to be swept before this monotonic time.
+    pub(crate) sweep_again_ms: u64,
+}
+
+impl Segment {
+    pub(crate) fn note_expiry(&mut self, expires_at_ms: u64) {
+        self.earliest_expiry_ms = self.earliest_expiry_ms.min(expires_at_ms);
+        self.note_rest_expiry(expires_at_ms);
+    }
+
+    pub(crate) fn note_rest_expiry(&mut self, expires_at_ms: u64) {
+        self.rest_expiry_ms = self.rest_expiry_ms.min(expires_at_ms);
+    }
 }
 
 impl Log {
     pub(crate) fn push(&mut self, id: SegmentId, used_bytes: u32) {
         assert!(self.segments.back().is_none_or(|last| last.id < id), "segments only go up");
         assert!(used_bytes >= BLOCK_BYTES, "the header is there");
-        self.segments.push_back(Segment { id, used_bytes, live_bytes: 0, reads: 0 });
+        self.segments.push_back(Segment {
+            id,
+            used_bytes,
+            live_bytes: 0,
+            reads: 0,
+            earliest_expiry_ms: u64::MAX,
+            rest_expiry_ms: u64::MAX,
+            sweep_again_ms: 0,
+        });
         self.file_bytes += u64::from(used_bytes);
     }
 

@@ -8,6 +8,7 @@ use ringpost_protocol::id::{DeviceAddress, MailboxId, Seq};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::clock::ExpiryClock;
 use crate::commit::{Cache, Commit, Forming, Task};
 use crate::disk::SegmentId;
 use crate::entry::{Entry, Kind, Place};
@@ -17,7 +18,9 @@ use crate::queue::Mailboxes;
 use crate::read::ReadTask;
 use crate::reclaim::Reclaim;
 use crate::record::{self, DeviceRecord, NewMessage, ReceiptRecord, StoredRecord};
+use crate::scan::SegmentScan;
 use crate::segment::{Log, Preparation};
+use crate::sweep::Sweep;
 use crate::table::{HashSeed, Table};
 
 /// One shard's store. Made by [`crate::Opening`].
@@ -48,6 +51,11 @@ pub struct Store {
     pub(crate) reads: VecDeque<ReadTask>,
     pub(crate) last_read: u64,
     pub(crate) reclaim: Reclaim,
+    pub(crate) scan: Option<SegmentScan>,
+    /// The byte budget: no read of a scan before this time.
+    pub(crate) next_scan_read_ms: u64,
+    pub(crate) sweep: Sweep,
+    pub(crate) clock: ExpiryClock,
     /// When the idle store writes an empty batch that attests the last one.
     pub(crate) attest_at_ms: Option<u64>,
     pub(crate) events: VecDeque<StoreEvent>,
@@ -168,6 +176,7 @@ impl Store {
         for mailbox in message.mailboxes {
             self.insert(mailbox.0, entry);
         }
+        self.note_expiry(place.segment, message.expires_at_ms);
         Ok(seq)
     }
 

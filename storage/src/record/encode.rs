@@ -3,8 +3,8 @@
 use ringpost_protocol::id::UserId;
 
 use super::{
-    DeviceRecord, KIND_ACK, KIND_DEVICE, KIND_GAP, KIND_MESSAGE, KIND_RECEIPT, NewGap, NewMessage,
-    RECORD_ALIGN, RECORD_HEAD_BYTES, RECORD_VERSION, ReceiptRecord, checksum,
+    DeviceRecord, KIND_ACK, KIND_DEVICE, KIND_EXPIRY_CLOCK, KIND_GAP, KIND_MESSAGE, KIND_RECEIPT,
+    NewGap, NewMessage, RECORD_ALIGN, RECORD_HEAD_BYTES, RECORD_VERSION, ReceiptRecord, checksum,
 };
 
 pub(crate) fn message_bytes(message: &NewMessage<'_>) -> usize {
@@ -35,6 +35,12 @@ pub(crate) fn put_ack(mailbox: u64, up_to: u64, out: &mut Vec<u8>) {
     let start = begin(KIND_ACK, 0, out);
     put_u64(mailbox, out);
     put_u64(up_to, out);
+    end(start, out);
+}
+
+pub(crate) fn put_clock(unix_ms: u64, out: &mut Vec<u8>) {
+    let start = begin(KIND_EXPIRY_CLOCK, 0, out);
+    put_u64(unix_ms, out);
     end(start, out);
 }
 
@@ -171,5 +177,6 @@ fn put_texts(texts: &[&str], out: &mut Vec<u8>) {
 }
 
 pub(crate) const ACK_BYTES: usize = (RECORD_HEAD_BYTES + 2 * 8).next_multiple_of(RECORD_ALIGN);
+pub(crate) const CLOCK_BYTES: usize = (RECORD_HEAD_BYTES + 8).next_multiple_of(RECORD_ALIGN);
 pub(super) const MESSAGE_FIXED_BYTES: usize = RECORD_HEAD_BYTES + 6 * 8 + 4 + 2 + 3;
 const RECEIPT_FIXED_BYTES: usize = RECORD_HEAD_BYTES + 5 * 8 + 3;

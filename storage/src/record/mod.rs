@@ -15,12 +15,12 @@ pub use content::{
     DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredMessage, StoredRecord, Text,
 };
 pub(crate) use encode::{
-    ACK_BYTES, device_bytes, gap_bytes, message_bytes, put_ack, put_device, put_gap, put_message,
-    put_receipt, receipt_bytes,
+    ACK_BYTES, CLOCK_BYTES, device_bytes, gap_bytes, message_bytes, put_ack, put_clock, put_device,
+    put_gap, put_message, put_receipt, receipt_bytes,
 };
 pub(crate) use fields::Fields;
-pub(crate) use view::View;
-use view::{parse_ack, parse_device, parse_gap, parse_message, parse_receipt};
+pub(crate) use view::{MessageView, View};
+use view::{parse_ack, parse_clock, parse_device, parse_gap, parse_message, parse_receipt};
 
 /// The part of a record that is the same for all kinds:
 /// kind u8, version u8, flags u16, length u32 (of the record without the zeros that fill it up to
@@ -88,6 +88,7 @@ impl<'a> RawRecord<'a> {
             KIND_RECEIPT => parse_receipt(fields).map(View::Receipt),
             KIND_GAP => parse_gap(fields).map(View::Gap),
             KIND_DEVICE => parse_device(fields).map(View::Device),
+            KIND_EXPIRY_CLOCK => parse_clock(fields),
             _ => return Err(RecordFault::Unknown),
         };
         view.ok_or(RecordFault::Malformed)
@@ -101,7 +102,7 @@ impl<'a> RawRecord<'a> {
             KIND_GAP => "gap",
             KIND_DEVICE => "device",
             KIND_LIST_VERSION => "roster or device-list version, reserved",
-            KIND_EXPIRY_CLOCK => "expiry clock, reserved",
+            KIND_EXPIRY_CLOCK => "expiry clock",
             _ => "no known type",
         }
     }

@@ -18,6 +18,7 @@ pub(crate) enum View<'a> {
     Gap(GapView<'a>),
     Device(DeviceView<'a>),
     Ack { mailbox: u64, up_to: u64 },
+    Clock { unix_ms: u64 },
 }
 
 #[derive(Clone, Copy)]
@@ -167,6 +168,11 @@ pub(super) fn parse_message(mut fields: Fields<'_>, flags: u16) -> Option<Messag
 pub(super) fn parse_ack(mut fields: Fields<'_>) -> Option<View<'_>> {
     let [mailbox, up_to] = fields.u64s()?;
     fields.0.is_empty().then_some(View::Ack { mailbox, up_to })
+}
+
+pub(super) fn parse_clock(mut fields: Fields<'_>) -> Option<View<'_>> {
+    let [unix_ms] = fields.u64s()?;
+    fields.0.is_empty().then_some(View::Clock { unix_ms })
 }
 
 pub(super) fn parse_receipt(mut fields: Fields<'_>) -> Option<ReceiptView<'_>> {

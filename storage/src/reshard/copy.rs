@@ -51,6 +51,7 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
     /// `on_bytes` is told how many bytes of the source have been dealt with.
     pub(super) fn run(&mut self, on_bytes: &mut dyn FnMut(u64)) -> Result<(), ReshardFault> {
         self.copy_devices()?;
+        self.copy_clock()?;
         let source = self.source;
         let mut before = 0;
         for segment in source.log.segments() {
@@ -75,6 +76,18 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
             let length = record::device_bytes(device);
             self.targets[home].record(length, |out| record::put_device(device, out))?;
             self.report.devices += 1;
+        }
+        Ok(())
+    }
+
+    /// To each target: recovery takes the highest that the sources knew.
+    fn copy_clock(&mut self) -> Result<(), ReshardFault> {
+        let clock_ms = self.source.clock.logged_ms;
+        if clock_ms > 0 {
+            for target in &mut *self.targets {
+                let length = crate::record::CLOCK_BYTES;
+                target.record(length, |out| crate::record::put_clock(clock_ms, out))?;
+            }
         }
         Ok(())
     }
@@ -173,7 +186,7 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
             Ok(View::Receipt(view)) => self.copy_small(raw, view.mailbox, view.seq, place),
             Ok(View::Gap(view)) => self.copy_small(raw, view.mailbox, view.seq, place),
             // Devices come from memory; nothing that an ack covers is copied.
-            Ok(View::Device(_) | View::Ack { .. }) | Err(_) => Ok(()),
+            Ok(View::Device(_) | View::Ack { .. } | View::Clock { .. }) | Err(_) => Ok(()),
         }
     }
 

@@ -5,5 +5,6 @@ mod world;
 mod crash;
 mod damage;
 mod gaps;
+mod expiry;
 mod behaviour;
 mod reshard;
