@@ -88,10 +88,13 @@ impl<W: Write> Output<'_, W> {
         // Opened as at a start, on files that stay as they are: what is live is what it would serve.
         let opened = blocking::open(&mut disk, shard.config(), 0, |_| {});
         let store = opened.as_ref().ok().map(|(store, _)| store);
+        let (mut file_bytes, mut record_bytes) = (0, 0);
         for (file, bytes) in files {
+            file_bytes += bytes;
             match file {
                 FileId::Segment(segment) => {
                     let found = self.scan(shard, segment, bytes, store)?;
+                    record_bytes += found.record_bytes;
                     self.segment(shard, &found, store)?;
                 }
                 FileId::Checkpoint(_) => self.checkpoint(shard, file, bytes)?,
@@ -102,7 +105,7 @@ impl<W: Write> Output<'_, W> {
                 if self.args.mailboxes {
                     self.mailboxes(shard, store)?;
                 }
-                self.sum(shard, store, report)
+                self.sum(shard, store, report, [file_bytes, record_bytes])
             }
             Err(fault) => {
                 let value =
@@ -338,16 +341,17 @@ impl<W: Write> Output<'_, W> {
         shard: &TargetShard,
         store: &Store,
         report: &RecoveryReport,
+        [file_bytes, record_bytes]: [u64; 2],
     ) -> Result<(), StoreToolFault> {
         let stats = store.stats();
         let damaged: Vec<String> = report.damaged.iter().map(ToString::to_string).collect();
         let torn = report.cut_at.map(|(segment, offset)| format!("{segment} at {offset}"));
-        let dead_bytes = stats.file_bytes.saturating_sub(stats.live_bytes);
+        let dead_bytes = record_bytes.saturating_sub(stats.live_bytes);
         let value = json!({
             "type": "shard",
             "shard": shard.shard,
             "opens": report.open_count.saturating_sub(1),
-            "file_bytes": stats.file_bytes,
+            "file_bytes": file_bytes,
             "live_bytes": stats.live_bytes,
             "dead_bytes": dead_bytes,
             "mailboxes": stats.mailboxes,
@@ -358,13 +362,14 @@ impl<W: Write> Output<'_, W> {
         });
         self.emit(&value, || {
             let mut text = format!(
-                "shard {}: {} devices, {} mailboxes with {} entries; live {}, dead {}",
+                "shard {}: {} devices, {} mailboxes with {} entries; live {}, dead {}, files {}",
                 shard.shard,
                 stats.devices,
                 stats.mailboxes,
                 stats.entries,
                 mib(stats.live_bytes),
                 mib(dead_bytes),
+                mib(file_bytes),
             );
             for range in &damaged {
                 text += &format!("\n  DAMAGED: {range}");
@@ -415,7 +420,8 @@ Examples:
   ringpost store inspect --json DIR | jq 'select(.type == \"shard\")'
 
 live: bytes of records that some mailbox still needs. dead: acknowledged, replaced or moved; a running
-gateway frees them segment by segment, `ringpost store compact` all at once. A torn tail is what a
+gateway frees them segment by segment, `ringpost store compact` all at once. files: all bytes of the
+files, with what is prepared for records to come. A torn tail is what a
 crash cut off before it was durable; damage is what was durable and is unreadable now.
 In JSON, 64-bit numbers that may pass 2^53 are strings: seq in decimal, mailbox and store_id in hex.
 Exit codes: 0 shown, 2 not examined (a gateway runs on it, or it is no data directory).";

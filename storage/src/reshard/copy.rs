@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use hashbrown::HashMap;
 use ringpost_protocol::id::{MailboxId, Seq};
+use ringpost_protocol::mutant::{Mutant, is_active};
 
 use super::writer::Writer;
 use super::{ReshardFault, ReshardReport, orphan_home};
@@ -70,8 +71,13 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
         let mut devices: Vec<DeviceRecord> = self.source.devices().collect();
         devices.sort_unstable_by(|a, b| a.address.cmp(&b.address));
         let shards = u16::try_from(self.targets.len()).expect("storage shards are a u16");
+        let first = devices.first().map(|device| device.address.user.slot());
         for device in &devices {
-            let home = usize::from(device.address.user.slot().shard(shards));
+            let slot = device.address.user.slot();
+            if is_active(Mutant::ReshardLosesSlot) && first == Some(slot) {
+                continue;
+            }
+            let home = usize::from(slot.shard(shards));
             self.homes.insert(device.mailbox.0, home);
             let length = record::device_bytes(device);
             self.targets[home].record(length, |out| record::put_device(device, out))?;

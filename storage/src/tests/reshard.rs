@@ -22,6 +22,7 @@ struct Data {
     generations: BTreeMap<u64, Vec<Rc<RefCell<Disk>>>>,
     left: Rc<Cell<usize>>,
     rng: Rng,
+    free_bytes: u64,
 }
 
 struct Shard {
@@ -34,6 +35,8 @@ struct Shard {
 struct Content {
     entries: BTreeMap<(u64, u64), StoredRecord>,
     devices: BTreeMap<u64, u64>,
+    /// The highest expiry clock.
+    clock_ms: u64,
 }
 
 fn take(left: &Cell<usize>) -> Result<(), DiskError> {
@@ -99,7 +102,7 @@ impl DataDisk for Data {
     }
 
     fn free_bytes(&mut self) -> Result<u64, DiskError> {
-        Ok(u64::MAX)
+        Ok(self.free_bytes)
     }
 }
 
@@ -122,7 +125,13 @@ impl Data {
             disks.push(Rc::new(RefCell::new(world.disk)));
         }
         let left = Rc::new(Cell::new(usize::MAX));
-        Self { current: current.encode(), generations: [(1, disks)].into(), left, rng }
+        Self {
+            current: current.encode(),
+            generations: [(1, disks)].into(),
+            left,
+            rng,
+            free_bytes: u64::MAX,
+        }
     }
 
     /// The disk as it is now, for one run of its own.
@@ -136,6 +145,7 @@ impl Data {
             generations: generations.collect(),
             left: Rc::new(Cell::new(left)),
             rng: Rng(seed),
+            free_bytes: self.free_bytes,
         }
     }
 
@@ -177,6 +187,7 @@ impl Data {
                 assert_eq!(home, shard, "at home");
                 content.devices.insert(device.mailbox.0, device.created_unix_ms);
             }
+            content.clock_ms = content.clock_ms.max(store.expiry_clock_ms(0));
             for n in 0..USERS as u64 {
                 content.read(n, &mut store, &mut shard_disk);
             }
@@ -221,6 +232,7 @@ impl Content {
 }
 
 fn fill(world: &mut World, users: &[u64], rng: &mut Rng) {
+    world.store.begin_clock(world.now_ms, 1_000_000 + users.len() as u64, true);
     for n in users {
         world.device(usize::try_from(*n).unwrap());
     }
@@ -253,6 +265,7 @@ fn everything_is_kept_whatever_the_numbers_of_shards() {
         let mut data = Data::filled(from, u64::from(from));
         let before = data.content();
         assert!(before.entries.len() > 40 && before.devices.len() == USERS);
+        assert!(before.clock_ms > 1_000_000);
         let done = data.start(to).unwrap();
         assert_eq!(done.leftover, None);
         assert_eq!(data.current(), Current { generation: 2, storage_shards: to, store_id: 0x5eed });
@@ -282,6 +295,22 @@ fn numbers_given_later_are_above_all_that_were_given() {
         let seq = world.message(1, &[500], 10).unwrap();
         assert!(seq.0 > highest, "{seq:?} {highest:x}");
     }
+}
+
+#[test]
+fn without_room_nothing_is_begun() {
+    let mut data = Data::filled(2, 5);
+    let before = data.content();
+    data.free_bytes = 1000;
+    let fault = data.start(1).unwrap_err();
+    let ReshardFault::NoSpace { needed_bytes, free_bytes: 1000 } = fault else {
+        panic!("{fault}");
+    };
+    assert_eq!(data.generations.len(), 1);
+    assert!(data.content() == before && data.current().generation == 1);
+    data.free_bytes = needed_bytes;
+    data.start(1).unwrap();
+    assert!(data.content() == before);
 }
 
 /// Every number of operations, until it is complete; each time power is lost, and then the start
