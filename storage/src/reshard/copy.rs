@@ -91,8 +91,8 @@ impl<'a, D: BlockingDisk> Copier<'a, D> {
         let clock_ms = self.source.clock.logged_ms;
         if clock_ms > 0 {
             for target in &mut *self.targets {
-                let length = crate::record::CLOCK_BYTES;
-                target.record(length, |out| crate::record::put_clock(clock_ms, out))?;
+                let length = record::CLOCK_BYTES;
+                target.record(length, |out| record::put_clock(clock_ms, out))?;
             }
         }
         Ok(())
