@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use ringpost_storage::inspect::{self, RecordContent, RecordFound};
+use ringpost_storage::inspect::{self, RecordFound};
 use ringpost_storage::{DeviceRecord, FileId, RecoveryReport, SegmentId, Store, blocking};
 use serde_json::{Value, json};
 
+use super::fields::{fields, id, live_mailboxes, plain};
 use super::scan::{SegmentFound, scan};
 use super::target::{Target, TargetShard};
 use super::{StoreToolFault, json_line, line, mib};
@@ -138,7 +139,7 @@ impl<W: Write> Output<'_, W> {
         store: Option<&Store>,
     ) -> Result<(), StoreToolFault> {
         let segment = batch.segment;
-        let mut value = self.fields(record);
+        let mut value = fields(record, self.args.full_ids);
         let live = store.and_then(|store| live_mailboxes(store, record, segment));
         value["type"] = "record".into();
         value["shard"] = shard.shard.into();
@@ -151,7 +152,7 @@ impl<W: Write> Output<'_, W> {
         if let Some(live) = live {
             value["live_mailboxes"] = live.into();
         }
-        let fields = self.fields(record);
+        let fields = fields(record, self.args.full_ids);
         let (offset, name) = (record.offset, record.name);
         self.emit(&value, || {
             let fields = fields.as_object().into_iter().flatten();
@@ -160,76 +161,6 @@ impl<W: Write> Output<'_, W> {
             let dead = if live == Some(0) { ", dead" } else { "" };
             format!("    {segment} {offset}: {name}{fields}{dead}")
         })
-    }
-
-    fn fields(&self, record: &RecordFound<'_>) -> Value {
-        let id = |id: &str| self.id(id);
-        let hex = |mailbox: u64| format!("{mailbox:016x}");
-        match &record.content {
-            Some(RecordContent::Message {
-                seq,
-                user,
-                device,
-                group,
-                install_id,
-                send_seq,
-                message_number,
-                sent_at_ms,
-                expires_at_ms,
-                is_urgent,
-                mailboxes,
-                envelope_bytes,
-            }) => json!({
-                "seq": seq.to_string(),
-                "user": id(user),
-                "device": id(device),
-                "group": id(group),
-                "install_id": hex(*install_id),
-                "send_seq": send_seq.to_string(),
-                "message_number": message_number.to_string(),
-                "sent_at_ms": sent_at_ms,
-                "expires_at_ms": expires_at_ms,
-                "is_urgent": is_urgent,
-                "mailboxes": mailboxes.iter().map(|id| hex(*id)).collect::<Vec<_>>(),
-                "envelope_bytes": envelope_bytes,
-            }),
-            Some(RecordContent::Ack { mailbox, up_to }) => {
-                json!({"mailbox": hex(*mailbox), "up_to": up_to.to_string()})
-            }
-            Some(RecordContent::Receipt {
-                mailbox,
-                seq,
-                slot,
-                user,
-                device,
-                group,
-                install_id,
-                up_to_send_seq,
-            }) => json!({
-                "mailbox": hex(*mailbox),
-                "seq": seq.to_string(),
-                "slot": hex(*slot),
-                "user": id(user),
-                "device": id(device),
-                "group": id(group),
-                "install_id": hex(*install_id),
-                "up_to_send_seq": up_to_send_seq.to_string(),
-            }),
-            Some(RecordContent::Gap { mailbox, seq, replaces, reason, group }) => json!({
-                "mailbox": hex(*mailbox),
-                "seq": seq.to_string(),
-                "replaces": replaces.to_string(),
-                "reason": format!("{reason:?}").to_lowercase(),
-                "group": id(group),
-            }),
-            Some(RecordContent::Device { mailbox, created_unix_ms, user, device }) => json!({
-                "mailbox": hex(*mailbox),
-                "created_unix_ms": created_unix_ms,
-                "user": id(user),
-                "device": id(device),
-            }),
-            None => json!({}),
-        }
     }
 
     fn segment(
@@ -307,8 +238,10 @@ impl<W: Write> Output<'_, W> {
             store.devices().map(|device| (device.mailbox.0, device)).collect();
         for mailbox in inspect::mailboxes(store) {
             let device = devices.get(&mailbox.0).map(|device| &device.address);
-            let user = device.map_or_else(String::new, |at| self.id(at.user.as_str()));
-            let name = device.map_or_else(String::new, |at| self.id(at.device.as_str()));
+            let user =
+                device.map_or_else(String::new, |at| id(at.user.as_str(), self.args.full_ids));
+            let name =
+                device.map_or_else(String::new, |at| id(at.device.as_str(), self.args.full_ids));
             let entries = inspect::entries(store, mailbox);
             let listed = entries.iter().map(|entry| {
                 json!({
@@ -380,36 +313,6 @@ impl<W: Write> Output<'_, W> {
             text
         })
     }
-
-    /// Two characters and the length, as in logs, unless asked for the whole.
-    fn id(&self, id: &str) -> String {
-        if self.args.full_ids || id.is_empty() {
-            return id.to_owned();
-        }
-        let start: String = id.chars().take(2).collect();
-        format!("{start}..({})", id.len())
-    }
-}
-
-/// Mailboxes that still need the record; `None` for kinds that are in no mailbox.
-fn live_mailboxes(store: &Store, record: &RecordFound<'_>, segment: SegmentId) -> Option<usize> {
-    let (seq, mailboxes) = match record.content.as_ref()? {
-        RecordContent::Message { seq, mailboxes, .. } => (*seq, mailboxes.clone()),
-        RecordContent::Receipt { seq, mailbox, .. } | RecordContent::Gap { seq, mailbox, .. } => {
-            (*seq, vec![*mailbox])
-        }
-        RecordContent::Ack { .. } | RecordContent::Device { .. } => return None,
-    };
-    let is_live = |mailbox: &&u64| {
-        let mailbox = ringpost_protocol::id::MailboxId(**mailbox);
-        inspect::is_live(store, mailbox, seq, segment, record.offset)
-    };
-    Some(mailboxes.iter().filter(is_live).count())
-}
-
-/// Texts without their quotes.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 pub(super) const HELP: &str = "\

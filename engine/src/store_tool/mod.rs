@@ -9,6 +9,7 @@ use ringpost_storage::OpenFault;
 use crate::data_dir::DataDirFault;
 
 mod compact;
+mod fields;
 mod inspect;
 mod scan;
 mod target;
