@@ -120,6 +120,11 @@ pub(crate) enum Scan {
 }
 
 impl Scanner {
+    /// Begins at the batch at `offset`, instead of the first.
+    pub(crate) fn starting_at(self, offset: u32) -> Self {
+        Self { offset, window_offset: offset, ..self }
+    }
+
     /// `read_bytes`: length of one read, raised for a longer batch.
     pub(crate) fn new(origin: Origin, segment: SegmentId, end: u32, read_bytes: u32) -> Self {
         Self {
@@ -155,6 +160,24 @@ impl Scanner {
         let passed = self.offset;
         self.offset = passed.saturating_add(BLOCK_BYTES);
         Some(passed)
+    }
+
+    /// Takes the piece of the file that follows those before, whatever was asked for. A short one
+    /// is the end of the file.
+    pub(crate) fn extend(&mut self, asked_bytes: u32, piece: Bytes) {
+        let length = u32::try_from(self.window.len()).expect("at most a piece and a batch");
+        let known = self.window_offset + length;
+        if piece.len() < index(asked_bytes) {
+            let got = u32::try_from(piece.len()).expect("shorter than asked_bytes");
+            self.end = self.end.min(known + got);
+        }
+        let kept = self.window.get(index(self.offset - self.window_offset)..).unwrap_or_default();
+        if kept.is_empty() {
+            (self.window, self.window_offset) = (piece, known);
+        } else {
+            let window = Bytes::from([kept, &piece[..]].concat());
+            (self.window, self.window_offset) = (window, self.offset);
+        }
     }
 
     pub(crate) fn next(&mut self) -> Scan {

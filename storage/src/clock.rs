@@ -45,6 +45,11 @@ impl ExpiryClock {
         Self { logged_ms, logged_in, ..Self::default() }
     }
 
+    /// The highest that the log holds, and where it stands.
+    pub(crate) fn logged(&self) -> (u64, SegmentId) {
+        (self.logged_ms, self.logged_in)
+    }
+
     /// The clock at `now_ms`; `None` before [`Store::begin_clock`].
     pub(crate) fn at(&self, now_ms: u64) -> Option<u64> {
         let Started { clock_ms, now_ms: began_ms } = self.started?;

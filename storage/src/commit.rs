@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, index, padded};
+use crate::checkpoint::CheckpointOp;
 use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
 use crate::entry::Place;
 use crate::fault::Fault;
@@ -66,6 +67,7 @@ pub(crate) enum Commit {
 pub(crate) struct InFlight {
     number: u64,
     pub(crate) segment: SegmentId,
+    base: u32,
     records: u32,
     last_record: u64,
     copies: Vec<Moved>,
@@ -81,6 +83,7 @@ pub(crate) enum Task {
     ScanRead { segment: SegmentId, offset: u32, length_bytes: u32 },
     Unlink,
     UnlinkSync,
+    Checkpoint(CheckpointOp),
 }
 
 impl Forming {
@@ -116,6 +119,12 @@ impl Forming {
     /// The oldest segment that a batch still waits for.
     pub(crate) fn oldest_segment(&self) -> SegmentId {
         self.closed.front().map_or(self.segment, |batch| batch.segment)
+    }
+
+    /// Where the first batch that is not yet in flight begins; or earlier, if it is still empty.
+    pub(crate) fn first_place(&self) -> (SegmentId, u32) {
+        let closed = self.closed.front().map(|batch| (batch.segment, batch.base));
+        closed.unwrap_or((self.segment, self.base))
     }
 
     /// Where the current record is to be encoded; after [`Store::reserve`].
@@ -174,10 +183,15 @@ impl Commit {
     }
 
     pub(crate) fn segment(&self) -> Option<SegmentId> {
+        self.place().map(|(segment, _)| segment)
+    }
+
+    /// Where the batch in flight begins.
+    pub(crate) fn place(&self) -> Option<(SegmentId, u32)> {
         match self {
             Self::Idle => None,
             Self::Writing(batch) | Self::Written(batch) | Self::Syncing(batch) => {
-                Some(batch.segment)
+                Some((batch.segment, batch.base))
             }
         }
     }
@@ -197,7 +211,8 @@ impl Store {
             .poll_log(now_ms)
             .or_else(|| self.poll_upkeep(now_ms))
             // For what upkeep has written: nothing else would call.
-            .or_else(|| self.poll_log(now_ms))?;
+            .or_else(|| self.poll_log(now_ms))
+            .or_else(|| self.poll_checkpoint(now_ms))?;
         self.last_op += 1;
         self.tasks.insert(self.last_op, task);
         Some((DiskOpId(self.last_op), op))
@@ -239,6 +254,7 @@ impl Store {
                     self.batch_durable(now_ms, batch);
                 }
             }
+            (Task::Checkpoint(_), Some(_)) => self.checkpoint_failed(),
             (task, Some(error)) => self.fail_task(&task, error),
             (Task::WriteBatch, None) => {
                 if let Commit::Writing(batch) = self.commit.take() {
@@ -257,6 +273,7 @@ impl Store {
                 }
             }
             (Task::Unlink, None) => self.unlinked(),
+            (Task::Checkpoint(op), None) => self.checkpoint_done(op),
             (Task::UnlinkSync, None) => self.unlink_durable(),
         }
     }
@@ -268,7 +285,7 @@ impl Store {
         }
         let attest = self.attest_at_ms.filter(|_| self.is_idle());
         let upkeep = [self.scan_timeout(), self.sweep_timeout(), self.clock_timeout()];
-        upkeep.into_iter().chain([attest]).flatten().min()
+        upkeep.into_iter().chain([attest, self.checkpoint_timeout()]).flatten().min()
     }
 
     pub(crate) fn fail(&mut self, fault: Fault) {
@@ -383,7 +400,8 @@ impl Store {
         let data = Bytes::from(buffer);
         self.cache.insert(Place { segment, offset: base }, data.clone(), cost);
         self.preparations.retain(|known| known.segment >= segment);
-        self.commit = Commit::Writing(InFlight { number, segment, records, last_record, copies });
+        self.commit =
+            Commit::Writing(InFlight { number, segment, base, records, last_record, copies });
         DiskOp::Write { file: segment.into(), offset: u64::from(base), data }
     }
 
@@ -437,6 +455,7 @@ impl Store {
             Task::Read(task) => ("read", task.place.segment),
             Task::ScanRead { segment, .. } => ("read for reclaim or expiry", *segment),
             Task::Unlink | Task::UnlinkSync => ("removal", oldest),
+            Task::Checkpoint(_) => unreachable!("the store outlives a failed checkpoint"),
         };
         self.fail(fault(step, segment, error));
     }

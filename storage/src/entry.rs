@@ -59,6 +59,34 @@ impl Entry {
         Self([seq_low, seq_high, about_low, about_high, key])
     }
 
+    pub(crate) fn to_bytes(self) -> [u8; ENTRY_BYTES] {
+        let mut bytes = [0; ENTRY_BYTES];
+        let (words, _) = bytes.as_chunks_mut();
+        for (bytes, word) in words.iter_mut().zip(self.0) {
+            *bytes = word.to_le_bytes();
+        }
+        bytes
+    }
+
+    /// The inverse of [`Self::to_bytes`]; `None` for what cannot be an entry.
+    pub(crate) fn from_bytes(bytes: &[u8; ENTRY_BYTES]) -> Option<Self> {
+        let (words, _) = bytes.as_chunks();
+        let mut entry = Self([0; 5]);
+        for (word, bytes) in entry.0.iter_mut().zip(words) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        let sane = match entry.tag() {
+            MESSAGE => (1..=MAILBOXES_PER_RECORD_MAX).contains(&index(entry.0[4] >> SENDER_BITS)),
+            tag => tag <= GAP,
+        };
+        (sane && entry.length() > 0).then_some(entry)
+    }
+
+    /// The low bits of its segment's number.
+    pub(crate) fn segment_low(&self) -> u32 {
+        low(self.about() >> OFFSET_BITS) & SEGMENT_MASK
+    }
+
     pub(crate) fn seq(&self) -> u64 {
         join(self.0[0], self.0[1])
     }
@@ -153,10 +181,6 @@ impl Entry {
     fn upper(&self) -> u64 {
         self.about() >> UPPER_SHIFT & SLOT_UPPER_MASK
     }
-
-    fn segment_low(&self) -> u32 {
-        low(self.about() >> OFFSET_BITS) & SEGMENT_MASK
-    }
 }
 
 fn pack(place: Place) -> u64 {
@@ -182,6 +206,7 @@ fn join(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+pub(crate) const ENTRY_BYTES: usize = 20;
 /// Segments that a log may span, from its oldest to its newest.
 pub(crate) const SEGMENT_SPAN_MAX: u32 = 1 << SEGMENT_BITS;
 
@@ -208,7 +233,7 @@ const MESSAGE: u64 = 0;
 const RECEIPT: u64 = 1;
 const GAP: u64 = 2;
 
-const _: () = assert!(size_of::<Entry>() == 20);
+const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES);
 const _: () = assert!(SEGMENT_BYTES_MAX / ALIGN <= 1 << OFFSET_BITS);
 const _: () = assert!(RECORD_BYTES_MAX.div_ceil(RECORD_ALIGN) < 1 << LENGTH_BITS);
 const _: () = assert!(SMALL_RECORD_BYTES_MAX.div_ceil(RECORD_ALIGN) < 1 << SMALL_LENGTH_BITS);

@@ -9,7 +9,9 @@
 //!
 //! `storage/FORMAT.md` has every offset and rule, enough to write a reader from; this is the summary.
 //! A directory of segments `00000001.seg`, `00000002.seg`, ... (hexadecimal, rising, never used
-//! twice). All numbers are little-endian, all checksums CRC32C.
+//! twice), and of a checkpoint of the index, `00000007.ckp`, which may be missing: it only spares a
+//! restart the log before it, and has its own page in `checkpoint/encode.rs`. All numbers are
+//! little-endian, all checksums CRC32C.
 //!
 //! ```text
 //! segment  [header, 4096 bytes][batch][batch]...[zeros, written ahead of the log]
@@ -56,7 +58,9 @@
 //!   `reclaim.rs`.
 //! - **A record that cannot be read** any more, or not without damage, leaves a gap in its
 //!   mailboxes: nothing that was accepted vanishes silently.
-//! - **A failed write or sync** closes the store: [`StoreEvent::Failed`], and nothing after it.
+//! - **A checkpoint changes nothing** but how much is read at a restart: `checkpoint/mod.rs` has the
+//!   argument. One that the disk refuses is given up, and the store goes on.
+//! - **A failed write or sync** of the log closes the store: [`StoreEvent::Failed`], and nothing after it.
 //!
 //! - **Re-sharding and compaction** write a new generation beside the old one; a crash at any moment
 //!   leaves one that is complete: [`generation`].
@@ -83,6 +87,8 @@ mod reclaim;
 mod sweep;
 pub mod recovery;
 mod rebuild;
+mod readahead;
+mod checkpoint;
 pub mod current;
 pub mod blocking;
 pub mod reshard;

@@ -19,6 +19,12 @@ pub struct StoreConfig {
     pub queued_bytes_max: usize,
     /// Bytes of old segments that reclaim reads per second.
     pub reclaim_bytes_per_second: u32,
+    /// A checkpoint of the index begins when the log behind the last one is longer.
+    pub checkpoint_log_bytes: u64,
+    /// About so much of a checkpoint is encoded at a time.
+    pub checkpoint_chunk_bytes: u32,
+    /// Bytes of a checkpoint written per second.
+    pub checkpoint_bytes_per_second: u32,
     /// Messages of one mailbox.
     pub mailbox_records_max: u32,
     /// Bytes of the messages of one mailbox.
@@ -41,6 +47,9 @@ impl StoreConfig {
             batch_bytes_max: 1 << 20,
             queued_bytes_max: 64 << 20,
             reclaim_bytes_per_second: 64 << 20,
+            checkpoint_log_bytes: 512 << 20,
+            checkpoint_chunk_bytes: CHECKPOINT_CHUNK_BYTES_MAX,
+            checkpoint_bytes_per_second: 32 << 20,
             mailbox_records_max: 1000,
             mailbox_bytes_max: 4 << 20,
             sender_share: 4,
@@ -66,6 +75,8 @@ pub const RECORD_BYTES_MAX: usize = ENVELOPE_BYTES_MAX
 pub const SEGMENT_BYTES_MIN: u32 = 128 << 10;
 pub const SEGMENT_BYTES_MAX: u32 = 1 << 30;
 pub const BATCH_BYTES_MAX: u32 = 16 << 20;
+pub const CHECKPOINT_CHUNK_BYTES_MIN: u32 = 512;
+pub const CHECKPOINT_CHUNK_BYTES_MAX: u32 = 256 << 10;
 pub const FILL_CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// The log knows the expiry clock so exactly, while something is appended or queued.
 pub const CLOCK_LOG_MS: u64 = 60_000;

@@ -179,6 +179,30 @@ impl Mailboxes {
         self.table.iter().map(|(id, mailbox)| (*id, mailbox))
     }
 
+    /// Of one part of the table, sorted; see [`Table::keys_of_part`].
+    pub(crate) fn ids_of_part(&self, part: usize) -> Vec<u64> {
+        self.table.keys_of_part(part)
+    }
+
+    /// Keeps the entries that `is_kept` says; the number of the others.
+    pub(crate) fn retain_entries(&mut self, mut is_kept: impl FnMut(&Entry) -> bool) -> u64 {
+        let mut dropped = 0;
+        for mailbox in self.table.values_mut() {
+            let Some(gone) = mailbox.entries.iter().position(|entry| !is_kept(entry)) else {
+                continue;
+            };
+            let kept = mailbox.entries.iter().skip(gone).filter(|entry| is_kept(entry)).copied();
+            let kept: Vec<_> = mailbox.entries.iter().take(gone).copied().chain(kept).collect();
+            dropped += (mailbox.entries.len() - kept.len()) as u64;
+            let empty = Mailbox { acked: mailbox.acked, ..Mailbox::default() };
+            *mailbox = kept.into_iter().fold(empty, |mut queue, entry| {
+                queue.insert(entry);
+                queue
+            });
+        }
+        dropped
+    }
+
     /// Empty ones go, and the memory that only reading the log needed.
     pub(crate) fn tidy(&mut self) {
         self.table.retain(|_, mailbox| !mailbox.entries.is_empty());

@@ -1,13 +1,15 @@
 //! Replays batches into the index, in log order. Knows no disk.
 
+use ringpost_protocol::id::{DeviceAddress, MailboxId};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use std::collections::VecDeque;
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, padded};
+use crate::checkpoint::{Checkpoints, Found};
 use crate::clock::ExpiryClock;
 use crate::commit::{Cache, Commit, Forming, next_segment};
 use crate::disk::SegmentId;
-use crate::entry::{Entry, Kind, Place};
+use crate::entry::{ENTRY_BYTES, Entry, Kind, Place};
 use crate::fault::OpenFault;
 use crate::gap::group_hash;
 use crate::limits::{BLOCK_BYTES, StoreConfig};
@@ -33,6 +35,10 @@ pub(crate) struct Rebuild {
     pub(crate) open_count: u32,
     /// The highest expiry clock, and where it stands.
     pub(crate) clock: (u64, SegmentId),
+    /// What a checkpoint says of the messages in each segment.
+    expiries: Vec<(SegmentId, u64)>,
+    /// Bytes of the batches replayed.
+    pub(crate) log_bytes: u64,
     /// End of the last good batch of the segment at hand.
     end: (SegmentId, u32),
     /// Segments that hold nothing were never pushed to the log.
@@ -49,6 +55,8 @@ impl Rebuild {
             log: Log::default(),
             open_count: 0,
             clock: (0, SegmentId(0)),
+            expiries: Vec::new(),
+            log_bytes: 0,
             end: (SegmentId(0), BLOCK_BYTES),
             is_pushed: false,
         }
@@ -106,6 +114,7 @@ impl Rebuild {
             rest = next;
         }
         self.end = (segment, offset + padded(head.length));
+        self.log_bytes += u64::from(padded(head.length));
         Ok(())
     }
 
@@ -176,29 +185,81 @@ impl Rebuild {
         while queue.pop(up_to).is_some() {}
     }
 
-    /// Counts what is needed of each segment; the number of entries.
-    fn count(&mut self) -> u64 {
-        let mut entries = 0;
-        for (_, queue) in self.mailboxes.iter() {
-            queue.entries.iter().for_each(|entry| self.log.add_entry(entry));
-            entries += queue.entries.len() as u64;
+    /// Entries of a checkpoint, in seq order: `None` when they are not.
+    pub(crate) fn restore_queue(
+        &mut self,
+        mailbox: u64,
+        acked: u64,
+        entries: &[[u8; ENTRY_BYTES]],
+    ) -> Option<()> {
+        let mut queue = self.mailboxes.get_or_default(mailbox);
+        queue.acked = queue.acked.max(acked);
+        queue.entries.reserve_exact(entries.len());
+        for bytes in entries {
+            let entry = Entry::from_bytes(bytes)?;
+            if queue.entries.back().is_some_and(|last| last.seq() >= entry.seq()) {
+                return None;
+            }
+            queue.insert(entry);
         }
-        for (_, slot) in self.devices.iter() {
-            self.log.add_live(slot.place.segment, slot.length);
-        }
-        entries
+        Some(())
     }
 
-    /// The store, about to begin the segment after `last`.
+    pub(crate) fn restore_device(&mut self, address: DeviceAddress, slot: DeviceSlot) {
+        self.devices.insert(address, slot);
+    }
+
+    pub(crate) fn restore_expiry(&mut self, segment: SegmentId, earliest_expiry_ms: u64) {
+        self.expiries.push((segment, earliest_expiry_ms));
+    }
+
+    /// Counts what is needed of each segment. What a checkpoint knew in a segment that is gone was
+    /// deleted since: the number of such entries. A device is never deleted: one whose newer record
+    /// is missing was in a damaged range, and can be written again.
+    fn count(&mut self) -> (u64, Vec<DeviceRecord>) {
+        let mut tally = self.log.tally();
+        let mut is_outdated = false;
+        for (_, queue) in self.mailboxes.iter() {
+            for entry in &queue.entries {
+                is_outdated |= !tally.add_entry(entry);
+            }
+        }
+        let mut homeless = Vec::new();
+        for (address, slot) in self.devices.iter() {
+            if !tally.add(slot.place.segment.0, slot.length) {
+                homeless.push(DeviceRecord {
+                    address: address.clone(),
+                    mailbox: MailboxId(slot.mailbox),
+                    created_unix_ms: slot.created_unix_ms,
+                });
+            }
+        }
+        homeless.sort_unstable_by(|a, b| a.address.cmp(&b.address));
+        for device in &homeless {
+            self.devices.remove(&device.address);
+        }
+        self.log.set_live(&tally);
+        let outdated =
+            if is_outdated { self.mailboxes.retain_entries(|entry| tally.knows(entry)) } else { 0 };
+        (outdated, homeless)
+    }
+
+    /// The store, about to begin the segment after `last`, and how many entries of a checkpoint
+    /// were outdated.
     pub(crate) fn finish(
         mut self,
         config: StoreConfig,
         open_count: u32,
         next_batch: u64,
         last: SegmentId,
-    ) -> Store {
+        checkpoints: Found,
+    ) -> (Store, u64) {
+        let (outdated, homeless) = self.count();
+        for (segment, earliest_expiry_ms) in &self.expiries {
+            self.log.note_expiry(*segment, *earliest_expiry_ms);
+        }
         self.mailboxes.tidy();
-        let entries = self.count();
+        let entries = self.mailboxes.iter().map(|(_, queue)| queue.entries.len() as u64).sum();
         let Self { seed, mailboxes, devices, log, clock, .. } = self;
         let mut store = Store {
             open_count,
@@ -222,6 +283,7 @@ impl Rebuild {
             next_scan_read_ms: 0,
             sweep: Sweep::default(),
             clock: ExpiryClock::recovered(clock.0, clock.1),
+            checkpoints: Checkpoints::new(checkpoints),
             // At once: the last batch of the previous open gets its attestation, and the new
             // segment is ready before the first command.
             attest_at_ms: Some(0),
@@ -231,7 +293,10 @@ impl Rebuild {
             config,
         };
         store.start_segment();
-        store
+        for device in &homeless {
+            store.put_device(device);
+        }
+        (store, outdated)
     }
 }
 

@@ -7,7 +7,7 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{Origin, index, is_zero};
 use crate::disk::{DiskOp, FileId, SegmentId};
-use crate::entry::{Entry, Place};
+use crate::entry::{Entry, Place, SEGMENT_SPAN_MAX};
 use crate::fault::OpenFault;
 use crate::inspect::{HeaderFound, SegmentHeader};
 use crate::limits::{BLOCK_BYTES, FILL_CHUNK_BYTES_MAX, FORMAT_VERSION, StoreConfig};
@@ -325,6 +325,31 @@ impl Log {
         self.file_bytes += u64::from(grown);
     }
 
+    /// A message of `segment`, if it is there, expires at `expires_at_ms`.
+    pub(crate) fn note_expiry(&mut self, segment: SegmentId, expires_at_ms: u64) {
+        if let Ok(at) = self.segments.binary_search_by_key(&segment, |known| known.id) {
+            self.segments[at].note_expiry(expires_at_ms);
+        }
+    }
+
+    /// Counts from nothing what is needed of each segment.
+    pub(crate) fn tally(&self) -> Tally {
+        let ids = || self.segments.iter().map(|segment| segment.id.0);
+        let oldest = ids().next().unwrap_or_default();
+        let span = ids().next_back().map_or(0, |newest| index(newest - oldest) + 1);
+        let mut live_bytes = vec![None; span];
+        ids().for_each(|id| live_bytes[index(id - oldest)] = Some(0));
+        Tally { oldest, live_bytes }
+    }
+
+    pub(crate) fn set_live(&mut self, tally: &Tally) {
+        for segment in &mut self.segments {
+            let counted = tally.live_bytes[index(segment.id.0 - tally.oldest)];
+            segment.live_bytes = counted.expect("a segment of the log");
+        }
+        self.live_bytes = self.segments.iter().map(|segment| segment.live_bytes).sum();
+    }
+
     /// Where the record of `entry` lies.
     pub(crate) fn place(&self, entry: &Entry) -> Place {
         let oldest = self.oldest().expect("entries lie in segments of the log");
@@ -367,6 +392,39 @@ impl Log {
             .binary_search_by_key(&id, |segment| segment.id)
             .expect("entries name segments of the log");
         &mut self.segments[at]
+    }
+}
+
+/// Bytes needed of each segment, by its distance from the oldest; `None`: there is no such one.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    oldest: u32,
+    live_bytes: Vec<Option<u64>>,
+}
+
+impl Tally {
+    /// Counts the record of `entry`, if its segment is there.
+    pub(crate) fn add_entry(&mut self, entry: &Entry) -> bool {
+        self.add(entry.segment_low(), entry.share())
+    }
+
+    /// `segment_low`: the number of the segment, modulo [`SEGMENT_SPAN_MAX`].
+    pub(crate) fn add(&mut self, segment_low: u32, bytes: u32) -> bool {
+        let counted = self.find(segment_low);
+        if let Some(counted) = counted {
+            *counted += u64::from(bytes);
+            return true;
+        }
+        false
+    }
+
+    pub(crate) fn knows(&mut self, entry: &Entry) -> bool {
+        self.find(entry.segment_low()).is_some()
+    }
+
+    fn find(&mut self, segment_low: u32) -> Option<&mut u64> {
+        let ahead = segment_low.wrapping_sub(self.oldest) % SEGMENT_SPAN_MAX;
+        self.live_bytes.get_mut(index(ahead))?.as_mut()
     }
 }
 

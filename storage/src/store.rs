@@ -8,6 +8,7 @@ use ringpost_protocol::id::{DeviceAddress, MailboxId, Seq};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::checkpoint::Checkpoints;
 use crate::clock::ExpiryClock;
 use crate::commit::{Cache, Commit, Forming, Task};
 use crate::disk::SegmentId;
@@ -56,6 +57,7 @@ pub struct Store {
     pub(crate) next_scan_read_ms: u64,
     pub(crate) sweep: Sweep,
     pub(crate) clock: ExpiryClock,
+    pub(crate) checkpoints: Checkpoints,
     /// When the idle store writes an empty batch that attests the last one.
     pub(crate) attest_at_ms: Option<u64>,
     pub(crate) events: VecDeque<StoreEvent>,
@@ -136,6 +138,11 @@ pub struct StoreStats {
     pub cache_bytes: u64,
     pub batches_written: u64,
     pub batch_bytes_written: u64,
+    pub checkpoints_written: u64,
+    /// Bytes of the checkpoints that were completed.
+    pub checkpoint_bytes_written: u64,
+    /// Checkpoints that the disk refused; the store went on.
+    pub checkpoints_failed: u64,
     pub reclaimed_segments: u64,
     pub reclaim_copied_bytes: u64,
     pub reads_from_cache: u64,

@@ -1,4 +1,5 @@
-//! A hash table in many small ones: it grows in steps that no message has to wait for.
+//! A hash table in many small ones: it grows in steps that no message has to wait for, and it can
+//! be walked one part at a time while it changes.
 
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -93,6 +94,10 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
         self.parts.iter().flatten().map(|(key, value)| (key, value))
     }
 
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.parts.iter_mut().flatten().map(|(_, value)| value)
+    }
+
     /// Keeps what `is_kept` says, and gives back the memory of the rest.
     pub(crate) fn retain(&mut self, mut is_kept: impl FnMut(&K, &mut V) -> bool) {
         let seed = self.seed;
@@ -104,6 +109,13 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
         }
         self.len = self.parts.iter().map(HashTable::len).sum();
         self.allocated_bytes = self.parts.iter().map(HashTable::allocation_size).sum();
+    }
+
+    /// The keys of one of [`PARTS`] parts, sorted. Each key always belongs to the same part.
+    pub(crate) fn keys_of_part(&self, part: usize) -> Vec<K> {
+        let mut keys: Vec<_> = self.parts[part].iter().map(|(key, _)| key.clone()).collect();
+        keys.sort_unstable();
+        keys
     }
 }
 
@@ -162,6 +174,9 @@ mod tests {
         }
         assert_eq!(table.insert(7, 8), Some(7));
         assert_eq!((table.len(), table.get(&7), table.get(&100_000)), (100_000, Some(&8), None));
+        let parts: Vec<_> = (0..PARTS).map(|part| table.keys_of_part(part)).collect();
+        assert!(parts.iter().all(|keys| keys.is_sorted() && (40..200).contains(&keys.len())));
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 100_000);
         let full_bytes = table.allocated_bytes();
         assert!(full_bytes > 16 * 100_000);
         for key in 100..100_000 {

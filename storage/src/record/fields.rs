@@ -30,7 +30,7 @@ impl<'a> Fields<'a> {
         Some(values)
     }
 
-    pub(super) fn texts<const N: usize>(&mut self) -> Option<[&'a str; N]> {
+    pub(crate) fn texts<const N: usize>(&mut self) -> Option<[&'a str; N]> {
         let lengths: [u8; N] = self.array()?;
         if lengths.iter().any(|length| usize::from(*length) > USER_ID_BYTES_MAX) {
             return None;

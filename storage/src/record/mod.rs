@@ -19,7 +19,7 @@ pub(crate) use encode::{
     put_gap, put_message, put_receipt, receipt_bytes,
 };
 pub(crate) use fields::Fields;
-pub(crate) use view::{MessageView, View};
+pub(crate) use view::{MessageView, View, address};
 use view::{parse_ack, parse_clock, parse_device, parse_gap, parse_message, parse_receipt};
 
 /// The part of a record that is the same for all kinds:

@@ -204,6 +204,6 @@ pub(super) fn parse_device(mut fields: Fields<'_>) -> Option<DeviceView<'_>> {
     fields.0.is_empty().then_some(DeviceView { mailbox, created_unix_ms, user, device })
 }
 
-fn address(user: &str, device: &str) -> Option<DeviceAddress> {
+pub(crate) fn address(user: &str, device: &str) -> Option<DeviceAddress> {
     Some(DeviceAddress { user: UserId::new(user).ok()?, device: DeviceId::new(device).ok()? })
 }

@@ -5,7 +5,7 @@ use super::world::{MAILBOXES, World, small_config};
 use ringpost_protocol::id::Seq;
 
 /// A few commands, then some operations.
-fn work(world: &mut World, rng: &mut Rng) {
+pub(super) fn work(world: &mut World, rng: &mut Rng) {
     for _ in 0..rng.below(6) {
         let mailbox = rng.next() % MAILBOXES;
         match rng.below(20) {

@@ -52,6 +52,8 @@ pub(super) struct Disk {
     pub(super) bad_blocks: BTreeSet<(FileId, usize)>,
     /// All files together; a write that would take more fails.
     pub(super) capacity_bytes: Option<usize>,
+    /// One of so many operations on a checkpoint fails.
+    pub(super) checkpoint_fault_every: Option<usize>,
     pub(super) executed: usize,
 }
 
@@ -64,6 +66,7 @@ impl Disk {
             }
             *left -= 1;
         }
+        self.check_checkpoint(&op)?;
         match op {
             DiskOp::List => {
                 let list = self.files.iter().map(|(id, f)| (*id, f.content.len() as u64));
@@ -126,6 +129,31 @@ impl Disk {
 
     pub(super) fn segment(&mut self, number: u32) -> &mut MemoryFile {
         self.files.get_mut(&SegmentId(number).into()).expect("the segment exists")
+    }
+
+    fn check_checkpoint(&self, op: &DiskOp) -> Result<(), DiskError> {
+        let (DiskOp::Create { file: FileId::Checkpoint(_) }
+        | DiskOp::Write { file: FileId::Checkpoint(_), .. }
+        | DiskOp::Read { file: FileId::Checkpoint(_), .. }
+        | DiskOp::SyncData { file: FileId::Checkpoint(_) }
+        | DiskOp::SyncAll { file: FileId::Checkpoint(_) }
+        | DiskOp::Unlink { file: FileId::Checkpoint(_) }) = op
+        else {
+            return Ok(());
+        };
+        match self.checkpoint_fault_every {
+            Some(every) if self.executed.is_multiple_of(every) => {
+                let full = self.executed.is_multiple_of(2);
+                let kind = if full { DiskErrorKind::Full } else { DiskErrorKind::Io };
+                Err(DiskError { kind, text: "injected".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn checkpoints(&self) -> Vec<FileId> {
+        let files = self.files.keys().copied();
+        files.filter(|file| matches!(file, FileId::Checkpoint(_))).collect()
     }
 
     /// Power failure: of everything un-synced a random part survives.

@@ -3,6 +3,7 @@
 mod disk;
 mod world;
 mod crash;
+mod checkpoint;
 mod damage;
 mod gaps;
 mod expiry;

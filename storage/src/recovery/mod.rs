@@ -5,6 +5,8 @@
 //! What follows the last good batch of an open was never reported durable: torn, and cut. The cut
 //! is for ever, since the next open begins a new segment that states its first number.
 
+mod image;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
@@ -13,18 +15,22 @@ use bytes::Bytes;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, Scan, Scanner, index};
-use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId};
+use crate::checkpoint::{Found, Load, Loaded};
+use crate::disk::{
+    CheckpointId, DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId,
+};
 use crate::fault::OpenFault;
 use crate::limits::{
-    BATCH_BYTES_MAX, BLOCK_BYTES, FILL_CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
-    StoreConfig,
+    BATCH_BYTES_MAX, BLOCK_BYTES, CHECKPOINT_CHUNK_BYTES_MAX, CHECKPOINT_CHUNK_BYTES_MIN,
+    FILL_CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig,
 };
+use crate::readahead::{ReadAhead, Taken};
 use crate::rebuild::Rebuild;
 use crate::segment::{Header, HeaderBlock};
 use crate::store::Store;
 
 /// A store being opened. Run `poll_disk` until `None`, execute, `handle_disk`; repeat until
-/// `is_done`, then `finish`. One operation is under way at a time.
+/// `is_done`, then `finish`.
 #[derive(Debug)]
 pub struct Opening {
     config: StoreConfig,
@@ -33,12 +39,21 @@ pub struct Opening {
     pending: Option<DiskOpId>,
     last_op: u64,
     files: Vec<File>,
+    /// Newest first, with their lengths in bytes.
+    checkpoints: Vec<(CheckpointId, u64)>,
+    loaded: Option<Loaded>,
+    hash_seed: u64,
     rebuild: Rebuild,
+    reads: ReadAhead,
     /// Number of the batch that must come next; unknown before the first.
     expected: Option<u64>,
+    /// The last segment that holds anything: its number, the end of its batches, and of its file.
+    last: Option<(SegmentId, u32, u32)>,
     /// Segment of the last good batch, which nothing attests yet.
     unattested: Option<SegmentId>,
-    unused: VecDeque<SegmentId>,
+    unused: VecDeque<FileId>,
+    /// The directory is to be synced.
+    removed: bool,
     progress: Progress,
     report: RecoveryReport,
 }
@@ -49,10 +64,17 @@ enum State {
     Headers {
         file: usize,
     },
+    /// Reads the end of a checkpoint, by its place in the list.
+    Tail {
+        checkpoint: usize,
+    },
+    Load {
+        checkpoint: usize,
+        load: Box<Load>,
+    },
     Scan {
         file: usize,
         scan: FileScan,
-        read: Option<(u32, u32)>,
     },
     /// Makes durable what kill -9 may have left in the page cache only, before it is served.
     Sync,
@@ -76,6 +98,8 @@ struct File {
 #[derive(Debug)]
 struct FileScan {
     scanner: Scanner,
+    /// Where it began.
+    from: u32,
     /// Batches from here on are the torn tail of an earlier open.
     limit: u64,
     /// End of the last good batch of this file.
@@ -84,6 +108,17 @@ struct FileScan {
     /// First block that is neither good nor zeros, since the last good batch.
     damage: Option<u32>,
     any_damage: bool,
+}
+
+/// How a state goes on.
+enum Next {
+    /// Waits for the answer of this operation.
+    Ask(DiskOp),
+    /// A read that others may overtake.
+    ReadAhead(DiskOp),
+    /// Waits for a read that is under way.
+    Wait,
+    Go,
 }
 
 /// How far the opening is.
@@ -126,6 +161,11 @@ pub struct RecoveryReport {
     pub damaged: Vec<DamagedRange>,
     /// Torn tail: the place where the log was cut, if anything but zeros followed.
     pub cut_at: Option<(SegmentId, u64)>,
+    /// The checkpoint that was used, and how much of such files was read.
+    pub checkpoint: Option<CheckpointId>,
+    pub checkpoint_bytes_read: u64,
+    /// Entries of the checkpoint that were deleted, and reclaimed with their segment, since.
+    pub outdated_entries: u64,
     /// Segments that were prepared but never used, and removed.
     pub unused_segments: usize,
 }
@@ -143,48 +183,61 @@ impl Opening {
             pending: None,
             last_op: 0,
             files: Vec::new(),
+            checkpoints: Vec::new(),
+            loaded: None,
+            hash_seed,
             rebuild: Rebuild::new(hash_seed),
+            reads: ReadAhead::default(),
             expected: None,
+            last: None,
             unattested: None,
             unused: VecDeque::new(),
+            removed: false,
             progress: Progress::default(),
             report: RecoveryReport::default(),
         }
     }
 
-    /// The next disk operation; `None` while one is under way or when done.
+    /// The next disk operation; `None` until one is answered, or when done. Several reads may be
+    /// under way, and complete in any order.
     pub fn poll_disk(&mut self) -> Option<(DiskOpId, DiskOp)> {
-        if self.pending.is_some() {
-            return None;
-        }
-        loop {
+        while self.pending.is_none() {
+            let id = DiskOpId(self.last_op + 1);
             let state = mem::replace(&mut self.state, State::Done);
-            let (state, op) = self.step(state);
+            let (state, next) = self.step(state, id);
             self.state = state;
-            if let Some(op) = op {
-                self.last_op += 1;
-                let id = DiskOpId(self.last_op);
-                self.pending = Some(id);
-                return Some((id, op));
-            }
-            if self.is_done() {
-                return None;
+            match next {
+                Next::Ask(op) => {
+                    self.pending = Some(id);
+                    self.last_op = id.0;
+                    return Some((id, op));
+                }
+                Next::ReadAhead(op) => {
+                    self.last_op = id.0;
+                    return Some((id, op));
+                }
+                Next::Wait => return None,
+                Next::Go => {}
             }
         }
+        None
     }
 
     pub fn handle_disk(&mut self, id: DiskOpId, result: Result<DiskOutcome, DiskError>) {
-        assert!(self.pending.take() == Some(id), "each operation is answered once");
+        if self.pending != Some(id) {
+            return self.reads.handle(id, result);
+        }
+        self.pending = None;
         let state = mem::replace(&mut self.state, State::Done);
         self.state = match result {
             Ok(outcome) => self.answered(state, outcome),
-            Err(error) => State::Failed(self.disk_fault(&state, error)),
+            Err(error) => self.refused(state, error),
         };
     }
 
     /// Opened, or failed: call `finish`.
     pub fn is_done(&self) -> bool {
-        matches!(self.state, State::Done | State::Failed(_))
+        matches!(self.state, State::Done | State::Failed(_)) && self.reads.is_idle()
     }
 
     pub fn progress(&self) -> Progress {
@@ -210,7 +263,12 @@ impl Opening {
         }
         let last = self.files.last().map_or(SegmentId(0), |file| file.segment);
         let next_batch = self.expected.unwrap_or(1);
-        let store = self.rebuild.finish(self.config, open_count, next_batch, last);
+        let current = report.checkpoint;
+        let highest = self.checkpoints.first().map_or(0, |(id, _)| id.0);
+        let found = Found { current, highest, log_bytes: self.rebuild.log_bytes };
+        let (store, outdated) =
+            self.rebuild.finish(self.config, open_count, next_batch, last, found);
+        report.outdated_entries = outdated;
         let stats = store.stats();
         report.open_count = open_count;
         report.devices = store.devices.len();
@@ -220,30 +278,31 @@ impl Opening {
         Ok((store, report))
     }
 
-    /// Goes on without an answer: the next state, or the operation that this one needs.
-    fn step(&mut self, state: State) -> (State, Option<DiskOp>) {
+    /// Goes on without an answer. `id` is that of the next operation.
+    fn step(&mut self, state: State, id: DiskOpId) -> (State, Next) {
         match state {
-            State::List => (state, Some(DiskOp::List)),
+            State::List => (state, Next::Ask(DiskOp::List)),
             State::Headers { file } => match self.files.get(file) {
                 Some(File { segment, .. }) => {
-                    let length_bytes = 2 * BLOCK_BYTES;
-                    let op = DiskOp::Read { file: (*segment).into(), offset: 0, length_bytes };
-                    (state, Some(op))
+                    let (file, length_bytes) = ((*segment).into(), 2 * BLOCK_BYTES);
+                    (state, Next::Ask(DiskOp::Read { file, offset: 0, length_bytes }))
                 }
-                None => (self.begin_scan(0), None),
+                None => (State::Tail { checkpoint: 0 }, Next::Go),
             },
-            State::Scan { file, scan, .. } => self.scan(file, scan),
+            State::Tail { checkpoint } => self.tail(checkpoint),
+            State::Load { checkpoint, load } => self.load(checkpoint, load, id),
+            State::Scan { file, scan } => self.scan(file, scan, id),
             State::Sync => match self.unattested {
-                Some(segment) => (state, Some(DiskOp::SyncData { file: segment.into() })),
-                None => (State::Unlink, None),
+                Some(segment) => (state, Next::Ask(DiskOp::SyncData { file: segment.into() })),
+                None => (State::Unlink, Next::Go),
             },
             State::Unlink => match self.unused.front() {
-                Some(segment) => (state, Some(DiskOp::Unlink { file: (*segment).into() })),
-                None if self.report.unused_segments > 0 => (State::SyncDir, None),
-                None => (State::Done, None),
+                Some(file) => (state, Next::Ask(DiskOp::Unlink { file: *file })),
+                None if self.removed => (State::SyncDir, Next::Go),
+                None => (State::Done, Next::Go),
             },
-            State::SyncDir => (state, Some(DiskOp::SyncDir)),
-            State::Done | State::Failed(_) => (state, None),
+            State::SyncDir => (state, Next::Ask(DiskOp::SyncDir)),
+            State::Done | State::Failed(_) => (state, Next::Wait),
         }
     }
 
@@ -259,15 +318,13 @@ impl Opening {
                     Err(fault) => State::Failed(fault),
                 }
             }
-            (State::Scan { file, mut scan, read }, DiskOutcome::Read(bytes)) => {
-                let (offset, asked) = read.expect("a read was asked for");
-                self.progress.bytes_read += bytes.len() as u64;
-                scan.scanner.feed(offset, asked, bytes);
-                State::Scan { file, scan, read: None }
+            (State::Tail { checkpoint }, DiskOutcome::Read(bytes)) => {
+                self.begin_load(checkpoint, &bytes)
             }
             (State::Sync, DiskOutcome::Done) => State::Unlink,
             (State::Unlink, DiskOutcome::Done) => {
                 self.unused.pop_front();
+                self.removed = true;
                 State::Unlink
             }
             (State::SyncDir, DiskOutcome::Done) => State::Done,
@@ -279,10 +336,28 @@ impl Opening {
         }
     }
 
+    fn refused(&mut self, state: State, error: DiskError) -> State {
+        match (&state, self.unused.front()) {
+            // Nothing depends on a checkpoint, neither on reading one nor on its absence.
+            (State::Tail { checkpoint }, _) => State::Tail { checkpoint: checkpoint + 1 },
+            (State::Unlink, Some(FileId::Checkpoint(_))) => {
+                self.unused.pop_front();
+                state
+            }
+            _ => State::Failed(self.disk_fault(&state, error)),
+        }
+    }
+
     fn listed(&mut self, mut files: Vec<(FileId, u64)>) -> Result<(), OpenFault> {
         files.sort_unstable_by_key(|(file, _)| *file);
         for (file, bytes) in files {
-            let FileId::Segment(segment) = file else { continue };
+            let segment = match file {
+                FileId::Segment(segment) => segment,
+                FileId::Checkpoint(checkpoint) => {
+                    self.checkpoints.insert(0, (checkpoint, bytes));
+                    continue;
+                }
+            };
             let fits = u32::try_from(bytes).ok().filter(|bytes| *bytes <= SEGMENT_BYTES_MAX);
             let bytes = fits.ok_or(OpenFault::TooLong { segment, bytes })?;
             self.progress.bytes_total += u64::from(bytes.saturating_sub(BLOCK_BYTES));
@@ -318,9 +393,10 @@ impl Opening {
         Ok(())
     }
 
-    fn begin_scan(&mut self, file: usize) -> State {
+    /// Scans a file from the batch at `from`.
+    fn begin_scan(&mut self, file: usize, from: u32) -> State {
         let Some(File { segment, bytes, first_batch, .. }) = self.files.get(file) else {
-            return State::Sync;
+            return self.end_replay();
         };
         // Numbers below a later segment's first one that did not turn up are lost.
         if let (Some(first), Some(expected)) = (*first_batch, self.expected)
@@ -343,36 +419,46 @@ impl Opening {
         }
         let limit = self.files[file + 1..].iter().find_map(|later| later.first_batch);
         self.rebuild.begin_segment(*segment);
+        self.reads.begin((*segment).into(), u64::from(from), u64::from(*bytes));
+        let scanner = Scanner::new(self.config.origin(), *segment, *bytes, BLOCK_BYTES);
         let scan = FileScan {
-            scanner: Scanner::new(self.config.origin(), *segment, *bytes, READ_BYTES),
+            scanner: scanner.starting_at(from),
+            from,
             limit: limit.unwrap_or(u64::MAX),
-            good_end: BLOCK_BYTES,
+            good_end: from,
             batches: 0,
             damage: None,
             any_damage: false,
         };
-        State::Scan { file, scan, read: None }
+        State::Scan { file, scan }
     }
 
-    fn scan(&mut self, file: usize, mut scan: FileScan) -> (State, Option<DiskOp>) {
-        let segment = scan.scanner.segment;
+    fn scan(&mut self, file: usize, mut scan: FileScan, id: DiskOpId) -> (State, Next) {
         loop {
             match scan.scanner.next() {
-                Scan::More { offset, length_bytes } => {
-                    let op = DiskOp::Read {
-                        file: segment.into(),
-                        offset: u64::from(offset),
-                        length_bytes,
-                    };
-                    let read = Some((offset, length_bytes));
-                    return (State::Scan { file, scan, read }, Some(op));
-                }
+                Scan::More { .. } => match self.reads.take() {
+                    Taken::Piece(asked_bytes, piece) => {
+                        self.progress.bytes_read += piece.len() as u64;
+                        scan.scanner.extend(asked_bytes, piece);
+                    }
+                    Taken::Failed(error) => {
+                        self.reads.abandon();
+                        let fault = self.disk_fault(&State::Scan { file, scan }, error);
+                        return (State::Failed(fault), Next::Go);
+                    }
+                    Taken::Later => {
+                        let next = self.reads.poll(id).map_or(Next::Wait, Next::ReadAhead);
+                        return (State::Scan { file, scan }, next);
+                    }
+                    Taken::End => return (self.end_scan(file, &scan), Next::Go),
+                },
                 Scan::Batch { head, offset, bytes }
                     if head.number < scan.limit
                         && self.expected.is_none_or(|expected| head.number >= expected) =>
                 {
                     if let Err(fault) = self.accept(&mut scan, head, offset, &bytes) {
-                        return (State::Failed(fault), None);
+                        self.reads.abandon();
+                        return (State::Failed(fault), Next::Go);
                     }
                 }
                 Scan::Batch { offset, .. } => scan.note_damage(offset),
@@ -380,7 +466,7 @@ impl Opening {
                     scan.any_damage = true;
                     scan.note_damage(offset);
                 }
-                Scan::End => return (self.end_scan(file, &scan), None),
+                Scan::End => return (self.end_scan(file, &scan), Next::Go),
             }
         }
     }
@@ -421,15 +507,17 @@ impl Opening {
         if let Some(offset) = scan.damage {
             self.report.cut_at = Some((segment, u64::from(offset)));
         }
-        if scan.batches == 0 && !is_valid && !scan.any_damage {
+        let is_blank = scan.batches == 0 && !is_valid && !scan.any_damage;
+        if is_blank && scan.from == BLOCK_BYTES {
             self.rebuild.drop_segment();
-            self.unused.push_back(segment);
+            self.unused.push_back(segment.into());
             self.report.unused_segments += 1;
         } else {
+            self.last = Some((segment, scan.good_end, bytes));
             self.rebuild.end_segment(bytes);
             self.report.segments += 1;
         }
-        self.begin_scan(file + 1)
+        self.begin_scan(file + 1, BLOCK_BYTES)
     }
 
     fn disk_fault(&self, state: &State, error: DiskError) -> OpenFault {
@@ -438,7 +526,11 @@ impl Opening {
             State::Headers { file } => ("read of a header", Some(self.files[*file].segment)),
             State::Scan { scan, .. } => ("read", Some(scan.scanner.segment)),
             State::Sync => ("sync", self.unattested),
-            State::Unlink => ("removal of an unused segment", self.unused.front().copied()),
+            State::Unlink => match self.unused.front() {
+                Some(FileId::Segment(segment)) => ("removal of an unused segment", Some(*segment)),
+                _ => ("removal of a checkpoint", None),
+            },
+            State::Tail { .. } | State::Load { .. } => ("read of a checkpoint", None),
             State::SyncDir | State::Done | State::Failed(_) => ("sync", None),
         };
         OpenFault::Disk { step, segment, error }
@@ -464,7 +556,9 @@ fn check(config: &StoreConfig) -> Result<(), OpenFault> {
     if !(BLOCK_BYTES..=BATCH_BYTES_MAX).contains(&config.batch_bytes_max) {
         return Err(OpenFault::Config("batch_bytes_max: 4 KiB to 16 MiB"));
     }
+    let chunk_bytes = CHECKPOINT_CHUNK_BYTES_MIN..=CHECKPOINT_CHUNK_BYTES_MAX;
+    if !chunk_bytes.contains(&config.checkpoint_chunk_bytes) {
+        return Err(OpenFault::Config("checkpoint_chunk_bytes: 512 to 262144"));
+    }
     Ok(())
 }
-
-const READ_BYTES: u32 = 4 << 20;
