@@ -13,6 +13,7 @@ use super::fields::{fields, id, live_mailboxes, plain};
 use super::scan::{SegmentFound, scan};
 use super::target::{Target, TargetShard};
 use super::{StoreToolFault, json_line, line, mib};
+use crate::data_dir::LogOnly;
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
@@ -83,11 +84,12 @@ impl<W: Write> Output<'_, W> {
     }
 
     fn shard(&mut self, shard: &TargetShard) -> Result<(), StoreToolFault> {
-        let mut disk = shard.disk();
+        let disk = shard.disk();
         let fault = |error| StoreToolFault::Io { path: shard.path.clone(), error };
         let files = disk.list().map_err(fault)?;
         // Opened as at a start, on files that stay as they are: what is live is what it would serve.
-        let opened = blocking::open(&mut disk, shard.config(), 0, |_| {});
+        // From the log alone, so that damage shows wherever it is.
+        let opened = blocking::open(&mut LogOnly(disk), shard.config(), 0, |_| {});
         let store = opened.as_ref().ok().map(|(store, _)| store);
         let (mut file_bytes, mut record_bytes) = (0, 0);
         for (file, bytes) in files {
