@@ -15,7 +15,7 @@ use ringpost_storage::{
     blocking,
 };
 
-use crate::store_tool::{inspected_queues, read_queues};
+use crate::store_tool::{inspect, inspected_queues, read_queues, store};
 
 #[test]
 fn the_reader_agrees_on_stores_with_everything_in_them() {
@@ -31,6 +31,7 @@ fn the_reader_agrees_on_stores_with_everything_in_them() {
         }
         drop(data);
         let seen = compare(directory.path());
+        checkpoints_agree_with_the_log(directory.path());
         assert!(seen > 50, "{seen} entries are too few to compare");
     }
 }
@@ -45,6 +46,15 @@ fn compare(data_dir: &Path) -> usize {
     inspected.values().map(Vec::len).sum()
 }
 
+/// `verify` starts from the checkpoint and from the log alone, and compares.
+fn checkpoints_agree_with_the_log(data_dir: &Path) {
+    let lines = inspect(&[], data_dir);
+    let checkpoints = lines.iter().filter(|line| line["type"] == "checkpoint").count();
+    assert!(checkpoints > 0, "none was made");
+    let verified = store(&["verify"], data_dir);
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+}
+
 /// One open of a store, up to a crash in the middle of a write.
 fn live(data: &DataDir, shard: u16, random: &mut StdRng) {
     let mut disk = ShardDisk::new(&data.shard_dir(shard), Access::ReadWrite);
@@ -53,6 +63,8 @@ fn live(data: &DataDir, shard: u16, random: &mut StdRng) {
         fill_chunk_bytes: 32 << 10,
         batch_bytes_max: 32 << 10,
         reclaim_bytes_per_second: u32::MAX,
+        checkpoint_log_bytes: 300 << 10,
+        checkpoint_bytes_per_second: u32::MAX,
         ..StoreConfig::new(shard, data.store_id())
     };
     let (mut store, _) = blocking::open(&mut disk, config, random.random(), |_| {}).unwrap();

@@ -146,11 +146,11 @@ fn data_dir(gateway: &Gateway) -> PathBuf {
     gateway.path().join("store")
 }
 
-fn store(arguments: &[&str], directory: &Path) -> Output {
+pub fn store(arguments: &[&str], directory: &Path) -> Output {
     Command::new(&binaries().gateway).arg("store").args(arguments).arg(directory).output().unwrap()
 }
 
-fn inspect(arguments: &[&str], directory: &Path) -> Vec<Value> {
+pub fn inspect(arguments: &[&str], directory: &Path) -> Vec<Value> {
     let arguments: Vec<_> = ["inspect", "--json"].iter().chain(arguments).copied().collect();
     let output = store(&arguments, directory);
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use ringpost_storage::inspect::HeaderFound;
-use ringpost_storage::{FileId, OpenFault, RecoveryReport, blocking};
+use ringpost_storage::inspect::{self, HeaderFound};
+use ringpost_storage::{FileId, OpenFault, RecoveryReport, Store, blocking};
 use serde_json::json;
 
 use super::scan::{SegmentFound, scan};
@@ -66,7 +66,10 @@ pub(super) fn run(args: &VerifyArgs, out: &mut impl Write) -> Result<u8, StoreTo
             progress.show(bytes_done, bytes_total);
         });
         match opened {
-            Ok((_, report)) => findings.store(shard, &report)?,
+            Ok((store, report)) => {
+                findings.store(shard, &report)?;
+                findings.checkpoints(shard, files, &store)?;
+            }
             Err(fault) => findings.unopened(shard, &fault)?,
         }
     }
@@ -145,6 +148,38 @@ impl<W: Write> Findings<'_, W> {
         Ok(())
     }
 
+    /// A start with the checkpoint must come to what the whole log says.
+    fn checkpoints(
+        &mut self,
+        shard: &TargetShard,
+        files: &[(FileId, u64)],
+        from_log: &Store,
+    ) -> Result<(), StoreToolFault> {
+        let checkpoints = files.iter().filter(|(file, _)| matches!(file, FileId::Checkpoint(_)));
+        if checkpoints.clone().next().is_none() {
+            return Ok(());
+        }
+        let opened = blocking::open(&mut shard.disk(), shard.config(), 0, |_| {});
+        let (from_image, report) = match opened {
+            Ok(opened) => opened,
+            Err(fault) => return self.unopened(shard, &fault),
+        };
+        for (file, _) in checkpoints {
+            if report.checkpoint.map(FileId::Checkpoint) != Some(*file) {
+                let text =
+                    format!("{file}: not whole, or older than another; a start passes it over");
+                self.find("note", shard.shard, &text)?;
+            }
+        }
+        if let Some(checkpoint) = report.checkpoint
+            && let Some(difference) = difference(from_log, &from_image)
+        {
+            let text = format!("{checkpoint}: a start with it differs from the log: {difference}");
+            self.find("damage", shard.shard, &text)?;
+        }
+        Ok(())
+    }
+
     fn unopened(&mut self, shard: &TargetShard, fault: &OpenFault) -> Result<(), StoreToolFault> {
         match fault {
             OpenFault::Disk { .. } | OpenFault::Version { .. } => {
@@ -177,6 +212,27 @@ impl<W: Write> Findings<'_, W> {
         }
         Ok(u8::from(!clean))
     }
+}
+
+/// The first thing in which two openings of one store differ.
+fn difference(log: &Store, image: &Store) -> Option<String> {
+    let mut mailboxes = [inspect::mailboxes(log), inspect::mailboxes(image)].concat();
+    mailboxes.sort_unstable();
+    mailboxes.dedup();
+    for mailbox in mailboxes {
+        let (known, shown) = (inspect::entries(log, mailbox), inspect::entries(image, mailbox));
+        if known != shown {
+            let (known, shown) = (known.len(), shown.len());
+            return Some(format!("mailbox {:016x}: {known} entries, {shown} with it", mailbox.0));
+        }
+    }
+    let devices = |store: &Store| {
+        let mut all: Vec<_> =
+            store.devices().map(|device| (device.address, device.mailbox)).collect();
+        all.sort_unstable();
+        all
+    };
+    (devices(log) != devices(image)).then(|| "the devices".to_owned())
 }
 
 pub(super) const HELP: &str = "\
