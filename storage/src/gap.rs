@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::entry::{Entry, Kind};
 use crate::record::{self, GapReason, NewGap};
-use crate::store::Store;
+use crate::store::{Store, StoreEvent};
 
 impl Store {
     /// Tells the mailbox that something is missing here. A gap that is still the newest entry
@@ -64,6 +64,9 @@ impl Store {
             return self.last_seq();
         }
         self.remove(mailbox, gap.replaces);
+        if gap.replaces != 0 {
+            self.events.push_back(StoreEvent::Replaced { mailbox: MailboxId(mailbox) });
+        }
         let kind = |group: &str| Kind::Gap { reason: gap.reason, group: group_hash(group) };
         let queue = self.mailboxes.get(&mailbox);
         if let Some(old) = queue.and_then(|queue| queue.replaceable(kind("")))

@@ -112,6 +112,8 @@ pub enum StoreEvent {
     Durable { up_to: RecordNumber },
     /// After an error the entry is gone: its mailbox has a gap instead, or was acknowledged.
     ReadDone { id: ReadId, result: Result<StoredRecord, Fault> },
+    /// A gap took the place of an entry of this mailbox: show it to the device once it is durable.
+    Replaced { mailbox: MailboxId },
     /// Reclaim found records whose bytes on disk are damaged. Their mailboxes got gaps instead.
     Damaged { segment: SegmentId, entries: u64 },
     /// The store takes and gives nothing more.

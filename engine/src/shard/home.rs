@@ -23,6 +23,8 @@ use crate::limits::{SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX, UNSYNCED_RECORDS
 pub(super) struct Home {
     pub(super) devices: Vec<Device>,
     pub(super) users: HashMap<UserId, Vec<DeviceIndex>>,
+    /// The devices that have a connection.
+    pub(super) attached: HashMap<MailboxId, DeviceIndex>,
     pub(super) state: StoreState,
     pub(super) reopening: Reopening,
     /// What has come while the store is not open.
@@ -75,6 +77,7 @@ impl Home {
         Self {
             devices: Vec::new(),
             users: HashMap::new(),
+            attached: HashMap::new(),
             state: reopening.begin(hash_seed),
             reopening,
             backlog: Backlog::new(now_ms),

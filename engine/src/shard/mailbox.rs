@@ -10,13 +10,15 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::session::ServerSession;
 use ringpost_protocol::window::SendMemory;
 use ringpost_ring::Ring;
-use ringpost_storage::{DeviceRecord, Fault, GapReason, ReadId, ReadStart, StoredRecord};
+use ringpost_storage::{
+    DeviceRecord, Fault, GapReason, ReadId, ReadStart, StoredMessage, StoredRecord,
+};
 
-use super::Shard;
-use super::conn::{ConnKey, Phase};
-use super::home::{Awaiting, ReadFor};
+use super::conn::{Conn, ConnKey, Phase};
+use super::home::{Awaiting, OpenStore, ReadFor};
 use super::message::{DeviceIndex, Login};
 use super::receipts::AckWalk;
+use super::{Shard, Time};
 use crate::limits::{DEVICES_PER_SHARD_MAX, OUTBOUND_BYTES_MAX};
 use crate::metrics::Bound;
 
@@ -85,6 +87,7 @@ impl<R: Ring> Shard<R> {
             caught_up: false,
             reading: None,
         };
+        home.attached.insert(mailbox, index);
         let replaced = home.device_mut(index).attached.replace(Box::new(attached));
         let conn = self.conns.get_mut(key).expect("just arrived");
         conn.phase = Phase::Registering { device: index };
@@ -153,9 +156,10 @@ impl<R: Ring> Shard<R> {
     /// The connection of a device ends. A newer one may already have taken its place.
     pub(super) fn detach(&mut self, index: DeviceIndex, key: ConnKey) {
         let home = self.home.as_mut().expect("devices live at home");
-        let device = home.device_mut(index);
+        let device = &mut home.devices[index.0 as usize];
         if device.attached.as_ref().is_some_and(|attached| attached.conn == key) {
             device.attached = None;
+            home.attached.remove(&device.mailbox);
         }
     }
 
@@ -188,9 +192,8 @@ impl<R: Ring> Shard<R> {
             };
             match open.store.read(device.mailbox, seq) {
                 ReadStart::Ready(record) => {
-                    let unix_ms = self.time.unix_ms;
                     let waited_ms =
-                        attached.put(&mut conn.session, &mut conn.out, seq, &record, unix_ms);
+                        open.hand_out(device.mailbox, attached, conn, seq, &record, self.time);
                     self.metrics.count_delivery(waited_ms);
                 }
                 ReadStart::Pending(id) => {
@@ -221,28 +224,68 @@ impl<R: Ring> Shard<R> {
         let key = attached.conn;
         // A receipt may have been replaced while it was read: its record must not take the place of
         // the entry that is next now.
-        let is_next = home.state.open().store.next(device.mailbox, attached.cursor) == Some(seq)
+        let open = home.state.open_mut();
+        let is_next = open.store.next(device.mailbox, attached.cursor) == Some(seq)
             || is_active(Mutant::StaleReadDelivered);
         if let (Some(conn), true) = (self.conns.get_mut(key), is_next) {
             match result {
                 Ok(record) if conn.device().is_some() => {
-                    let unix_ms = self.time.unix_ms;
                     let waited_ms =
-                        attached.put(&mut conn.session, &mut conn.out, seq, &record, unix_ms);
+                        open.hand_out(device.mailbox, attached, conn, seq, &record, self.time);
                     self.metrics.count_delivery(waited_ms);
                     self.mark_dirty(key);
                 }
                 Ok(_) => {}
+                // A gap has taken its place, behind what is there already.
                 Err(_) => attached.cursor = seq,
             }
         }
         self.deliver(index);
     }
+
+    /// A gap has taken the place of an entry that the store lost or that expired.
+    pub(super) fn show_gap(&mut self, mailbox: MailboxId) {
+        let home = self.home.as_mut().expect("its store spoke");
+        let Some(&index) = home.attached.get(&mailbox) else { return };
+        let open = home.state.open_mut();
+        if open.unsynced_records() == 0 {
+            self.deliver(index);
+        } else {
+            open.await_durable(Awaiting::Fresh(index));
+        }
+    }
+}
+
+impl OpenStore {
+    /// Gives the next entry of a mailbox to its connection, unless it has expired: then a gap takes
+    /// its place, which comes later. Returns how long a message has waited.
+    fn hand_out(
+        &mut self,
+        mailbox: MailboxId,
+        attached: &mut Attached,
+        conn: &mut Conn,
+        seq: Seq,
+        record: &StoredRecord,
+        time: Time,
+    ) -> Option<u64> {
+        if let StoredRecord::Message(message) = record
+            && self.has_expired(message, time)
+        {
+            self.store.expire(mailbox, seq, message.group.as_deref());
+            attached.cursor = seq;
+            return None;
+        }
+        attached.put(&mut conn.session, &mut conn.out, seq, record, time.unix_ms)
+    }
+
+    pub(super) fn has_expired(&self, message: &StoredMessage, time: Time) -> bool {
+        message.expires_at_ms <= time.unix_ms
+    }
 }
 
 impl Attached {
     /// Encodes the next entry of the mailbox and notes what its acknowledgement will set off. Gives
-    /// how long a message has waited; one that waited too long goes out as a gap.
+    /// how long a message has waited.
     fn put(
         &mut self,
         session: &mut ServerSession,
@@ -253,10 +296,6 @@ impl Attached {
     ) -> Option<u64> {
         let mut waited_ms = None;
         let source = match record {
-            StoredRecord::Message(message) if message.expires_at_ms <= unix_ms => {
-                session.gap(out, seq, message::GapReason::Expired, message.group.as_deref());
-                None
-            }
             StoredRecord::Message(message) => {
                 let head = DeliverHead {
                     seq,
@@ -271,7 +310,7 @@ impl Attached {
                 };
                 session.deliver(out, &head, &message.envelope);
                 waited_ms = Some(unix_ms.saturating_sub(message.sent_at_ms));
-                Some(Source::of(message))
+                Source::of(message)
             }
             StoredRecord::Receipt(receipt) => {
                 let head = DeliveredHead {

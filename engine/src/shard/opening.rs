@@ -274,8 +274,9 @@ impl<R: Ring> Shard<R> {
                 self.durable(awaiting);
             },
             StoreEvent::ReadDone { id, result } => self.handle_read(id, result),
+            StoreEvent::Replaced { mailbox } => self.show_gap(mailbox),
             StoreEvent::Damaged { segment, entries } => {
-                tracing::error!(%segment, entries, "stored records are damaged and lost");
+                tracing::error!(%segment, entries, "stored records are damaged; gaps say so");
                 self.metrics.read_faults += entries;
             }
             StoreEvent::Failed(fault) => self.store_failed(&fault.to_string()),

@@ -11,11 +11,11 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use ringpost_storage::{Fault, ReadId, ReadStart, ReceiptRecord, StoredMessage, StoredRecord};
 
-use super::Shard;
 use super::backlog::Request;
-use super::home::{Awaiting, Home, ReadFor};
+use super::home::{Awaiting, Home, OpenStore, ReadFor};
 use super::mailbox::Source;
 use super::message::{DeviceIndex, MeshMessage, ReceiptRequest};
+use super::{Shard, Time};
 use crate::limits::RECEIPTS_PER_WALK_MAX;
 
 /// An acknowledgement in progress: `done <= position <= wanted`.
@@ -97,26 +97,23 @@ impl AckWalk {
 }
 
 impl Source {
-    pub(super) fn of(message: &StoredMessage) -> Self {
-        Self {
-            from: DeviceAddress {
-                user: UserId::new(&message.from_user).expect("checked when it was stored"),
-                device: DeviceId::new(&message.from_device).expect("checked when it was stored"),
-            },
-            install_id: message.install_id,
-            group: message
-                .group
-                .as_ref()
-                .map(|group| UserId::new(group).expect("checked when it was stored")),
-            send_seq: message.send_seq,
-        }
+    /// `None`: the record names nobody that could be told. The store checks its records' checksums;
+    /// what is wrong all the same must not end the process.
+    pub(super) fn of(message: &StoredMessage) -> Option<Self> {
+        let from = DeviceAddress {
+            user: UserId::new(&message.from_user).ok()?,
+            device: DeviceId::new(&message.from_device).ok()?,
+        };
+        let group = message.group.as_ref().map(|group| UserId::new(group)).transpose().ok()?;
+        let StoredMessage { install_id, send_seq, .. } = *message;
+        Some(Self { from, install_id, group, send_seq })
     }
 }
 
 impl Home {
     /// Looks at the entries after `position`, until the acknowledgement's end, a bound, or a record
     /// that must be read first.
-    fn gather(&mut self, index: DeviceIndex) {
+    fn gather(&mut self, index: DeviceIndex, time: Time) {
         let device = &mut self.devices[index.0 as usize];
         let Some(walk) = device.ack.as_mut() else { return };
         let open = self.state.open_mut();
@@ -145,7 +142,7 @@ impl Home {
                 Some(entry) => entry.source,
                 // Acknowledged by Hello, so delivered on an earlier connection.
                 None => match open.store.read(device.mailbox, seq) {
-                    ReadStart::Ready(StoredRecord::Message(message)) => Some(Source::of(&message)),
+                    ReadStart::Ready(StoredRecord::Message(message)) => open.owed(&message, time),
                     ReadStart::Ready(_) | ReadStart::Gone => None,
                     ReadStart::Pending(id) => {
                         walk.reading = Some(seq);
@@ -191,7 +188,7 @@ impl<R: Ring> Shard<R> {
             if !home.state.is_open() {
                 return;
             }
-            home.gather(index);
+            home.gather(index, self.time);
             let device = &mut home.devices[index.0 as usize];
             let Some(walk) = device.ack.as_mut() else { return };
             match walk.next_step() {
@@ -288,16 +285,30 @@ impl<R: Ring> Shard<R> {
         match reason {
             ReadFor::Delivery(index) => self.deliver_read(index, id, result),
             ReadFor::Ack(index) => {
-                let device = home.device_mut(index);
-                let walk = device.ack.as_mut().expect("a walk outlives its reads");
+                let Home { devices, state, .. } = home;
+                let walk = devices[index.0 as usize].ack.as_mut();
+                let walk = walk.expect("a walk outlives its reads");
                 walk.position = walk.reading.take().expect("the walk waits for this read");
                 // What cannot be read any more cannot be receipted; it was delivered all the same.
-                if let Ok(StoredRecord::Message(message)) = result {
-                    walk.owe(Source::of(&message));
+                if let Ok(StoredRecord::Message(message)) = result
+                    && let Some(source) = state.open().owed(&message, self.time)
+                {
+                    walk.owe(source);
                 }
                 self.drive_ack(index);
             }
         }
+    }
+}
+
+impl OpenStore {
+    /// Who is told that a message was acknowledged. Nobody of one that has expired: its device gets a
+    /// gap, whatever became of the message before.
+    fn owed(&self, message: &StoredMessage, time: Time) -> Option<Source> {
+        if self.has_expired(message, time) && !is_active(Mutant::ReceiptForExpired) {
+            return None;
+        }
+        Source::of(message)
     }
 }
 

@@ -219,7 +219,7 @@ impl World {
                 }
                 StoreEvent::Failed(_) => self.failed = true,
                 StoreEvent::Damaged { entries, .. } => self.damaged_entries += entries,
-                StoreEvent::Durable { .. } => {}
+                StoreEvent::Durable { .. } | StoreEvent::Replaced { .. } => {}
             }
         }
         true
