@@ -30,6 +30,9 @@ pub struct Config {
     /// Shards that own mailboxes, `0 < storage_shards <= shards`. `None`: as many as recorded in the
     /// data directory, and `shards` at the first start.
     pub storage_shards: Option<u16>,
+    /// The operator says that the host's date is right, so that the expiry clock may follow it at
+    /// once. Of one start: it has no key in the file.
+    pub confirm_clock: bool,
     pub tls: TlsConfig,
     pub auth: AuthConfig,
     pub limits: LimitsConfig,
@@ -143,6 +146,7 @@ impl Config {
             data_dir: data_dir.to_owned(),
             shards: default_shards(),
             storage_shards: None,
+            confirm_clock: false,
             tls: TlsConfig { certificate_path: files.certificate, key_path: files.key },
             auth: AuthConfig { jwks_path: files.jwks, audience: DEFAULT_AUDIENCE.to_owned() },
             limits: LimitsConfig::default(),

@@ -226,6 +226,7 @@ fn shard_config(shard: u16, plan: &ShardPlan) -> ShardConfig {
         frame_bytes_max,
         wire_limits,
         reconnect_jitter_ms: plan.config.drain.reconnect_jitter_ms,
+        confirm_clock: plan.config.confirm_clock,
         random_seed: rand::random(),
     }
 }

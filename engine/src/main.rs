@@ -44,6 +44,20 @@ struct Development {
     /// Where /metrics, /healthz and /readyz are served [default: 127.0.0.1:7480]
     #[arg(long, value_name = "ADDR")]
     admin_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    clock: Clock,
+}
+
+#[derive(Args)]
+struct Clock {
+    /// This host's date is right, so messages may expire by it at once
+    ///
+    /// Messages expire on a clock of their own, which goes on at most an hour at a start, however far
+    /// the host's clock is ahead: a wrong date must not delete mail. After a longer stop it is
+    /// behind, which a warning says at the start and ringpost_expiry_clock_lag_seconds while the
+    /// gateway runs; messages are kept so much longer. One start with this flag ends that.
+    #[arg(long)]
+    confirm_clock: bool,
 }
 
 #[derive(Subcommand)]
@@ -52,6 +66,8 @@ enum Command {
     Serve {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        #[command(flatten)]
+        clock: Clock,
     },
     /// Print a token for one device, signed with the development gateway's key
     Token {
@@ -84,7 +100,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         None => develop(&cli.development).map(|()| 0),
-        Some(Command::Serve { config }) => serve(&config).map(|()| 0),
+        Some(Command::Serve { config, clock }) => serve(&config, &clock).map(|()| 0),
         Some(Command::Token { user, device, data, audience, ttl_s }) => {
             token(&user, &device, &data, &audience, ttl_s).map(|()| 0)
         }
@@ -107,6 +123,7 @@ fn develop(options: &Development) -> Result<(), Failure> {
     let mut config = Config::development(&options.data);
     config.listen = options.listen.unwrap_or(config.listen);
     config.admin_listen = options.admin_listen.unwrap_or(config.admin_listen);
+    config.confirm_clock = options.clock.confirm_clock;
     start_logs(&config.log);
     let data = options.data.clone();
     run(config, move |serving| {
@@ -115,8 +132,9 @@ fn develop(options: &Development) -> Result<(), Failure> {
     })
 }
 
-fn serve(path: &Path) -> Result<(), Failure> {
-    let config = Config::load(path).map_err(|fault| Failure::new(&fault, fault.fix(), 2))?;
+fn serve(path: &Path, clock: &Clock) -> Result<(), Failure> {
+    let mut config = Config::load(path).map_err(|fault| Failure::new(&fault, fault.fix(), 2))?;
+    config.confirm_clock = clock.confirm_clock;
     start_logs(&config.log);
     run(config, announce)
 }

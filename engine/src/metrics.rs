@@ -13,7 +13,7 @@ mod causes;
 mod kinds;
 mod process;
 
-pub use kinds::{Counter, Family, Gauge, Histogram, Label, Nanoseconds, Records, Scale};
+pub use kinds::{Counter, Family, Gauge, Highest, Histogram, Label, Nanoseconds, Records, Scale};
 use kinds::{Metric, labels};
 pub use process::ProcessMetrics;
 
@@ -137,6 +137,23 @@ shard_metrics! {
     read_faults: Counter =
         "ringpost_store_read_faults_total", "Stored records that are damaged and could not be read.";
     store_segments: Gauge = "ringpost_store_segments", "Segment files.";
+    store_live_bytes: Gauge =
+        "ringpost_store_live_bytes", "Bytes of the records that are still needed.";
+    store_index_bytes: Gauge = "ringpost_store_index_bytes", "Memory of the indexes.";
+    store_expired: Counter =
+        "ringpost_store_expired_total", "Messages that were kept for their whole time.";
+    store_damaged: Counter = "ringpost_store_damaged_total",
+        "Entries of mailboxes that cannot be read any more; gaps took their places.";
+    store_written_bytes: Counter =
+        "ringpost_store_written_bytes_total", "Bytes of the batches written.";
+    store_reclaimed_segments: Counter =
+        "ringpost_store_reclaimed_segments_total", "Segment files removed.";
+    store_reclaim_bytes: Counter = "ringpost_store_reclaim_copied_bytes_total",
+        "Bytes of needed records copied out of old segments.";
+    store_disk_reads: Counter =
+        "ringpost_store_disk_reads_total", "Records that were not in memory when they were wanted.";
+    expiry_clock_lag: Highest = "ringpost_expiry_clock_lag_seconds",
+        "How far the expiry clock is behind the host's, on the shard where it is most.";
     stores_reopening: Gauge = "ringpost_stores_reopening",
         "Stores that have failed and are not open again.";
     store_reopens: Counter =
@@ -179,10 +196,21 @@ impl ShardMetrics {
     }
 
     /// Takes over the figures of an open store; called before a copy is handed out.
-    pub(crate) fn set_store(&mut self, stats: &StoreStats) {
+    /// `before`: what the shard's stores before this one counted.
+    pub(crate) fn set_store(&mut self, stats: &StoreStats, before: StoreCounts) {
         self.queued_records.set(stats.entries);
         self.store_segments.set(stats.segments);
         self.store_bytes.set(stats.file_bytes);
+        self.store_live_bytes.set(stats.live_bytes);
+        self.store_index_bytes.set(stats.index_bytes);
+        let mut counts = before;
+        counts += StoreCounts::of(stats);
+        self.store_expired.set(counts.expired_records);
+        self.store_damaged.set(counts.damaged_records);
+        self.store_written_bytes.set(counts.batch_bytes_written);
+        self.store_reclaimed_segments.set(counts.reclaimed_segments);
+        self.store_reclaim_bytes.set(counts.reclaim_copied_bytes);
+        self.store_disk_reads.set(counts.reads_from_disk);
     }
 
     /// Takes over what the ring counted; called before a copy is handed out.
@@ -194,6 +222,41 @@ impl ShardMetrics {
         self.ring_overflows.set(ring.overflows);
         self.receive_pool_empty.set(ring.receive_pool_empty);
         self.ring_leases_out.set(ring.leases_out);
+    }
+}
+
+/// What a store counts for metrics, so that it goes on when the store is opened again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StoreCounts {
+    expired_records: u64,
+    damaged_records: u64,
+    batch_bytes_written: u64,
+    reclaimed_segments: u64,
+    reclaim_copied_bytes: u64,
+    reads_from_disk: u64,
+}
+
+impl StoreCounts {
+    pub(crate) fn of(stats: &StoreStats) -> Self {
+        Self {
+            expired_records: stats.expired_records,
+            damaged_records: stats.damaged_records,
+            batch_bytes_written: stats.batch_bytes_written,
+            reclaimed_segments: stats.reclaimed_segments,
+            reclaim_copied_bytes: stats.reclaim_copied_bytes,
+            reads_from_disk: stats.reads_from_disk,
+        }
+    }
+}
+
+impl std::ops::AddAssign for StoreCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.expired_records += other.expired_records;
+        self.damaged_records += other.damaged_records;
+        self.batch_bytes_written += other.batch_bytes_written;
+        self.reclaimed_segments += other.reclaimed_segments;
+        self.reclaim_copied_bytes += other.reclaim_copied_bytes;
+        self.reads_from_disk += other.reads_from_disk;
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigFault> {
         data_dir: source.path("data_dir", raw.data_dir, "the directory of the store")?,
         shards,
         storage_shards,
+        confirm_clock: false,
         tls: source.tls(raw.tls)?,
         auth: source.auth(raw.auth)?,
         limits: source.limits(&raw.limits)?,

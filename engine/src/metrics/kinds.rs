@@ -20,6 +20,10 @@ pub struct Counter(u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauge(u64);
 
+/// Rises and falls; of several shards the highest counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Highest(u64);
+
 /// One counter per value of a label. `family.add(Bound::MeshCredits)`.
 #[derive(Clone, Debug)]
 pub struct Family<L> {
@@ -112,6 +116,16 @@ impl Gauge {
     }
 }
 
+impl Highest {
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    pub fn set(&mut self, value: u64) {
+        self.0 = value;
+    }
+}
+
 impl AddAssign<u64> for Counter {
     fn add_assign(&mut self, count: u64) {
         self.0 += count;
@@ -180,6 +194,18 @@ impl Metric for Gauge {
 
     fn merge(&mut self, other: &Self) {
         self.0 += other.0;
+    }
+
+    fn expose(&self, name: &str, out: &mut String) {
+        write_line(out, format_args!("{name} {}", self.0));
+    }
+}
+
+impl Metric for Highest {
+    const TYPE: &'static str = "gauge";
+
+    fn merge(&mut self, other: &Self) {
+        self.0 = self.0.max(other.0);
     }
 
     fn expose(&self, name: &str, out: &mut String) {

@@ -6,11 +6,11 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use ringpost_storage::{GapReason, NewMessage, Room, StoreFull};
 
-use super::Shard;
 use super::backlog::Request;
 use super::home::{Awaiting, Home};
 use super::message::{DeviceIndex, StoreReply, StoreRequest};
 use super::route::Refusal;
+use super::{Shard, Time};
 use crate::limits::{MAILBOX_FULL_RETRY_MS, OVERLOAD_RETRY_MS};
 use crate::metrics::Bound;
 
@@ -28,7 +28,7 @@ impl<R: Ring> Shard<R> {
         if !home.state.is_open() {
             return self.hold(Request::Store(Box::new(request)));
         }
-        let deposited = match home.deposit(&request, self.time.unix_ms) {
+        let deposited = match home.deposit(&request, self.time) {
             Ok(deposited) => deposited,
             Err(refusal) => return self.refuse(&request, refusal),
         };
@@ -66,7 +66,7 @@ impl<R: Ring> Shard<R> {
 
 impl Home {
     /// Stores a message in every mailbox that has room. `Err`: none had.
-    fn deposit(&mut self, request: &StoreRequest, unix_ms: u64) -> Result<Deposited, Outcome> {
+    fn deposit(&mut self, request: &StoreRequest, time: Time) -> Result<Deposited, Outcome> {
         let unknown = rejected(RejectCode::UnknownRecipient, None);
         let Some(devices) = self.users.get(&request.to).cloned() else { return Err(unknown) };
         let mut deposited = Deposited::default();
@@ -76,20 +76,14 @@ impl Home {
                     .into_iter()
                     .filter(|&index| self.device(index).address != request.from)
                     .collect::<Vec<_>>();
-                self.store_envelope(request, envelope, &others, unix_ms, &mut deposited);
+                self.store_envelope(request, envelope, &others, time, &mut deposited);
             }
             SendBody::PerDevice(envelopes) => {
                 for (name, envelope) in envelopes {
                     let known = self.find(&request.to, name);
                     match known {
                         Some(index) => {
-                            self.store_envelope(
-                                request,
-                                envelope,
-                                &[index],
-                                unix_ms,
-                                &mut deposited,
-                            );
+                            self.store_envelope(request, envelope, &[index], time, &mut deposited);
                         }
                         None => deposited.skip(&request.to, name, SkipReason::Unknown),
                     }
@@ -122,7 +116,7 @@ impl Home {
         request: &StoreRequest,
         envelope: &[u8],
         devices: &[DeviceIndex],
-        unix_ms: u64,
+        time: Time,
         deposited: &mut Deposited,
     ) {
         let sender_hash = request.from.hash32();
@@ -142,13 +136,15 @@ impl Home {
             return;
         }
         let mailboxes: Vec<_> = free.iter().map(|&index| self.device(index).mailbox).collect();
-        let appended = self.state.open_mut().store.append_message(&NewMessage {
+        let store = &mut self.state.open_mut().store;
+        let clock_ms = store.expiry_clock_ms(time.now_ms);
+        let appended = store.append_message(&NewMessage {
             from: &request.from,
             install_id: request.origin.install_id,
             send_seq: request.origin.send_seq,
             message_number: request.message_number,
-            sent_at_ms: unix_ms,
-            expires_at_ms: unix_ms.saturating_add(request.ttl_ms),
+            sent_at_ms: time.unix_ms,
+            expires_at_ms: clock_ms.saturating_add(request.ttl_ms),
             urgent: request.urgent,
             group: None,
             mailboxes: &mailboxes,

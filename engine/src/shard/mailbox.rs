@@ -279,7 +279,7 @@ impl OpenStore {
     }
 
     pub(super) fn has_expired(&self, message: &StoredMessage, time: Time) -> bool {
-        message.expires_at_ms <= time.unix_ms
+        message.expires_at_ms <= self.store.expiry_clock_ms(time.now_ms)
     }
 }
 

@@ -57,6 +57,9 @@ pub struct ShardConfig {
     pub wire_limits: Limits,
     /// Clients sent away for overload come back after a time from zero up to this.
     pub reconnect_jitter_ms: u64,
+    /// The operator says that the host's clock is right: the expiry clock follows it at once, however
+    /// far it has to go.
+    pub confirm_clock: bool,
     /// Seed of the shard's random numbers: mailbox ids and return times.
     pub random_seed: u64,
 }
@@ -307,7 +310,10 @@ impl<R: Ring> Shard<R> {
             metrics.sends_waiting.set(home.backlog.sends() as u64);
             metrics.stores_reopening.set(u64::from(home.reopening.is_under_way()));
             if home.state.is_open() {
-                metrics.set_store(&home.store().stats());
+                let store = home.store();
+                metrics.set_store(&store.stats(), home.reopening.counted());
+                let clock_ms = store.expiry_clock_ms(self.time.now_ms);
+                metrics.expiry_clock_lag.set(self.time.unix_ms.saturating_sub(clock_ms) / 1_000);
             }
         }
         metrics

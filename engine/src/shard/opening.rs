@@ -16,7 +16,9 @@ use std::collections::VecDeque;
 
 use ringpost_protocol::message::GoAwayReason;
 use ringpost_ring::{Errno, Outcome, Ring};
-use ringpost_storage::{OpenFault, Opening, RecordNumber, Store, StoreConfig, StoreEvent};
+use ringpost_storage::{
+    ClockStart, OpenFault, Opening, RecordNumber, Store, StoreConfig, StoreEvent,
+};
 
 use super::Shard;
 use super::backlog::Request;
@@ -25,6 +27,7 @@ use super::disk::{Disk, StoreDirectory};
 use super::home::{Awaiting, Home, OpenStore};
 use super::message::{DeviceIndex, ShardEvent};
 use crate::limits::{REOPEN_ATTEMPTS_MAX, REOPEN_CALM_MS, REOPEN_PAUSE_MS, REOPEN_PAUSE_MS_MAX};
+use crate::metrics::StoreCounts;
 
 pub(super) enum StoreState {
     Opening(Box<Opener>),
@@ -52,11 +55,27 @@ pub(super) struct Reopening {
     failures: u32,
     /// Since when the store is not open any more; monotonic.
     since_ms: Option<u64>,
+    /// The expiry clock when the store failed, and the monotonic time then: it goes on, without the
+    /// doubts of a start.
+    clock: Option<(u64, u64)>,
+    /// What the stores before this one have counted.
+    counted: StoreCounts,
 }
 
 impl Reopening {
     pub(super) fn new(config: StoreConfig, directory: StoreDirectory) -> Self {
-        Self { config, directory: Some(directory), failures: 0, since_ms: None }
+        Self {
+            config,
+            directory: Some(directory),
+            failures: 0,
+            since_ms: None,
+            clock: None,
+            counted: StoreCounts::default(),
+        }
+    }
+
+    pub(super) fn counted(&self) -> StoreCounts {
+        self.counted
     }
 
     pub(super) fn is_under_way(&self) -> bool {
@@ -221,7 +240,15 @@ impl<R: Ring> Shard<R> {
     fn store_opened(&mut self, store: Store, disk: Disk) {
         let now_ms = self.time.now_ms;
         let home = self.home.as_mut().expect("checked by the caller");
-        home.install(OpenStore::new(store, disk, now_ms), self.time.unix_ms);
+        let mut open = OpenStore::new(store, disk, now_ms);
+        if let Some((clock_ms, at_ms)) = home.reopening.clock.take() {
+            open.store.begin_clock(now_ms, clock_ms + (now_ms - at_ms), true);
+        } else {
+            let confirmed = self.config.confirm_clock;
+            let started = open.store.begin_clock(now_ms, self.time.unix_ms, confirmed);
+            warn_of_lag(self.id, started);
+        }
+        home.install(open, self.time.unix_ms);
         if let Some(since_ms) = home.reopening.since_ms.take() {
             let elapsed_ms = now_ms.saturating_sub(since_ms);
             tracing::info!(shard = self.id, elapsed_ms, "store serves again");
@@ -301,6 +328,9 @@ impl<R: Ring> Shard<R> {
         if now_ms.saturating_sub(home.state.open().opened_ms) >= REOPEN_CALM_MS {
             home.reopening.failures = 0;
         }
+        let store = &home.state.open().store;
+        home.reopening.clock = Some((store.expiry_clock_ms(now_ms), now_ms));
+        home.reopening.counted += StoreCounts::of(&store.stats());
         home.reopening.since_ms = Some(now_ms);
         home.backlog.begin(now_ms);
         let awaiting = home.state.close();
@@ -389,6 +419,17 @@ impl<R: Ring> Shard<R> {
         for index in restarted {
             self.drive_ack(DeviceIndex(index));
         }
+    }
+}
+
+fn warn_of_lag(shard: u16, started: ClockStart) {
+    if started.lag_ms > 0 {
+        tracing::warn!(
+            shard,
+            lag_s = started.lag_ms / 1_000,
+            "the expiry clock is behind the clock of this host, and messages are kept so much longer; \
+             if the host's date is right, start once with --confirm-clock"
+        );
     }
 }
 

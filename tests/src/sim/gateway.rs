@@ -108,6 +108,7 @@ impl Gateway {
             frame_bytes_max: FRAME_BYTES_MAX,
             wire_limits: Limits::of_protocol(),
             reconnect_jitter_ms: 1_000,
+            confirm_clock: false,
             random_seed,
         };
         let parts = ShardParts {
