@@ -141,11 +141,16 @@ impl Forming {
     }
 
     /// Bytes of the batch with its acks.
-    fn length(&self) -> usize {
+    pub(crate) fn length(&self) -> usize {
         self.buffer.len() + self.acks.len() * ACK_BYTES
     }
 
-    fn end(&self) -> u32 {
+    pub(crate) fn base(&self) -> u32 {
+        self.base
+    }
+
+    /// Where the next batch begins.
+    pub(crate) fn end(&self) -> u32 {
         self.base + padded(to_u32(self.length()))
     }
 
@@ -219,7 +224,9 @@ impl Store {
     }
 
     fn poll_log(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
-        self.poll_commit(now_ms).or_else(|| self.poll_read()).or_else(|| self.poll_preparations())
+        self.poll_commit(now_ms)
+            .or_else(|| self.poll_read())
+            .or_else(|| self.poll_preparations(now_ms))
     }
 
     /// Takes the result of an operation.
@@ -247,6 +254,8 @@ impl Store {
                 let window = if error.is_none() { Some(outcome) } else { None };
                 self.scan_read(offset, length_bytes, window);
             }
+            (Task::Prepare(segment, op), Some(error))
+                if self.has_no_room(now_ms, segment, op, &error) => {}
             // After a failed write or sync the page cache may hold what the disk does not:
             // nothing from here on could be promised.
             (Task::SyncBatch, Some(_)) if is_active(Mutant::SyncFailureIgnored) => {
@@ -266,12 +275,7 @@ impl Store {
                     self.batch_durable(now_ms, batch);
                 }
             }
-            (Task::Prepare(segment, op), None) => {
-                let mut preparations = self.preparations.iter_mut();
-                if let Some(found) = preparations.find(|known| known.segment == segment) {
-                    found.done(op);
-                }
-            }
+            (Task::Prepare(segment, op), None) => self.prepared(segment, op),
             (Task::Unlink, None) => self.unlinked(),
             (Task::Checkpoint(op), None) => self.checkpoint_done(op),
             (Task::UnlinkSync, None) => self.unlink_durable(),
@@ -284,8 +288,14 @@ impl Store {
             return None;
         }
         let attest = self.attest_at_ms.filter(|_| self.is_idle());
-        let upkeep = [self.scan_timeout(), self.sweep_timeout(), self.clock_timeout()];
-        upkeep.into_iter().chain([attest, self.checkpoint_timeout()]).flatten().min()
+        let upkeep = [
+            self.scan_timeout(),
+            self.sweep_timeout(),
+            self.clock_timeout(),
+            self.checkpoint_timeout(),
+            self.disk_room_timeout(),
+        ];
+        upkeep.into_iter().chain([attest]).flatten().min()
     }
 
     pub(crate) fn fail(&mut self, fault: Fault) {
@@ -419,32 +429,6 @@ impl Store {
         }
     }
 
-    /// Keeps zeros ahead of the log: some in the segment in use, and the next one whole by the
-    /// time this one is three quarters full.
-    fn poll_preparations(&mut self) -> Option<(Task, DiskOp)> {
-        let config = &self.config;
-        let current = self.forming.segment;
-        let end = self.forming.end();
-        let spare_bytes = end.saturating_sub(config.segment_bytes / 4).saturating_mul(2);
-        if spare_bytes > 0 && self.preparations.back().is_none_or(|last| last.segment == current) {
-            self.preparations.push_back(Preparation::new(next_segment(current)));
-        }
-        for preparation in &mut self.preparations {
-            let want = if preparation.segment > current {
-                spare_bytes
-            } else if preparation.segment == current {
-                end.saturating_add(FILL_AHEAD_CHUNKS * config.fill_chunk_bytes)
-            } else {
-                config.segment_bytes
-            };
-            let want = want.min(config.segment_bytes);
-            if let Some((op, disk_op)) = preparation.poll(want, self.durable_batch, config) {
-                return Some((Task::Prepare(preparation.segment, op), disk_op));
-            }
-        }
-        None
-    }
-
     fn fail_task(&mut self, task: &Task, error: DiskError) {
         let oldest = self.log.oldest().map_or(self.forming.segment, |segment| segment.id);
         let in_flight = self.commit.segment().unwrap_or(self.forming.segment);
@@ -513,6 +497,3 @@ fn fault(step: &'static str, segment: SegmentId, error: DiskError) -> Fault {
 fn to_u32(length: usize) -> u32 {
     u32::try_from(length).expect("a batch fits its segment")
 }
-
-/// Zeros ahead of the log in the segment in use.
-const FILL_AHEAD_CHUNKS: u32 = 4;

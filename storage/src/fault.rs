@@ -7,6 +7,9 @@ use crate::disk::{DiskError, SegmentId};
 pub enum StoreFull {
     #[error("too many records wait for the disk")]
     Queue,
+    /// For messages only. What frees room goes on, and the store recovers by itself.
+    #[error("the disk is full")]
+    Disk,
     #[error("the store has failed")]
     Failed,
 }

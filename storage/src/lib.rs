@@ -82,6 +82,7 @@ mod commit;
 mod gap;
 mod clock;
 mod read;
+mod prepare;
 mod scan;
 mod reclaim;
 mod sweep;

@@ -82,5 +82,7 @@ pub const FILL_CHUNK_BYTES_MAX: u32 = 1 << 20;
 pub const CLOCK_LOG_MS: u64 = 60_000;
 /// The expiry clock advances at most so far at a start that no operator confirmed.
 pub const CLOCK_STEP_MS_MAX: u64 = 3_600_000;
+/// So often a full disk is asked again.
+pub const DISK_RETRY_MS: u64 = 1000;
 /// An idle store attests its last batch after this time.
 pub const ATTEST_MS: u64 = 1000;

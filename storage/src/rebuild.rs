@@ -13,6 +13,7 @@ use crate::entry::{ENTRY_BYTES, Entry, Kind, Place};
 use crate::fault::OpenFault;
 use crate::gap::group_hash;
 use crate::limits::{BLOCK_BYTES, StoreConfig};
+use crate::prepare::DiskRoom;
 use crate::queue::Mailboxes;
 use crate::reclaim::Reclaim;
 use crate::record::{DeviceRecord, RawRecord, RecordFault, View};
@@ -282,6 +283,7 @@ impl Rebuild {
             scan: None,
             next_scan_read_ms: 0,
             sweep: Sweep::default(),
+            room: DiskRoom::default(),
             clock: ExpiryClock::recovered(clock.0, clock.1),
             checkpoints: Checkpoints::new(checkpoints),
             // At once: the last batch of the previous open gets its attestation, and the new

@@ -23,6 +23,7 @@ use crate::batch::BATCH_HEAD_BYTES;
 use crate::commit::Task;
 use crate::disk::{DiskOp, SegmentId};
 use crate::entry::Place;
+use crate::limits::DISK_RETRY_MS;
 use crate::record::{DeviceRecord, RawRecord, View};
 use crate::scan::Purpose;
 use crate::store::{Store, StoreEvent};
@@ -30,6 +31,8 @@ use crate::store::{Store, StoreEvent};
 #[derive(Debug, Default)]
 pub(crate) struct Reclaim {
     state: State,
+    /// While the disk is full: the copies did not fit.
+    rests_until_ms: u64,
     /// Live mailboxes of the record at hand; kept to spare an allocation for each.
     live: Vec<u64>,
 }
@@ -74,7 +77,7 @@ impl Store {
         }
     }
 
-    pub(crate) fn begin_reclaim(&mut self) {
+    pub(crate) fn begin_reclaim(&mut self, now_ms: u64) {
         let in_use = self.commit.segment().unwrap_or_else(|| self.forming.oldest_segment());
         let Some(oldest) = self.log.oldest().filter(|oldest| oldest.id < in_use) else {
             return;
@@ -84,12 +87,28 @@ impl Store {
             self.scanned(segment);
             return;
         }
+        if self.room.is_full() {
+            // Eager, but the copies must not use up the reserve.
+            let frees = oldest.live_bytes < u64::from(end) && now_ms >= self.reclaim.rests_until_ms;
+            if frees && self.reserve_takes(oldest.live_bytes) {
+                self.reclaim.state = State::Scanning;
+                self.begin_scan(Purpose::Reclaim, segment, end);
+            }
+            return;
+        }
         let dead = self.log.file_bytes - self.log.live_bytes;
         let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
         if dead > self.log.live_bytes / 5 * 2 + slack {
             self.reclaim.state = State::Scanning;
             self.begin_scan(Purpose::Reclaim, segment, end);
         }
+    }
+
+    /// A record of many mailboxes may be larger than what the segment counts of it, so the copies
+    /// do not fit the reserve. What was copied so far is not copied again.
+    pub(crate) fn rest_reclaim(&mut self, now_ms: u64) {
+        self.reclaim.state = State::Idle;
+        self.reclaim.rests_until_ms = now_ms.saturating_add(DISK_RETRY_MS);
     }
 
     /// All that the segment still had is in the forming batch, or durable already.

@@ -32,7 +32,7 @@ impl Store {
                 self.begin_sweep(now_ms);
             }
             if self.scan.is_none() {
-                self.begin_reclaim();
+                self.begin_reclaim(now_ms);
             }
             if self.scan.is_none() && self.reclaim.is_idle() {
                 self.begin_sweep(now_ms);
@@ -61,6 +61,11 @@ impl Store {
             let (purpose, segment) = (scan.purpose, scan.scanner.segment);
             match (scan.scanner.next(), purpose) {
                 (Scan::Batch { offset, bytes, .. }, Purpose::Reclaim) => {
+                    if self.room.is_full() && !self.reserve_takes(bytes.len() as u64) {
+                        self.scan = None;
+                        self.rest_reclaim(now_ms);
+                        return None;
+                    }
                     self.copy_live(now_ms, segment, offset, &bytes);
                 }
                 (Scan::Batch { offset, bytes, .. }, Purpose::Sweep) => {

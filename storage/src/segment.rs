@@ -133,9 +133,11 @@ pub(crate) struct Preparation {
     step: Step,
     busy: bool,
     header: HeaderStep,
+    /// Its block was there, but a file system that copies on write had no room.
+    header_refused: bool,
     /// Zeros are written up to here ...
     filled: u32,
-    /// ... and synced up to here. 0 < ready <= filled <= segment_bytes
+    /// ... and synced up to here. 0 <= ready <= filled <= segment_bytes
     ready: u32,
 }
 
@@ -172,8 +174,9 @@ impl Preparation {
             step: Step::Absent,
             busy: false,
             header: HeaderStep::Unknown,
-            filled: BLOCK_BYTES,
-            ready: BLOCK_BYTES,
+            header_refused: false,
+            filled: 0,
+            ready: 0,
         }
     }
 
@@ -189,11 +192,12 @@ impl Preparation {
         self.header == HeaderStep::Durable && end <= self.ready
     }
 
-    /// The next step towards zeros up to `want`, at most `segment_bytes`. The header waits until
-    /// all batches before its first one are durable: it states that they were.
+    /// The next step towards zeros up to `want`, at most `segment_bytes`; `None`: nothing that
+    /// takes room. The zeros include the header's block, so that a spare needs no more. The header
+    /// waits until all batches before its first one are durable: it states that they were.
     pub(crate) fn poll(
         &mut self,
-        want: u32,
+        want: Option<u32>,
         durable_batch: u64,
         config: &StoreConfig,
     ) -> Option<(PrepareOp, DiskOp)> {
@@ -203,15 +207,21 @@ impl Preparation {
         let segment = self.segment;
         let file = FileId::from(segment);
         let next = match (self.step, self.header) {
+            (Step::Absent, _) if want.is_none() => return None,
             (Step::Absent, _) => (PrepareOp::Create, DiskOp::Create { file }),
             (Step::Created, _) => (PrepareOp::Link, DiskOp::SyncDir),
             (Step::Linked, HeaderStep::Wanted(header))
-                if header.first_batch <= durable_batch + 1 || is_active(Mutant::HeaderTooEarly) =>
+                if self.filled > 0
+                    && (want.is_some() || !self.header_refused)
+                    && (header.first_batch <= durable_batch + 1
+                        || is_active(Mutant::HeaderTooEarly)) =>
             {
                 let data = header.encode(config.origin(), segment);
                 (PrepareOp::Header, DiskOp::Write { file, offset: 0, data })
             }
-            (Step::Linked, _) if self.filled == self.ready && self.filled < want => {
+            (Step::Linked, _)
+                if self.filled == self.ready && want.is_some_and(|want| self.filled < want) =>
+            {
                 // Chunks end on multiples of their length, so that a segment is a whole number.
                 let chunk = config.fill_chunk_bytes;
                 let end = ((self.filled / chunk + 1) * chunk).min(config.segment_bytes);
@@ -226,6 +236,20 @@ impl Preparation {
         };
         self.busy = true;
         Some(next)
+    }
+
+    /// There was no room for the operation; the same one comes again.
+    pub(crate) fn refused(&mut self, op: PrepareOp) {
+        self.busy = false;
+        self.header_refused |= op == PrepareOp::Header;
+    }
+
+    pub(crate) fn is_whole(&self, config: &StoreConfig) -> bool {
+        self.ready == config.segment_bytes
+    }
+
+    pub(crate) fn ready(&self) -> u32 {
+        self.ready
     }
 
     pub(crate) fn done(&mut self, op: PrepareOp) {

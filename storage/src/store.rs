@@ -15,6 +15,7 @@ use crate::disk::SegmentId;
 use crate::entry::{Entry, Kind, Place};
 use crate::fault::{Fault, StoreFull};
 use crate::limits::{MAILBOXES_PER_RECORD_MAX, RECORD_BYTES_MAX, StoreConfig};
+use crate::prepare::DiskRoom;
 use crate::queue::Mailboxes;
 use crate::read::ReadTask;
 use crate::reclaim::Reclaim;
@@ -58,6 +59,7 @@ pub struct Store {
     pub(crate) sweep: Sweep,
     pub(crate) clock: ExpiryClock,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) room: DiskRoom,
     /// When the idle store writes an empty batch that attests the last one.
     pub(crate) attest_at_ms: Option<u64>,
     pub(crate) events: VecDeque<StoreEvent>,
@@ -116,6 +118,10 @@ pub enum StoreEvent {
     Replaced { mailbox: MailboxId },
     /// Reclaim found records whose bytes on disk are damaged. Their mailboxes got gaps instead.
     Damaged { segment: SegmentId, entries: u64 },
+    /// There is no room for the next segment: messages are refused, the rest goes on.
+    DiskFull { since_ms: u64 },
+    /// Messages are taken again.
+    DiskRecovered,
     /// The store takes and gives nothing more.
     Failed(Fault),
 }
@@ -151,6 +157,8 @@ pub struct StoreStats {
     pub reads_from_disk: u64,
     /// Entries that cannot be read any more, each replaced by a gap.
     pub damaged_records: u64,
+    /// Messages are refused: see [`StoreFull::Disk`].
+    pub disk_full: bool,
     /// Messages that were kept for their whole time, each replaced by a gap.
     pub expired_records: u64,
 }
@@ -172,10 +180,16 @@ impl Store {
         if self.forming.queued_bytes() >= self.config.queued_bytes_max {
             return Err(StoreFull::Queue);
         }
+        if self.room.is_full() {
+            return Err(StoreFull::Disk);
+        }
         let count = message.mailboxes.len();
         assert!((1..=MAILBOXES_PER_RECORD_MAX).contains(&count), "a message has mailboxes");
         let length = record::message_bytes(message);
         assert!(length <= RECORD_BYTES_MAX, "the protocol bounds envelopes and ids");
+        if self.outruns_spare(length) {
+            return Err(StoreFull::Queue);
+        }
         let place = self.reserve(length);
         let seq = self.assign();
         let sender = message.from.hash32();
@@ -337,6 +351,7 @@ impl Store {
             queued_records: self.last_assigned - self.durable_record,
             queued_bytes: self.forming.queued_bytes() as u64,
             cache_bytes: self.cache.bytes() as u64,
+            disk_full: self.room.is_full(),
             ..self.stats
         }
     }

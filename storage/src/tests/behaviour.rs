@@ -102,7 +102,8 @@ fn an_idle_store_attests_once() {
 
 #[test]
 fn appends_wait_for_one_batch_at_a_time_and_within_a_bound() {
-    let config = StoreConfig { queued_bytes_max: 200_000, ..small_config() };
+    let config =
+        StoreConfig { queued_bytes_max: 200_000, segment_bytes: 512 << 10, ..small_config() };
     let mut world = World::new(config);
     let taken = (0..100).filter(|_| world.message(1, &[1], 10_000).is_some()).count();
     assert!((18..=24).contains(&taken), "{taken}");

@@ -7,5 +7,6 @@ mod checkpoint;
 mod damage;
 mod gaps;
 mod expiry;
+mod full;
 mod behaviour;
 mod reshard;

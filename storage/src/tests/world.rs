@@ -219,7 +219,10 @@ impl World {
                 }
                 StoreEvent::Failed(_) => self.failed = true,
                 StoreEvent::Damaged { entries, .. } => self.damaged_entries += entries,
-                StoreEvent::Durable { .. } | StoreEvent::Replaced { .. } => {}
+                StoreEvent::Durable { .. }
+                | StoreEvent::Replaced { .. }
+                | StoreEvent::DiskFull { .. }
+                | StoreEvent::DiskRecovered => {}
             }
         }
         true
