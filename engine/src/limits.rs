@@ -39,6 +39,8 @@ pub const SWEEP_DEVICES_PER_TURN: usize = 64;
 pub const MAILBOX_FULL_RETRY_MS: u64 = 5_000;
 /// Advice for a Send refused because the store's queue is full.
 pub const OVERLOAD_RETRY_MS: u64 = 1_000;
+/// Advice for a Send refused because the disk is full.
+pub const STORAGE_FULL_RETRY_MS: u64 = 5_000;
 /// Advice for a Send refused because the store failed and is not open again yet.
 pub const STORAGE_FAILED_RETRY_MS: u64 = 2_000;
 

@@ -55,6 +55,8 @@ labels! {
         UnsyncedRecords = "unsynced_records",
         /// Sends that waited too long, or had no room to wait, while the store was not open.
         StoreWaiting = "store_waiting",
+        /// The disk has no room for more messages.
+        DiskRoom = "disk_room",
         CompletionsPerTurn = "completions_per_turn",
     }
 }

@@ -11,7 +11,7 @@ use super::home::{Awaiting, Home};
 use super::message::{DeviceIndex, StoreReply, StoreRequest};
 use super::route::Refusal;
 use super::{Shard, Time};
-use crate::limits::{MAILBOX_FULL_RETRY_MS, OVERLOAD_RETRY_MS};
+use crate::limits::{MAILBOX_FULL_RETRY_MS, OVERLOAD_RETRY_MS, STORAGE_FULL_RETRY_MS};
 use crate::metrics::Bound;
 
 impl<R: Ring> Shard<R> {
@@ -97,6 +97,9 @@ impl Home {
             }
             return Ok(deposited);
         }
+        if deposited.disk_full {
+            return Err(rejected(RejectCode::StorageFull, Some(STORAGE_FULL_RETRY_MS)));
+        }
         if deposited.overloaded {
             return Err(rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS)));
         }
@@ -152,12 +155,13 @@ impl Home {
         });
         match appended {
             Ok(_) => deposited.fresh.extend(free),
-            Err(StoreFull::Queue | StoreFull::Failed) => {
+            Err(full) => {
                 for index in free {
                     let name = self.device(index).address.device.clone();
                     deposited.skip(&request.to, &name, SkipReason::Full);
                 }
-                deposited.overloaded = true;
+                deposited.overloaded |= full != StoreFull::Disk;
+                deposited.disk_full |= full == StoreFull::Disk;
             }
         }
     }
@@ -174,6 +178,8 @@ struct Deposited {
     skipped: Vec<(UserId, DeviceId, SkipReason)>,
     /// The store took something no more.
     overloaded: bool,
+    /// The store takes no messages until the disk has room.
+    disk_full: bool,
 }
 
 impl Deposited {
@@ -187,6 +193,7 @@ fn bound_of(refusal: &Outcome) -> Bound {
         Outcome::Rejected { code: RejectCode::SenderShare, .. } => Bound::SenderShare,
         Outcome::Rejected { code: RejectCode::Overloaded, .. } => Bound::UnsyncedRecords,
         Outcome::Rejected { code: RejectCode::StorageFailed, .. } => Bound::StoreWaiting,
+        Outcome::Rejected { code: RejectCode::StorageFull, .. } => Bound::DiskRoom,
         _ => Bound::MailboxRecords,
     }
 }

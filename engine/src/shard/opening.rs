@@ -306,6 +306,14 @@ impl<R: Ring> Shard<R> {
                 tracing::error!(%segment, entries, "stored records are damaged; gaps say so");
                 self.metrics.read_faults += entries;
             }
+            StoreEvent::DiskFull { .. } => {
+                let shard = self.id;
+                tracing::error!(shard, "the disk is full: Sends are refused until there is room");
+            }
+            StoreEvent::DiskRecovered => {
+                let shard = self.id;
+                tracing::warn!(shard, "the disk has room again: Sends are taken");
+            }
             StoreEvent::Failed(fault) => self.store_failed(&fault.to_string()),
         }
     }

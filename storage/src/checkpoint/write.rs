@@ -101,10 +101,11 @@ impl Store {
         self.checkpoints.requested = true;
     }
 
-    /// A checkpoint is requested or being written.
+    /// A checkpoint is requested or being written. While the disk is full none is begun.
     pub fn is_checkpointing(&self) -> bool {
-        let idle = matches!(self.checkpoints.state, State::Idle) && !self.checkpoints.requested;
-        !idle && !self.failed
+        let waits = self.checkpoints.requested && !self.room.is_full();
+        let works = !matches!(self.checkpoints.state, State::Idle);
+        (waits || works) && !self.failed
     }
 
     /// When the next chunk may be written, if that is what a checkpoint waits for.
@@ -216,7 +217,8 @@ impl Store {
         let behind = checkpoints.log_bytes_before + written;
         // A large index is not written so often that it costs more than a quarter of the log.
         let due = self.config.checkpoint_log_bytes.max(4 * checkpoints.image_bytes);
-        checkpoints.requested || behind >= due
+        // On a full disk it would take the room that the log waits for.
+        (checkpoints.requested || behind >= due) && !self.room.is_full()
     }
 
     fn begin_checkpoint(&mut self) {

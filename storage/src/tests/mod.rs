@@ -8,5 +8,6 @@ mod damage;
 mod gaps;
 mod expiry;
 mod full;
+mod steady;
 mod behaviour;
 mod reshard;
