@@ -51,8 +51,8 @@ pub enum Mutant {
     StaleReadDelivered,
     /// The watermark of an acknowledgement is written before the receipts are durable.
     ReceiptLostOnRestart,
-    /// The receipt of a mailbox's gap covers the message that was lost.
-    ReceiptForExpired,
+    /// A receipt covers one Send more than was acknowledged.
+    ReceiptTooFar,
     /// An acknowledgement is not written at all.
     AckNotWritten,
     /// Recovery forgets the last record of each batch.
@@ -107,7 +107,7 @@ impl Mutant {
         Self::ReplayFromWrongSeq,
         Self::StaleReadDelivered,
         Self::ReceiptLostOnRestart,
-        Self::ReceiptForExpired,
+        Self::ReceiptTooFar,
         Self::AckNotWritten,
         Self::RecoverySkipsLastRecord,
         Self::TornTailTakenForGood,

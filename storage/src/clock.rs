@@ -5,6 +5,8 @@
 //! with a wrong date must not expire a month of messages. It never goes back. The log knows it to
 //! the minute, while something is appended or queued.
 
+use ringpost_protocol::mutant::{Mutant, is_active};
+
 use crate::disk::SegmentId;
 use crate::limits::{CLOCK_LOG_MS, CLOCK_STEP_MS_MAX};
 use crate::record;
@@ -69,7 +71,7 @@ impl Store {
     pub fn begin_clock(&mut self, now_ms: u64, unix_ms: u64, confirmed: bool) -> ClockStart {
         let known_ms = self.clock.logged_ms;
         let furthest_ms = known_ms.saturating_add(CLOCK_STEP_MS_MAX);
-        let is_bound = known_ms > 0 && !confirmed;
+        let is_bound = known_ms > 0 && !confirmed && !is_active(Mutant::ExpiryClockUnlimited);
         let clock_ms = if is_bound { unix_ms.min(furthest_ms) } else { unix_ms }.max(known_ms);
         self.clock.started = Some(Started { clock_ms, now_ms });
         if !self.failed {

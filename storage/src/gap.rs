@@ -11,6 +11,7 @@
 //! is missing was sent to that group.
 
 use ringpost_protocol::id::{MailboxId, Seq};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::entry::{Entry, Kind};
@@ -47,6 +48,10 @@ impl Store {
             return None;
         }
         self.stats.expired_records += 1;
+        if is_active(Mutant::ExpiredWithoutGap) {
+            self.remove(mailbox.0, seq.0);
+            return None;
+        }
         let (reason, group) = (GapReason::Expired, group.unwrap_or_default());
         Some(self.put_gap(mailbox.0, NewGap { reason, replaces: seq.0, group }))
     }

@@ -105,7 +105,10 @@ impl Source {
             device: DeviceId::new(&message.from_device).ok()?,
         };
         let group = message.group.as_ref().map(|group| UserId::new(group)).transpose().ok()?;
-        let StoredMessage { install_id, send_seq, .. } = *message;
+        let StoredMessage { install_id, mut send_seq, .. } = *message;
+        if is_active(Mutant::ReceiptTooFar) {
+            send_seq.0 += 1;
+        }
         Some(Self { from, install_id, group, send_seq })
     }
 }

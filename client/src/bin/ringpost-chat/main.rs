@@ -233,7 +233,9 @@ impl Chat {
                 say(&format!("-- refused #{}: {:?}", refused.id.0, refused.code));
             }
             News::Delivered(receipt) => self.show_receipt(&receipt),
-            News::Gap(gap) => say(&format!("-- messages to you are missing: {}", cause(gap.reason))),
+            News::Gap(gap) => {
+                say(&format!("-- messages to you are missing: {}", cause(gap.reason)))
+            }
         }
     }
 
