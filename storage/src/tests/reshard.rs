@@ -10,9 +10,10 @@ use super::disk::{Disk, Rng};
 use super::world::{World, address, small_config};
 use crate::blocking::{self, BlockingDisk};
 use crate::generation::{DataDisk, remove_leftovers, reshard};
+use crate::inspect;
 use crate::{
-    Current, DiskError, DiskErrorKind, DiskOp, DiskOutcome, ReadStart, ReshardFault, Resharded,
-    Resharding, Store, StoreConfig, StoreEvent, StoredRecord,
+    Current, DiskError, DiskErrorKind, DiskOp, DiskOutcome, FileId, ReadStart, ReshardFault,
+    Resharded, Resharding, Store, StoreConfig, StoreEvent, StoredRecord,
 };
 
 /// A data directory that stops after so many operations, as at a power failure.
@@ -113,7 +114,7 @@ impl Data {
         let current = Current { generation: 1, storage_shards: shards, store_id: 0x5eed };
         let mut disks = Vec::new();
         for shard in 0..shards {
-            let config = StoreConfig { shard, ..small_config() };
+            let config = StoreConfig { shard, ..config() };
             let mut world = World::new(config);
             let here = |n: &usize| address(*n).user.slot().shard(shards) == shard;
             let users: Vec<u64> = (0..USERS).filter(here).map(|n| n as u64).collect();
@@ -157,7 +158,7 @@ impl Data {
     fn start(&mut self, shards: u16) -> Result<Resharded, ReshardFault> {
         let current = self.current();
         remove_leftovers(self, &current)?;
-        reshard(self, current, shards, &small_config(), 9, &mut |progress| {
+        reshard(self, current, shards, &config(), 9, &mut |progress| {
             assert!(progress.bytes_done <= progress.bytes_total, "{progress:?}");
         })
     }
@@ -178,7 +179,7 @@ impl Data {
         for (disk, shard) in disks.iter().zip(0..) {
             let mut disk = disk.borrow().clone();
             let mut shard_disk = |op| disk.execute(op);
-            let config = StoreConfig { shard, ..small_config() };
+            let config = StoreConfig { shard, ..config() };
             let (mut store, report) =
                 blocking::open(&mut Func(&mut shard_disk), config, 7, |_| {}).unwrap();
             assert_eq!(report.damaged, []);
@@ -231,6 +232,16 @@ impl Content {
     }
 }
 
+/// Sources have checkpoints, so that their old segments are read by the copying only.
+fn config() -> StoreConfig {
+    StoreConfig {
+        shard: 0,
+        checkpoint_log_bytes: 64 << 10,
+        checkpoint_bytes_per_second: u32::MAX,
+        ..small_config()
+    }
+}
+
 fn fill(world: &mut World, users: &[u64], rng: &mut Rng) {
     world.store.begin_clock(world.now_ms, 1_000_000 + users.len() as u64, true);
     for n in users {
@@ -266,6 +277,9 @@ fn everything_is_kept_whatever_the_numbers_of_shards() {
         let before = data.content();
         assert!(before.entries.len() > 40 && before.devices.len() == USERS);
         assert!(before.clock_ms > 1_000_000);
+        let sources = data.generations[&1].iter();
+        let is_image = |file: &FileId| matches!(file, FileId::Checkpoint(_));
+        assert!(sources.clone().all(|disk| disk.borrow().files.keys().any(is_image)));
         let done = data.start(to).unwrap();
         assert_eq!(done.leftover, None);
         assert_eq!(data.current(), Current { generation: 2, storage_shards: to, store_id: 0x5eed });
@@ -290,7 +304,7 @@ fn numbers_given_later_are_above_all_that_were_given() {
     let highest = data.content().entries.keys().map(|key| key.1).max().unwrap();
     data.start(2).unwrap();
     for (disk, shard) in data.generations[&2].iter().zip(0..) {
-        let config = StoreConfig { shard, ..small_config() };
+        let config = StoreConfig { shard, ..config() };
         let mut world = World::with_disk(config, disk.borrow().clone());
         let seq = world.message(1, &[500], 10).unwrap();
         assert!(seq.0 > highest, "{seq:?} {highest:x}");
@@ -365,20 +379,19 @@ fn of_a_damaged_batch_the_other_records_are_copied() {
         disk: Rc::clone(disk),
         left: Rc::new(Cell::new(usize::MAX)),
     };
-    let resharding = Resharding::open(vec![shard(&disk)], &small_config(), 7, &mut |_| {}).unwrap();
-    let (segment, file) =
-        disk.borrow().files.iter().next().map(|(id, f)| (*id, f.clone())).unwrap();
-    let found =
-        file.content.windows(200).position(|bytes| bytes.iter().all(|b| *b == bytes[0] && *b > 1));
-    disk.borrow_mut().files.get_mut(&segment).unwrap().content[found.unwrap()] ^= 0xff;
+    let resharding = Resharding::open(vec![shard(&disk)], &config(), 7, &mut |_| {}).unwrap();
+    let (store, _) = blocking::open(&mut shard(&disk), config(), 7, |_| {}).unwrap();
+    let mut entries = (0..USERS as u64).flat_map(|n| inspect::entries(&store, MailboxId(n)));
+    let entry = entries.find(|entry| entry.name == "message" && entry.length_bytes > 500).unwrap();
+    let at = usize::try_from(entry.offset + 300).unwrap();
+    let file = FileId::Segment(entry.segment);
+    disk.borrow_mut().files.get_mut(&file).unwrap().content[at] ^= 0xff;
     let target = Rc::default();
     let report = resharding.write(vec![shard(&target)], &mut |_| {}).unwrap();
     assert!((1..=USERS as u64).contains(&report.damaged_entries), "{report:?}");
     assert_eq!(report.entries + report.damaged_entries, content.entries.len() as u64);
     // One record was lost, so each of its mailboxes has one gap instead.
-    let (store, _) =
-        blocking::open(&mut shard(&target), StoreConfig { shard: 0, ..small_config() }, 7, |_| {})
-            .unwrap();
+    let (store, _) = blocking::open(&mut shard(&target), config(), 7, |_| {}).unwrap();
     assert_eq!(store.stats().entries, content.entries.len() as u64);
 }
 
