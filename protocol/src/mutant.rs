@@ -51,6 +51,8 @@ pub enum Mutant {
     StaleReadDelivered,
     /// The watermark of an acknowledgement is written before the receipts are durable.
     ReceiptLostOnRestart,
+    /// A message that expired gets a receipt all the same.
+    ReceiptForExpired,
     /// A receipt covers one Send more than was acknowledged.
     ReceiptTooFar,
     /// An acknowledgement is not written at all.
@@ -107,6 +109,7 @@ impl Mutant {
         Self::ReplayFromWrongSeq,
         Self::StaleReadDelivered,
         Self::ReceiptLostOnRestart,
+        Self::ReceiptForExpired,
         Self::ReceiptTooFar,
         Self::AckNotWritten,
         Self::RecoverySkipsLastRecord,
