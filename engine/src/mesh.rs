@@ -5,11 +5,8 @@
 //! room for them, so answering never waits, draining never blocks, and no cycle of full queues can
 //! form. A shard without credit stops reading the sockets that need it; see `shard/route.rs`.
 
-use std::sync::Arc;
-
-use crossbeam_queue::ArrayQueue;
 use ringpost_protocol::mutant::{Mutant, is_active};
-use ringpost_ring::Group;
+use ringpost_ring::{Group, Inboxes};
 
 use crate::limits::{MESH_CREDITS, SHARDS_MAX};
 use crate::shard::message::{ControlRequest, MeshMessage};
@@ -17,8 +14,7 @@ use crate::shard::message::{ControlRequest, MeshMessage};
 /// The queues of all shards, shared by their [`Mesh`] handles and the control thread.
 #[derive(Clone)]
 pub struct Queues {
-    inbound: Arc<[ArrayQueue<Inbound>]>,
-    group: Group,
+    inboxes: Inboxes<Inbound>,
 }
 
 /// One shard's end of the mesh.
@@ -49,21 +45,22 @@ impl Queues {
     pub fn new(group: Group) -> Self {
         let shards = group.shard_count();
         assert!((1..=SHARDS_MAX).contains(&shards), "shard count is checked by the configuration");
-        let capacity = queue_capacity(shards);
-        Self { inbound: (0..shards).map(|_| ArrayQueue::new(capacity)).collect(), group }
+        Self { inboxes: Inboxes::new(group, queue_capacity(shards)) }
     }
 
     pub fn shards(&self) -> u16 {
-        u16::try_from(self.inbound.len()).expect("at most SHARDS_MAX queues")
+        self.inboxes.shard_count()
     }
 
     /// Queues a request of the control thread and wakes the shard. False: the queue is full, which
     /// only a flood of control requests can cause.
     pub fn push_control(&self, shard: u16, request: ControlRequest) -> bool {
         let inbound = Inbound { from: Source::Control, message: MeshMessage::Control(request) };
-        let pushed = self.inbound[usize::from(shard)].push(inbound).is_ok();
-        self.group.handle(shard).wake_if_asleep();
-        pushed
+        let pushed = self.inboxes.push(shard, inbound);
+        if pushed == Ok(true) {
+            self.inboxes.ring_bell(shard);
+        }
+        pushed.is_ok()
     }
 }
 
@@ -97,17 +94,15 @@ impl Mesh {
     #[must_use = "a sleeping shard must be woken"]
     pub fn push(&self, to: u16, message: MeshMessage) -> bool {
         let inbound = Inbound { from: Source::Shard(self.shard), message };
-        let pushed = self.queues.inbound[usize::from(to)].push(inbound).is_ok();
-        assert!(pushed, "credits bound what can be queued");
-        self.queues.group.claim(to)
+        self.queues.inboxes.push(to, inbound).expect("credits bound what can be queued")
     }
 
     pub fn pop(&self) -> Option<Inbound> {
-        self.queues.inbound[usize::from(self.shard)].pop()
+        self.queues.inboxes.pop(self.shard)
     }
 
     pub fn depth(&self) -> usize {
-        self.queues.inbound[usize::from(self.shard)].len()
+        self.queues.inboxes.depth(self.shard)
     }
 
     /// Requests that can be made to `to` now.
@@ -126,16 +121,11 @@ impl Mesh {
 
     /// Says that this shard is about to sleep. False: something arrived, do not sleep.
     pub fn arm_sleep(&self) -> bool {
-        self.queues.group.arm(self.shard);
-        if self.depth() == 0 {
-            return true;
-        }
-        self.queues.group.disarm(self.shard);
-        false
+        self.queues.inboxes.arm_sleep(self.shard)
     }
 
     pub fn disarm_sleep(&self) {
-        self.queues.group.disarm(self.shard);
+        self.queues.inboxes.disarm_sleep(self.shard);
     }
 }
 

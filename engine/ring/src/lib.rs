@@ -24,10 +24,12 @@
 
 mod errno;
 pub mod host;
+mod inbox;
 mod lease;
 pub mod net;
 mod op;
 pub mod probe;
+mod queue;
 mod uring;
 pub mod wake;
 
@@ -37,6 +39,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 pub use errno::Errno;
+pub use inbox::{InboxFull, Inboxes};
 pub use probe::RingFault;
 pub use uring::{Uring, UringConfig};
 pub use wake::{Group, WakeHandle};
