@@ -55,7 +55,7 @@ impl DataDir {
     /// Opens `path`, made when it does not exist. `storage_shards` counts at the first start only:
     /// users are spread over that many stores, which [`Self::reshard`] changes.
     pub fn open(path: &Path, storage_shards: u16) -> Result<Self, DataDirFault> {
-        make_directory(path).map_err(io_fault("create", path))?;
+        make_data_dir(path).map_err(io_fault("create", path))?;
         let lock = lock(path)?;
         let current = match read_current(path)? {
             Some(current) => current,
@@ -200,8 +200,7 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Re
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    sync_directory(parent.unwrap_or_else(|| Path::new(".")))
+    sync_directory(parent_of(path))
 }
 
 fn lock(path: &Path) -> Result<File, DataDirFault> {
@@ -263,8 +262,32 @@ pub(crate) fn shard_dir(data_dir: &Path, generation: u64, shard: u16) -> PathBuf
     generation_dir(data_dir, generation).join(format!("shard-{shard:03}"))
 }
 
+/// Makes `path` and what is missing above it, each durable in its parent: a data directory that is
+/// gone after a power failure looks like a first start.
+fn make_data_dir(path: &Path) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    make_directory(path)?;
+    for made in &missing {
+        sync_directory(parent_of(made))?;
+    }
+    if !missing.is_empty() {
+        return Ok(());
+    }
+    // Made by somebody else, or by a start that ended before the sync; its parent need not be ours.
+    match sync_directory(parent_of(path)) {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn make_directory(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn parent_of(path: &Path) -> &Path {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or_else(|| Path::new("."))
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

@@ -11,6 +11,7 @@ mod support;
 mod exchange;
 mod offline;
 mod kill;
+mod power;
 mod drain;
 mod devices;
 mod full;

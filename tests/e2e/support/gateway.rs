@@ -25,6 +25,8 @@ pub struct Settings {
     pub mailbox_records_max: u32,
     pub drain_ms_max: u64,
     pub reconnect_jitter_ms: u64,
+    /// `None`: beside the configuration.
+    pub data_dir: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -35,6 +37,7 @@ impl Default for Settings {
             mailbox_records_max: 1000,
             drain_ms_max: 10_000,
             reconnect_jitter_ms: 100,
+            data_dir: None,
         }
     }
 }
@@ -67,13 +70,22 @@ impl Gateway {
 
     /// Starts it again on the same data and addresses.
     pub fn restart(&mut self) {
+        if let Err(log) = self.try_restart() {
+            panic!("the gateway did not start:\n{log}");
+        }
+    }
+
+    /// The log, if it ends without serving.
+    pub fn try_restart(&mut self) -> Result<(), String> {
         let mut child = self.spawn();
         let announced = read_announcement(&mut child);
-        self.running = Some(Running { child });
         let Some((listen, admin)) = announced else {
-            panic!("the gateway did not start:\n{}", self.log());
+            wait_for_exit(&mut child);
+            return Err(self.log());
         };
+        self.running = Some(Running { child });
         (self.listen, self.admin) = (listen, admin);
+        Ok(())
     }
 
     /// Starts it and ends it with kill -9 some time after it logged `sign`.
@@ -156,7 +168,9 @@ impl Gateway {
             mailbox_records_max,
             drain_ms_max,
             reconnect_jitter_ms,
-        } = self.settings;
+            data_dir,
+        } = &self.settings;
+        let data_dir = data_dir.as_deref().unwrap_or_else(|| Path::new("store")).display();
         let Self { listen, admin, .. } = self;
         let mut text = String::new();
         if let Some(storage_shards) = storage_shards {
@@ -166,7 +180,7 @@ impl Gateway {
             text,
             "listen = \"{listen}\"\n\
              admin_listen = \"{admin}\"\n\
-             data_dir = \"store\"\n\
+             data_dir = \"{data_dir}\"\n\
              shards = {shards}\n\
              tls = {{ certificate_path = \"cert.pem\", key_path = \"key.pem\" }}\n\
              auth = {{ jwks_path = \"jwks.json\" }}\n\

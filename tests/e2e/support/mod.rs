@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 pub mod binaries;
+pub mod disk;
 pub mod gateway;
 pub mod keys;
+pub mod load;
 pub mod peer;
 pub mod raw;
 
