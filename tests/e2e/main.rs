@@ -4,7 +4,7 @@
 //! than the toolchain and a C compiler, or minutes, are ignored here and run by `.ci/run`.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(unreachable_pub, reason = "the modules of one binary")]
+#![allow(unreachable_pub, unnameable_types, reason = "the modules of one binary")]
 
 mod support;
 
@@ -12,6 +12,7 @@ mod exchange;
 mod offline;
 mod kill;
 mod power;
+mod disk;
 mod drain;
 mod devices;
 mod full;

@@ -58,14 +58,19 @@ struct Running {
 
 impl Gateway {
     pub fn start(settings: Settings) -> Self {
+        Self::try_start(settings).unwrap_or_else(|log| panic!("the gateway did not start:\n{log}"))
+    }
+
+    /// The log, if it ends without serving.
+    pub fn try_start(settings: Settings) -> Result<Self, String> {
         let directory = tempfile::tempdir().unwrap();
         let keys = Keys::prepare(directory.path());
         // An address of its own: nobody else takes its port while it is down.
         let free_port = SocketAddr::from((own_address(), 0));
         let mut gateway =
             Self { directory, keys, settings, running: None, listen: free_port, admin: free_port };
-        gateway.restart();
-        gateway
+        gateway.try_restart()?;
+        Ok(gateway)
     }
 
     /// Starts it again on the same data and addresses.
@@ -138,9 +143,22 @@ impl Gateway {
 
     /// kill -9.
     pub fn kill(&mut self) {
+        self.kill_and(|| ());
+    }
+
+    /// kill -9, and then something without which it may not end: an operation of the disk that does
+    /// not come back.
+    pub fn kill_and<T>(&mut self, then: impl FnOnce() -> T) -> T {
         let mut running = self.running.take().expect("it runs");
         running.child.kill().unwrap();
+        let result = then();
         running.child.wait().unwrap();
+        result
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        let running = self.running.as_mut().expect("it was started");
+        running.child.try_wait().unwrap().is_none()
     }
 
     /// SIGTERM; gives the status it ended with.

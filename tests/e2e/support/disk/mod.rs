@@ -17,7 +17,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tempfile::TempDir;
 
-pub use image::Loss;
+pub use image::{Loss, SECTOR_BYTES};
 pub use mounts::SmallDisk;
 
 use super::PATIENCE;
@@ -60,6 +60,8 @@ struct State {
     random: StdRng,
     /// Power failures so far; it is also the handle of every open file.
     epoch: u64,
+    /// Everything fails, until the power is back.
+    is_off: bool,
     /// The next operations that fail with EIO.
     faults: Vec<Fault>,
     syncs_lie: bool,
@@ -101,6 +103,7 @@ impl FragileDisk {
                 image: Image::new(seed),
                 random: StdRng::seed_from_u64(!seed),
                 epoch: 0,
+                is_off: false,
                 faults: Vec::new(),
                 syncs_lie: false,
                 sync_delay_us_max: 0,
@@ -131,16 +134,24 @@ impl FragileDisk {
         self.mount_point.path()
     }
 
-    /// Call it once the gateway is dead. Open files are of no use afterwards.
+    /// What the gateway still asks for fails; it should have been killed. Also ends
+    /// [`Self::hold_syncs`].
     pub fn lose_power(&self) -> Loss {
         let mut state = self.state();
         state.epoch += 1;
+        state.is_off = true;
+        state.holds_syncs = false;
         state.faults.clear();
         let loss = state.image.lose_power();
         for sync in std::mem::take(&mut state.held) {
             sync.fail(&mut state);
         }
         loss
+    }
+
+    /// Open files are of no use after a power failure, but new ones are.
+    pub fn restore_power(&self) {
+        self.state().is_off = false;
     }
 
     /// After `skip` more operations of this kind, `count` fail with EIO.

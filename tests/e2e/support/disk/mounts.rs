@@ -1,6 +1,7 @@
 //! Mount points of this test run, and a small ext4 in a file.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
@@ -71,6 +72,20 @@ impl SmallDisk {
     /// A directory on it that does not exist yet.
     pub fn data_dir(&self) -> PathBuf {
         self.path().join("store")
+    }
+
+    /// Takes all room that is left; gives the file that has it.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.path().join("ballast");
+        let mut ballast = File::create(&path).unwrap();
+        // The last blocks go in small pieces.
+        for piece_bytes in [1 << 20, 4096, 1] {
+            let piece = vec![0xff; piece_bytes];
+            while ballast.write_all(&piece).is_ok() {}
+        }
+        // Says that the disk is full, which is what was wanted.
+        let _ = ballast.sync_all();
+        path
     }
 }
 

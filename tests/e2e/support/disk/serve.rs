@@ -62,7 +62,7 @@ impl Served {
         call: impl FnOnce(&mut State) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if handle.is_some_and(|handle| handle.0 != state.epoch) {
+        if state.is_off || handle.is_some_and(|handle| handle.0 != state.epoch) {
             return Err(Errno::EIO);
         }
         call(&mut state)
@@ -286,7 +286,7 @@ impl Filesystem for Served {
         let sectors = state.image.dirty_sectors(inode.0);
         let (epoch, Ok(sectors)) = (handle.0, sectors) else { return reply.error(Errno::ENOENT) };
         let sync = BegunSync { inode: inode.0, sectors, epoch, reply };
-        if state.fault(Operation::Sync).is_err() {
+        if state.is_off || state.fault(Operation::Sync).is_err() {
             return sync.fail(&mut state);
         }
         if state.holds_syncs {
