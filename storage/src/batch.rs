@@ -69,7 +69,7 @@ impl BatchHead {
             && SegmentId(in_segment) == segment
             && at_offset == offset;
         // One batch is in flight, so every writer attests the predecessor.
-        let attests = number > 0 && durable_up_to == number - 1;
+        let attests = is_batch_number(number) && durable_up_to == number - 1;
         let sane = index(length) >= BATCH_HEAD_BYTES && length <= LENGTH_MAX;
         (ours && attests && sane).then_some(Self {
             length,
@@ -79,6 +79,12 @@ impl BatchHead {
             open_count,
         })
     }
+}
+
+/// Whether a store may have given this number; from 1. What is read can be followed by a store's
+/// own numbers then.
+pub(crate) fn is_batch_number(number: u64) -> bool {
+    (1..=BATCH_NUMBER_MAX).contains(&number)
 }
 
 /// Walks the batches of one segment in order, asking for reads as it goes.
@@ -234,6 +240,8 @@ impl StoreConfig {
     }
 }
 
+/// At a batch each microsecond, 2,000 years.
+const BATCH_NUMBER_MAX: u64 = 1 << 56;
 const MAGIC: u32 = u32::from_le_bytes(*b"RPB1");
 pub(crate) const BATCH_HEAD_BYTES: usize = 56;
 /// A batch is closed by the record that takes it to its limit.

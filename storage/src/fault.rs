@@ -48,6 +48,8 @@ pub enum OpenFault {
     UnknownRecord { segment: SegmentId, offset: u32, kind: u8, name: &'static str, version: u8 },
     #[error("{segment} has {bytes} bytes, more than any segment")]
     TooLong { segment: SegmentId, bytes: u64 },
+    #[error("{first} and {last} are not of one log: it has fewer than 2^20 segments")]
+    SegmentsApart { first: SegmentId, last: SegmentId },
     #[error("the store was opened 2^24 times")]
     OpensUsedUp,
 }

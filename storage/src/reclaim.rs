@@ -96,7 +96,9 @@ impl Store {
             }
             return;
         }
-        let dead = self.log.file_bytes - self.log.live_bytes;
+        // What is live in the forming batch counts for no file yet: there may be more of it than of
+        // files, when the old ones are short.
+        let dead = self.log.file_bytes.saturating_sub(self.log.live_bytes);
         let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
         if dead > self.log.live_bytes / 5 * 2 + slack {
             self.reclaim.state = State::Scanning;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
-use crate::batch::{Origin, index, is_zero};
+use crate::batch::{Origin, index, is_batch_number, is_zero};
 use crate::disk::{DiskOp, FileId, SegmentId};
 use crate::entry::{Entry, Place, SEGMENT_SPAN_MAX};
 use crate::fault::OpenFault;
@@ -93,8 +93,8 @@ impl Header {
         if shard != origin.shard {
             return Err(OpenFault::OtherShard { segment, found: shard, expected: origin.shard });
         }
-        // Intact, but of another file of this store: a misplaced block.
-        if written_as != segment {
+        // Intact, but of another file of this store: a misplaced block. Or no store has written it.
+        if written_as != segment || !is_batch_number(first_batch) {
             return Ok(HeaderBlock::Damaged);
         }
         Ok(HeaderBlock::Valid(Self { open_count, first_batch }))

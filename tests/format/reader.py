@@ -98,7 +98,7 @@ class Segment:
                 raise Unreadable(f"{path} is of another format version")
             if (u16(head, 14), u64(head, 16)) != (self.shard, self.store_id):
                 raise Unreadable(f"{path} belongs to another store")
-            intact = u32(head, 24) == self.number
+            intact = u32(head, 24) == self.number and 1 <= u64(head, 32) <= 1 << 56
         if intact:
             self.open_count, self.first_batch = u32(head, 28), u64(head, 32)
         elif self.is_batch_head(BLOCK):

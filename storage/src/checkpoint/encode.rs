@@ -15,9 +15,9 @@
 //!
 //! Little-endian. The crc (CRC32C) covers all that follows it; a length counts its whole chunk.
 
-use crate::batch::{Origin, index};
+use crate::batch::{Origin, index, is_batch_number};
 use crate::disk::{CheckpointId, SegmentId};
-use crate::limits::{CHECKPOINT_CHUNK_BYTES_MAX, FORMAT_VERSION};
+use crate::limits::{BLOCK_BYTES, CHECKPOINT_CHUNK_BYTES_MAX, FORMAT_VERSION};
 use crate::record::Fields;
 
 use super::Replay;
@@ -125,7 +125,9 @@ impl End {
         let [attested, entries, devices, clock_ms] = fields.u64s()?;
         let clock = (clock_ms, SegmentId(fields.u32()?));
         let end = Self { replay, attested, entries, devices, clock };
-        (head.kind == END).then_some((head.stamp, head.number, end))
+        // Zero: no batch yet.
+        let sane = is_batch_number(attested.max(1)) && replay.offset.is_multiple_of(BLOCK_BYTES);
+        (head.kind == END && sane).then_some((head.stamp, head.number, end))
     }
 }
 

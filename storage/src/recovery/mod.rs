@@ -19,6 +19,7 @@ use crate::checkpoint::{Found, Load, Loaded};
 use crate::disk::{
     CheckpointId, DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId,
 };
+use crate::entry::SEGMENT_SPAN_MAX;
 use crate::fault::OpenFault;
 use crate::limits::{
     BATCH_BYTES_MAX, BLOCK_BYTES, CHECKPOINT_CHUNK_BYTES_MAX, CHECKPOINT_CHUNK_BYTES_MIN,
@@ -257,7 +258,7 @@ impl Opening {
         let mut report = self.report;
         let known = self.files.iter().filter_map(|file| file.open_count).max().unwrap_or(0);
         let step = u32::from(!is_active(Mutant::SeqReusedAfterCrash));
-        let open_count = (known.max(self.rebuild.open_count) + step).max(1);
+        let open_count = known.max(self.rebuild.open_count).saturating_add(step).max(1);
         if open_count >= 1 << 24 {
             return Err(OpenFault::OpensUsedUp);
         }
@@ -369,7 +370,16 @@ impl Opening {
                 is_valid: false,
             });
         }
-        Ok(())
+        // The next segment too must be one that entries can name.
+        match (self.files.first(), self.files.last()) {
+            (Some(first), Some(last))
+                if last.segment.0 == u32::MAX
+                    || last.segment.0 - first.segment.0 >= SEGMENT_SPAN_MAX - 1 =>
+            {
+                Err(OpenFault::SegmentsApart { first: first.segment, last: last.segment })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read_header(&mut self, file: usize, bytes: &Bytes) -> Result<(), OpenFault> {

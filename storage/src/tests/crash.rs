@@ -107,6 +107,20 @@ fn a_disk_that_ignores_the_sync_is_caught() {
 }
 
 #[test]
+fn more_may_be_live_than_is_in_files() {
+    let mut rng = Rng(1);
+    let mut world = World::new(small_config());
+    world.message(1, &[1], 5000).unwrap();
+    world.settle(&mut rng);
+    // As after a crash before the zeros ahead of the log were written.
+    world.disk.segment(1).content.truncate(4 * 4096);
+    world.reopen(None);
+    world.message(2, &[1], 20_000).unwrap();
+    world.settle(&mut rng);
+    assert_eq!(world.queued(1).len(), 2);
+}
+
+#[test]
 fn reclaim_keeps_the_log_near_what_is_live() {
     let mut rng = Rng(9);
     let mut world = World::new(small_config());

@@ -5,6 +5,8 @@ use ringpost_protocol::id::{MailboxId, Seq};
 use super::disk::{Disk, Rng};
 use super::world::{World, open, small_config};
 use crate::batch::BatchHead;
+use crate::entry::SEGMENT_SPAN_MAX;
+use crate::segment::Header;
 use crate::{
     DiskErrorKind, DiskOp, Fault, OpenFault, ReadStart, SegmentId, StoreConfig, StoreEvent,
     StoreFull,
@@ -113,6 +115,52 @@ fn unknown_and_reserved_records_are_refused_by_name() {
         head.seal(origin, SegmentId(1), 4096 * 2, batch);
         let fault = open(&world.config, &mut world.disk).unwrap_err();
         assert!(fault.to_string().contains(name), "{fault}");
+    }
+}
+
+#[test]
+fn numbers_that_no_store_gives_are_damage() {
+    let mut rng = Rng(1);
+    let (mut world, seqs) = ten_batches(&mut rng);
+    let origin = world.config.origin();
+    for first_batch in [0, u64::MAX] {
+        let header = Header { open_count: 1, first_batch }.encode(origin, SegmentId(1));
+        world.disk.segment(1).content[..4096].copy_from_slice(&header);
+        world.reopen(None);
+        assert_eq!(world.queued(1), seqs);
+    }
+    let number = u64::MAX;
+    let head =
+        BatchHead { length: 56, records: 0, number, durable_up_to: number - 1, open_count: 1 };
+    let place = 4096 * 31;
+    let batch = &mut world.disk.segment(1).content[place..];
+    head.seal(origin, SegmentId(1), 4096 * 31, batch);
+    world.reopen(None);
+    assert_eq!(world.report.cut_at, Some((SegmentId(1), place as u64)));
+}
+
+#[test]
+fn opens_that_are_used_up_are_refused() {
+    let mut rng = Rng(1);
+    let (mut world, _) = ten_batches(&mut rng);
+    for open_count in [(1 << 24) - 1, u32::MAX] {
+        let header = Header { open_count, first_batch: 1 };
+        let header = header.encode(world.config.origin(), SegmentId(1));
+        world.disk.segment(1).content[..4096].copy_from_slice(&header);
+        assert_eq!(open(&world.config, &mut world.disk).unwrap_err(), OpenFault::OpensUsedUp);
+    }
+}
+
+#[test]
+fn segments_of_two_logs_are_refused() {
+    let mut rng = Rng(1);
+    for stray in [SEGMENT_SPAN_MAX, u32::MAX] {
+        let (mut world, _) = ten_batches(&mut rng);
+        let file = world.disk.segment(1).clone();
+        world.disk.files.insert(SegmentId(stray).into(), file);
+        let fault = open(&world.config, &mut world.disk).unwrap_err();
+        let (first, last) = (SegmentId(1), SegmentId(stray));
+        assert_eq!(fault, OpenFault::SegmentsApart { first, last });
     }
 }
 
