@@ -60,8 +60,13 @@
 //!   mailboxes: nothing that was accepted vanishes silently.
 //! - **A checkpoint changes nothing** but how much is read at a restart: `checkpoint/mod.rs` has the
 //!   argument. One that the disk refuses is given up, and the store goes on.
-//! - **A failed write or sync** of the log closes the store: [`StoreEvent::Failed`], and nothing after it.
-//!
+//! - **A full disk** refuses messages and nothing else: acks, receipts, gaps, devices and reclaim
+//!   go on in the segments that were zero-filled ahead, and the store recovers by itself
+//!   (`prepare.rs`).
+//! - **Expiry** follows a clock of the store's own, which no wrong date of the host can hurry
+//!   (`clock.rs`); an expired message leaves a gap.
+//! - **A failed write or sync** of the log closes the store: [`StoreEvent::Failed`], and nothing
+//!   after it.
 //! - **Re-sharding and compaction** write a new generation beside the old one; a crash at any moment
 //!   leaves one that is complete: [`generation`].
 //!

@@ -9,5 +9,6 @@ mod gaps;
 mod expiry;
 mod full;
 mod steady;
+mod rot;
 mod behaviour;
 mod reshard;
