@@ -152,6 +152,12 @@ shard_metrics! {
         "ringpost_store_reclaimed_segments_total", "Segment files removed.";
     store_reclaim_bytes: Counter = "ringpost_store_reclaim_copied_bytes_total",
         "Bytes of needed records copied out of old segments.";
+    store_checkpoints: Counter =
+        "ringpost_store_checkpoints_total", "Checkpoints of the indexes completed.";
+    store_checkpoint_bytes: Counter =
+        "ringpost_store_checkpoint_bytes_total", "Bytes of the checkpoints completed.";
+    store_checkpoints_failed: Counter =
+        "ringpost_store_checkpoints_failed_total", "Checkpoints given up.";
     store_disk_reads: Counter =
         "ringpost_store_disk_reads_total", "Records that were not in memory when they were wanted.";
     expiry_clock_lag: Highest = "ringpost_expiry_clock_lag_seconds",
@@ -212,6 +218,9 @@ impl ShardMetrics {
         self.store_written_bytes.set(counts.batch_bytes_written);
         self.store_reclaimed_segments.set(counts.reclaimed_segments);
         self.store_reclaim_bytes.set(counts.reclaim_copied_bytes);
+        self.store_checkpoints.set(counts.checkpoints_written);
+        self.store_checkpoint_bytes.set(counts.checkpoint_bytes_written);
+        self.store_checkpoints_failed.set(counts.checkpoints_failed);
         self.store_disk_reads.set(counts.reads_from_disk);
     }
 
@@ -236,6 +245,9 @@ pub(crate) struct StoreCounts {
     reclaimed_segments: u64,
     reclaim_copied_bytes: u64,
     reads_from_disk: u64,
+    checkpoints_written: u64,
+    checkpoint_bytes_written: u64,
+    checkpoints_failed: u64,
 }
 
 impl StoreCounts {
@@ -247,6 +259,9 @@ impl StoreCounts {
             reclaimed_segments: stats.reclaimed_segments,
             reclaim_copied_bytes: stats.reclaim_copied_bytes,
             reads_from_disk: stats.reads_from_disk,
+            checkpoints_written: stats.checkpoints_written,
+            checkpoint_bytes_written: stats.checkpoint_bytes_written,
+            checkpoints_failed: stats.checkpoints_failed,
         }
     }
 }
@@ -259,6 +274,9 @@ impl std::ops::AddAssign for StoreCounts {
         self.reclaimed_segments += other.reclaimed_segments;
         self.reclaim_copied_bytes += other.reclaim_copied_bytes;
         self.reads_from_disk += other.reads_from_disk;
+        self.checkpoints_written += other.checkpoints_written;
+        self.checkpoint_bytes_written += other.checkpoint_bytes_written;
+        self.checkpoints_failed += other.checkpoints_failed;
     }
 }
 

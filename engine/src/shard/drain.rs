@@ -20,6 +20,8 @@ pub(super) struct Drain {
     quiet: bool,
     /// No shard has a connection left: finish the store and end.
     pub(super) stopping: bool,
+    /// When the shard ends although its checkpoint is not complete; the next start takes longer then.
+    pub(super) checkpoint_until_ms: u64,
 }
 
 impl<R: Ring> Shard<R> {
@@ -35,8 +37,17 @@ impl<R: Ring> Shard<R> {
                     jitter_ms: 0,
                     quiet: true,
                     stopping: true,
+                    checkpoint_until_ms: 0,
                 });
                 drain.stopping = true;
+                // What is left of the drain's time, and a moment if nothing is.
+                let least_ms = self.time.now_ms + CHECKPOINT_MS;
+                drain.checkpoint_until_ms = drain.deadline_ms.max(least_ms);
+                if let Some(home) = &mut self.home
+                    && let Some(open) = home.state.try_open_mut()
+                {
+                    open.store.request_checkpoint();
+                }
             }
         }
     }
@@ -46,7 +57,13 @@ impl<R: Ring> Shard<R> {
             return;
         }
         let deadline_ms = self.time.now_ms + within_ms;
-        self.drain = Some(Drain { deadline_ms, jitter_ms, quiet: false, stopping: false });
+        self.drain = Some(Drain {
+            deadline_ms,
+            jitter_ms,
+            quiet: false,
+            stopping: false,
+            checkpoint_until_ms: 0,
+        });
         if let Some(target) = self.accept {
             self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
         }
@@ -100,7 +117,10 @@ impl<R: Ring> Shard<R> {
     /// Whether the shard may end: nothing queued, nothing in flight but its own wake-up.
     pub(super) fn is_finished(&self) -> bool {
         let stopping = self.drain.is_some_and(|drain| drain.stopping);
-        let store_idle = self.home.as_ref().is_none_or(|home| home.state.is_settled());
-        stopping && self.conns.len() == 0 && store_idle
+        let settled = self.home.as_ref().is_none_or(|home| home.state.is_settled());
+        stopping && self.conns.len() == 0 && settled
     }
 }
+
+/// Time for the checkpoint at the end, if the drain has none left.
+const CHECKPOINT_MS: u64 = 1_000;

@@ -132,13 +132,27 @@ impl StoreState {
         }
     }
 
-    /// Whether the shard may end: everything is durable, or there is no store, and no operation is
-    /// in flight.
+    /// Whether the shard may end: everything is durable and the checkpoint complete, or there is no
+    /// store, and no operation is in flight.
     pub(super) fn is_settled(&self) -> bool {
         match self {
-            Self::Open(open) => open.store.is_idle() && open.disk.in_flight() == 0,
+            Self::Open(open) => {
+                let checkpointing = open.store.is_checkpointing();
+                open.store.is_idle() && !checkpointing && open.disk.in_flight() == 0
+            }
             Self::Opening(_) | Self::Closing(_) => false,
             Self::Resting { .. } => true,
+        }
+    }
+
+    /// Nothing more is wanted of the store but to end. True: it need not be waited for.
+    fn is_dispensable(&self, checkpoint_is_late: bool) -> bool {
+        match self {
+            Self::Opening(_) => true,
+            Self::Open(open) => {
+                checkpoint_is_late && open.store.is_checkpointing() && open.store.is_idle()
+            }
+            Self::Closing(_) | Self::Resting { .. } => false,
         }
     }
 
@@ -171,10 +185,10 @@ impl<R: Ring> Shard<R> {
     /// Takes the store as far as it goes now.
     pub(super) fn drive_store(&mut self) {
         let Some(home) = &mut self.home else { return self.become_ready() };
-        if self.drain.is_some_and(|drain| drain.stopping)
-            && matches!(home.state, StoreState::Opening(_))
+        if let Some(drain) = self.drain.filter(|drain| drain.stopping)
+            && home.state.is_dispensable(self.time.now_ms >= drain.checkpoint_until_ms)
         {
-            home.state.close(); // nobody waits for it any more
+            home.state.close();
         }
         if matches!(home.state, StoreState::Resting { .. }) {
             self.begin_attempt();

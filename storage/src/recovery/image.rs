@@ -108,7 +108,7 @@ impl Opening {
 
     /// All is read. The checkpoint attests batches like a later batch would.
     pub(super) fn end_replay(&mut self) -> State {
-        let Some(loaded) = self.loaded else { return State::Sync };
+        let Some(loaded) = self.loaded else { return State::Rewrite };
         let attested = loaded.end.attested;
         if let (Some(expected), Some((segment, good_end, bytes))) = (self.expected, self.last)
             && expected <= attested
@@ -123,6 +123,6 @@ impl Opening {
             self.report.cut_at = None;
         }
         self.expected = self.expected.max(Some(attested + 1));
-        State::Sync
+        State::Rewrite
     }
 }

@@ -50,13 +50,21 @@ pub struct Opening {
     expected: Option<u64>,
     /// The last segment that holds anything: its number, the end of its batches, and of its file.
     last: Option<(SegmentId, u32, u32)>,
-    /// Segment of the last good batch, which nothing attests yet.
-    unattested: Option<SegmentId>,
+    /// The last good batch, which nothing attests yet.
+    unattested: Option<LastBatch>,
     unused: VecDeque<FileId>,
     /// The directory is to be synced.
     removed: bool,
     progress: Progress,
     report: RecoveryReport,
+}
+
+/// A batch, without its padding.
+#[derive(Debug)]
+struct LastBatch {
+    segment: SegmentId,
+    offset: u32,
+    bytes: Bytes,
 }
 
 #[derive(Debug)]
@@ -77,7 +85,10 @@ enum State {
         file: usize,
         scan: FileScan,
     },
-    /// Makes durable what kill -9 may have left in the page cache only, before it is served.
+    /// Writes the last batch once more: after a failed sync the page cache may show it and count it
+    /// as written, and no later sync would bring it to the disk.
+    Rewrite,
+    /// Makes durable what is in the page cache only, before it is served.
     Sync,
     Unlink,
     SyncDir,
@@ -293,8 +304,16 @@ impl Opening {
             State::Tail { checkpoint } => self.tail(checkpoint),
             State::Load { checkpoint, load } => self.load(checkpoint, load, id),
             State::Scan { file, scan } => self.scan(file, scan, id),
-            State::Sync => match self.unattested {
-                Some(segment) => (state, Next::Ask(DiskOp::SyncData { file: segment.into() })),
+            State::Rewrite => match &self.unattested {
+                Some(LastBatch { segment, offset, bytes }) => {
+                    let (file, offset, data) =
+                        ((*segment).into(), u64::from(*offset), bytes.clone());
+                    (state, Next::Ask(DiskOp::Write { file, offset, data }))
+                }
+                None => (State::Unlink, Next::Go),
+            },
+            State::Sync => match &self.unattested {
+                Some(last) => (state, Next::Ask(DiskOp::SyncData { file: last.segment.into() })),
                 None => (State::Unlink, Next::Go),
             },
             State::Unlink => match self.unused.front() {
@@ -322,6 +341,7 @@ impl Opening {
             (State::Tail { checkpoint }, DiskOutcome::Read(bytes)) => {
                 self.begin_load(checkpoint, &bytes)
             }
+            (State::Rewrite, DiskOutcome::Done) => State::Sync,
             (State::Sync, DiskOutcome::Done) => State::Unlink,
             (State::Unlink, DiskOutcome::Done) => {
                 self.unused.pop_front();
@@ -502,7 +522,7 @@ impl Opening {
         }
         self.rebuild.batch(segment, offset, &head, &bytes[BATCH_HEAD_BYTES..])?;
         self.expected = Some(head.number + 1);
-        self.unattested = Some(segment);
+        self.unattested = Some(LastBatch { segment, offset, bytes: bytes.clone() });
         self.report.batches += 1;
         self.report.records += u64::from(head.records);
         self.report.cut_at = None;
@@ -535,7 +555,8 @@ impl Opening {
             State::List => ("listing", None),
             State::Headers { file } => ("read of a header", Some(self.files[*file].segment)),
             State::Scan { scan, .. } => ("read", Some(scan.scanner.segment)),
-            State::Sync => ("sync", self.unattested),
+            State::Rewrite => ("write", self.unattested.as_ref().map(|last| last.segment)),
+            State::Sync => ("sync", self.unattested.as_ref().map(|last| last.segment)),
             State::Unlink => match self.unused.front() {
                 Some(FileId::Segment(segment)) => ("removal of an unused segment", Some(*segment)),
                 _ => ("removal of a checkpoint", None),

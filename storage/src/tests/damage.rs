@@ -235,6 +235,24 @@ fn a_disk_error_closes_the_store_and_keeps_what_was_durable() {
     }
 }
 
+/// After a failed sync the page cache still shows the batch, and recovery takes it for good.
+#[test]
+fn what_a_failed_sync_left_is_written_again_before_it_is_served() {
+    for seed in 0..20 {
+        let mut rng = Rng(seed);
+        let (mut world, _) = ten_batches(&mut rng);
+        let seq = world.message(1, &[3], 3_000).unwrap();
+        world.disk.loses_next_sync = true;
+        while world.step(&mut rng) {}
+        assert!(world.failed);
+        world.reopen(None);
+        assert_eq!(world.queued(3), [seq]);
+        world.reopen(Some(&mut rng));
+        assert_eq!(world.queued(3), [seq], "seed {seed}: shown, and lost");
+        assert_eq!(world.report.damaged, []);
+    }
+}
+
 #[test]
 fn a_failed_store_says_so_once() {
     let mut rng = Rng(3);

@@ -46,6 +46,9 @@ pub(super) struct Disk {
     pub(super) ignores_sync_data: bool,
     /// The operation with this count, from now, fails.
     pub(super) fail_in: Option<(usize, DiskErrorKind)>,
+    /// The next fdatasync fails, and what it should have written counts as written from then on, as
+    /// Linux does it.
+    pub(super) loses_next_sync: bool,
     /// So many reads fail from now on.
     pub(super) failing_reads: usize,
     /// Blocks of 4 KiB that cannot be read.
@@ -99,6 +102,10 @@ impl Disk {
                 return Ok(DiskOutcome::Read(Bytes::copy_from_slice(&file.content[start..end])));
             }
             DiskOp::SyncData { .. } if self.ignores_sync_data => {}
+            DiskOp::SyncData { file } if std::mem::take(&mut self.loses_next_sync) => {
+                self.files.get_mut(&file).expect("sync of a missing file").dirty.clear();
+                return Err(DiskError { kind: DiskErrorKind::Io, text: "injected".into() });
+            }
             DiskOp::SyncData { file } | DiskOp::SyncAll { file } => {
                 let file = self.files.get_mut(&file).expect("sync of a missing file");
                 file.sync();
