@@ -162,6 +162,8 @@ shard_metrics! {
         "ringpost_store_disk_reads_total", "Records that were not in memory when they were wanted.";
     expiry_clock_lag: Highest = "ringpost_expiry_clock_lag_seconds",
         "How far the expiry clock is behind the host's, on the shard where it is most.";
+    stores_full: Gauge = "ringpost_stores_full",
+        "Stores that refuse Sends because their disk is full.";
     stores_reopening: Gauge = "ringpost_stores_reopening",
         "Stores that have failed and are not open again.";
     store_reopens: Counter =
@@ -211,6 +213,7 @@ impl ShardMetrics {
         self.store_bytes.set(stats.file_bytes);
         self.store_live_bytes.set(stats.live_bytes);
         self.store_index_bytes.set(stats.index_bytes);
+        self.stores_full.set(u64::from(stats.disk_full));
         let mut counts = before;
         counts += StoreCounts::of(stats);
         self.store_expired.set(counts.expired_records);
