@@ -6,9 +6,11 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
 
 use bytes::Bytes;
-use ringpost_storage::{DiskError, DiskErrorKind, DiskOp, DiskOutcome, FileId};
+use ringpost_storage::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId};
 
 /// Runs disk operations to their end.
 pub trait Disk {
@@ -39,6 +41,16 @@ impl Disk for NullDisk {
 impl FileDisk {
     pub fn new(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), files: HashMap::new() }
+    }
+
+    /// Writes back and forgets what the page cache holds of the directory's files.
+    pub fn drop_page_cache(&self) -> io::Result<()> {
+        for (name, _) in self.list()? {
+            let file = File::open(self.path(name))?;
+            file.sync_all()?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        }
+        Ok(())
     }
 
     fn path(&self, file: FileId) -> PathBuf {
@@ -100,6 +112,38 @@ impl Disk for FileDisk {
             };
             DiskError { kind, text: error.to_string() }
         })
+    }
+}
+
+/// Runs operations on a thread of its own, one after the other, while the caller goes on: as the
+/// kernel does for the gateway's ring.
+#[derive(Debug)]
+pub struct BackgroundDisk {
+    asked: Sender<(DiskOpId, DiskOp)>,
+    answered: Receiver<(DiskOpId, Result<DiskOutcome, DiskError>)>,
+}
+
+impl BackgroundDisk {
+    pub fn new(mut disk: FileDisk) -> Self {
+        let (asked, asking) = mpsc::channel();
+        let (answering, answered) = mpsc::channel();
+        thread::spawn(move || {
+            for (id, op) in asking {
+                if answering.send((id, disk.execute(op))).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { asked, answered }
+    }
+
+    pub fn start(&self, id: DiskOpId, op: DiskOp) {
+        self.asked.send((id, op)).expect("the thread ends with this");
+    }
+
+    /// The next result; waits for it.
+    pub fn wait(&self) -> (DiskOpId, Result<DiskOutcome, DiskError>) {
+        self.answered.recv().expect("the thread ends with this")
     }
 }
 

@@ -15,6 +15,7 @@ pub struct OpenStore<D> {
     disk: D,
     from: DeviceAddress,
     envelope: Bytes,
+    mailboxes: u64,
     appended: u64,
     durable_up_to: RecordNumber,
 }
@@ -35,11 +36,17 @@ pub fn open(disk: &mut impl Disk) -> (Store, RecoveryReport) {
 impl<D: Disk> OpenStore<D> {
     pub fn new(mut disk: D, envelope_bytes: usize) -> Self {
         let (store, _) = open(&mut disk);
+        Self::with(store, disk, envelope_bytes, MAILBOXES)
+    }
+
+    /// Spreads messages over so many mailboxes.
+    pub fn with(store: Store, disk: D, envelope_bytes: usize, mailboxes: u64) -> Self {
         let mut open = Self {
             store,
             disk,
             from: fixture::device(1),
             envelope: fixture::envelope(envelope_bytes).into(),
+            mailboxes,
             appended: 0,
             durable_up_to: RecordNumber(0),
         };
@@ -47,10 +54,10 @@ impl<D: Disk> OpenStore<D> {
         open
     }
 
-    /// Appends one message, to one mailbox of [`MAILBOXES`] in turn.
+    /// Appends one message, to one mailbox after the other.
     pub fn append(&mut self) {
         self.appended += 1;
-        let mailbox = fixture::mailbox(self.appended % MAILBOXES);
+        let mailbox = fixture::mailbox(self.appended % self.mailboxes);
         let message = NewMessage {
             from: &self.from,
             install_id: fixture::INSTALL,
