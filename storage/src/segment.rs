@@ -336,6 +336,14 @@ impl Log {
         self.segments.len()
     }
 
+    /// The index can name only so many segments; some are left for acks and reclaim.
+    pub(crate) fn is_at_its_limit(&self) -> bool {
+        let ends = self.segments.front().zip(self.segments.back());
+        ends.is_some_and(|(oldest, newest)| {
+            newest.id.0 - oldest.id.0 >= SEGMENT_SPAN_MAX - SEGMENT_SPAN_MAX / 64
+        })
+    }
+
     /// All segments, oldest first.
     pub(crate) fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.segments.iter()

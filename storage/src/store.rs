@@ -177,7 +177,8 @@ impl Store {
         if self.cannot_number() {
             return Err(StoreFull::Failed);
         }
-        if self.forming.queued_bytes() >= self.config.queued_bytes_max {
+        if self.forming.queued_bytes() >= self.config.queued_bytes_max || self.log.is_at_its_limit()
+        {
             return Err(StoreFull::Queue);
         }
         if self.room.is_full() {
