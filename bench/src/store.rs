@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ringpost_protocol::id::{DeviceAddress, SendSeq};
 use ringpost_storage::{
-    NewMessage, Opening, RecordNumber, RecoveryReport, Store, StoreConfig, StoreEvent,
+    NewMessage, Opening, RecordNumber, RecoveryReport, Store, StoreConfig, StoreEvent, StoreFull,
 };
 
 use crate::disk::Disk;
@@ -70,7 +70,11 @@ impl<D: Disk> OpenStore<D> {
             mailboxes: &[mailbox],
             envelope: &self.envelope,
         };
-        self.store.append_message(&message).expect("every batch is committed before the next");
+        if self.store.append_message(&message) == Err(StoreFull::Queue) {
+            // The next segment is not prepared yet: appends wait for the zeros ahead of the log.
+            while step(&mut self.store, &mut self.disk, &mut self.durable_up_to) {}
+            self.store.append_message(&message).expect("everything is committed and prepared");
+        }
     }
 
     /// Runs disk operations until everything appended is durable. The batch in flight comes first;
@@ -93,18 +97,23 @@ impl<D: Disk> OpenStore<D> {
     }
 
     fn step(&mut self) -> bool {
-        let Some((id, op)) = self.store.poll_disk(NOW_MS) else { return false };
-        let result = self.disk.execute(op);
-        self.store.handle_disk(NOW_MS, id, result);
-        while let Some(event) = self.store.poll_event() {
-            match event {
-                StoreEvent::Durable { up_to } => self.durable_up_to = up_to,
-                StoreEvent::Failed(fault) => panic!("{fault}"),
-                other => panic!("nothing is read or reclaimed here: {other:?}"),
-            }
-        }
-        true
+        step(&mut self.store, &mut self.disk, &mut self.durable_up_to)
     }
+}
+
+/// One operation; `false` when there is none to run.
+fn step(store: &mut Store, disk: &mut impl Disk, durable_up_to: &mut RecordNumber) -> bool {
+    let Some((id, op)) = store.poll_disk(NOW_MS) else { return false };
+    let result = disk.execute(op);
+    store.handle_disk(NOW_MS, id, result);
+    while let Some(event) = store.poll_event() {
+        match event {
+            StoreEvent::Durable { up_to } => *durable_up_to = up_to,
+            StoreEvent::Failed(fault) => panic!("{fault}"),
+            other => panic!("nothing is read or reclaimed here: {other:?}"),
+        }
+    }
+    true
 }
 
 /// Mailboxes that a bench spreads its messages over.

@@ -56,14 +56,16 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
         let seed = self.seed;
         let hash = seed.hash_one(&key);
         let table = &mut self.parts[part(hash)];
-        let (before, bytes) = (table.len(), table.allocation_size());
-        let is_key = |(known, _): &(K, V)| *known == key;
-        if table.find(hash, is_key).is_none() {
-            table.insert_unique(hash, (key.clone(), value()), |(key, _)| seed.hash_one(key));
-            self.len += table.len() - before;
+        let found = table.find_bucket_index(hash, |(known, _)| *known == key);
+        let at = found.unwrap_or_else(|| {
+            let bytes = table.allocation_size();
+            let rehash = |(key, _): &(K, V)| seed.hash_one(key);
+            let at = table.insert_unique(hash, (key, value()), rehash).bucket_index();
+            self.len += 1;
             self.allocated_bytes += table.allocation_size() - bytes;
-        }
-        let (_, value) = table.find_mut(hash, |(known, _)| *known == key).expect("just inserted");
+            at
+        });
+        let (_, value) = table.get_bucket_mut(at).expect("found or inserted just now");
         value
     }
 
