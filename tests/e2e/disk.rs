@@ -2,11 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
+use std::path::PathBuf;
+
+use ringpost_protocol::message::RejectCode;
+use ringpost_protocol::wire::{self, client_frame, server_frame};
 
 use crate::support::PATIENCE;
 use crate::support::disk::{FragileDisk, Operation, SECTOR_BYTES, SmallDisk};
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::load::Load;
+use crate::support::raw::{Raw, send_frame};
 use crate::support::wait_until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,6 +78,103 @@ fn a_gateway_that_starts_on_a_full_disk_names_the_fix() {
     fs::remove_file(ballast).unwrap();
     let mut gateway = Gateway::start(Settings { shards: 1, ..settings });
     assert!(gateway.stop().success());
+}
+
+#[test]
+fn a_full_ext4_refuses_messages_and_recovers() {
+    let disk = SmallDisk::mount(48 << 20);
+    let ballast = disk.path().join(SmallDisk::BALLAST);
+    a_full_disk(disk.data_dir(), || drop(disk.fill()), || fs::remove_file(ballast).unwrap());
+}
+
+#[test]
+fn a_disk_full_at_once_refuses_messages_and_recovers() {
+    let disk = FragileDisk::mount(14);
+    let (fill, free) = (|| disk.set_free_bytes(Some(0)), || disk.set_free_bytes(None));
+    a_full_disk(disk.data_dir(), fill, free);
+}
+
+/// Sends are refused, what is stored is delivered and acknowledged, and with room all goes on by
+/// itself; after a restart every accepted message is there once.
+fn a_full_disk(data_dir: PathBuf, fill: impl FnOnce(), free: impl FnOnce()) {
+    let settings = Settings { shards: 1, data_dir: Some(data_dir), ..Settings::default() };
+    let mut gateway = Gateway::start(settings);
+    // Many: none of their mailboxes shall be full before the disk is.
+    let recipients: Vec<String> = (0..12).map(|number| format!("recipient-{number}")).collect();
+    for recipient in &recipients {
+        drop(Raw::open(&gateway, recipient, "phone"));
+    }
+    let mut alice = Raw::open(&gateway, "alice", "phone");
+    let mut accepted = vec![Vec::new(); recipients.len()];
+    fill();
+    let mut send_seq = 0;
+    let refused = loop {
+        send_seq += 1;
+        assert!(send_seq < 1000, "the disk does not fill up");
+        let index = usize::try_from(send_seq).unwrap() % recipients.len();
+        let code = send_large(&mut alice, send_seq, &recipients[index], false);
+        match code {
+            None => accepted[index].push(send_seq),
+            Some(code) => break (index, code),
+        }
+    };
+    assert_eq!(refused.1, RejectCode::StorageFull);
+    assert!(accepted[0].len() > 1, "filled before it was used");
+
+    let mut phone = Raw::open(&gateway, &recipients[0], "phone");
+    assert_eq!(take_until_caught_up(&mut phone), accepted[0]);
+    accepted[0].clear();
+    drop(phone);
+    // An acknowledgement counts once it is durable; until then its message comes again.
+    wait_until("acknowledged on the full disk", || {
+        let mut phone = Raw::open(&gateway, &recipients[0], "phone");
+        take_until_caught_up(&mut phone).is_empty().then_some(())
+    });
+    assert!(gateway.is_running());
+
+    free();
+    wait_until("room for messages", || {
+        send_seq += 1;
+        let answer = send_large(&mut alice, send_seq, &recipients[refused.0], true);
+        assert!(answer.is_none_or(|code| code == RejectCode::StorageFull), "{answer:?}");
+        answer.is_none().then(|| accepted[refused.0].push(send_seq))
+    });
+    gateway.kill();
+    gateway.restart();
+    for (recipient, accepted) in recipients.iter().zip(accepted) {
+        let mut phone = Raw::open(&gateway, recipient, "phone");
+        assert_eq!(take_until_caught_up(&mut phone), accepted, "{recipient}");
+    }
+}
+
+/// Why it was refused.
+fn send_large(sender: &mut Raw, send_seq: u64, to: &str, after_reject: bool) -> Option<RejectCode> {
+    let text = "x".repeat(40_000);
+    let send = wire::Send { after_reject, ..send_frame(send_seq, to, &text) };
+    sender.send(client_frame::Frame::Send(send));
+    let (answered, answer) = sender.expect_answer();
+    assert_eq!(answered, send_seq);
+    answer.err().map(|rejected| rejected.code())
+}
+
+/// The numbers of what is delivered, all of which is acknowledged.
+fn take_until_caught_up(device: &mut Raw) -> Vec<u64> {
+    let mut taken = Vec::new();
+    loop {
+        match device.read_frame().expect("the connection has ended") {
+            server_frame::Frame::Deliver(deliver) => {
+                taken.push(deliver.send_seq);
+                let ack = wire::Ack { up_to_seq: deliver.seq };
+                device.send(client_frame::Frame::Ack(ack));
+            }
+            server_frame::Frame::CaughtUp(_) => break,
+            _ => {}
+        }
+    }
+    // Its answer comes after the acknowledgements were taken.
+    device.send(client_frame::Frame::Ping(wire::Ping {}));
+    device.expect(|frame| matches!(frame, server_frame::Frame::Pong(_)).then_some(()));
+    taken
 }
 
 /// The tool itself: what was synced is there after a power failure, of the rest any sector or none.

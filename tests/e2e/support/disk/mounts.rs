@@ -54,6 +54,9 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
+    /// Name of the file that [`Self::fill`] makes.
+    pub const BALLAST: &str = "ballast";
+
     pub fn mount(size_bytes: u64) -> Self {
         require("/dev/loop-control", "load the kernel module: modprobe loop");
         let image_directory = tempfile::tempdir().unwrap();
@@ -76,7 +79,7 @@ impl SmallDisk {
 
     /// Takes all room that is left; gives the file that has it.
     pub fn fill(&self) -> PathBuf {
-        let path = self.path().join("ballast");
+        let path = self.path().join(Self::BALLAST);
         let mut ballast = File::create(&path).unwrap();
         // The last blocks go in small pieces.
         for piece_bytes in [1 << 20, 4096, 1] {
