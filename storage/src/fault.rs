@@ -38,6 +38,8 @@ pub enum OpenFault {
     Config(&'static str),
     #[error("{step} of the store's directory or {segment:?}: {error}")]
     Disk { step: &'static str, segment: Option<SegmentId>, error: DiskError },
+    #[error("the end of the log, {segment} from byte {offset}, cannot be read: {error}")]
+    EndUnreadable { segment: SegmentId, offset: u64, error: DiskError },
     #[error("{segment} belongs to store {found:016x}, this is store {expected:016x}")]
     OtherStore { segment: SegmentId, found: u64, expected: u64 },
     #[error("{segment} belongs to shard {found}, this is shard {expected}")]

@@ -23,8 +23,16 @@ pub(crate) struct ReadAhead {
 #[derive(Debug)]
 struct Piece {
     id: DiskOpId,
+    offset: u64,
     length_bytes: u32,
     result: Option<Result<Bytes, DiskError>>,
+}
+
+/// A piece that could not be read.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) offset: u64,
+    pub(crate) length_bytes: u32,
 }
 
 /// What [`ReadAhead::take`] found.
@@ -32,7 +40,7 @@ struct Piece {
 pub(crate) enum Taken {
     /// The next piece and the length that was asked for: a shorter one is the end of the file.
     Piece(u32, Bytes),
-    Failed(DiskError),
+    Failed(Refused),
     /// It is still being read, or not yet asked for.
     Later,
     /// All was used.
@@ -62,7 +70,7 @@ impl ReadAhead {
         let (offset, left) = (self.next, self.end - self.next);
         let length_bytes = u32::try_from(left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
         self.next += u64::from(length_bytes);
-        self.pieces.push_back(Piece { id, length_bytes, result: None });
+        self.pieces.push_back(Piece { id, offset, length_bytes, result: None });
         Some(DiskOp::Read { file, offset, length_bytes })
     }
 
@@ -90,15 +98,22 @@ impl ReadAhead {
                 self.pieces.push_front(piece);
                 Taken::Later
             }
-            Some(Err(error)) => Taken::Failed(error),
+            Some(Err(_)) => {
+                Taken::Failed(Refused { offset: piece.offset, length_bytes: piece.length_bytes })
+            }
             Some(Ok(bytes)) => {
                 if bytes.len() < index(piece.length_bytes) {
-                    self.end = self.end.min(self.next);
-                    self.next = self.end;
+                    self.ends_here();
                 }
                 Taken::Piece(piece.length_bytes, bytes)
             }
         }
+    }
+
+    /// The file is shorter than was known.
+    pub(crate) fn ends_here(&mut self) {
+        self.end = self.end.min(self.next);
+        self.next = self.end;
     }
 
     /// No read is under way.

@@ -159,6 +159,7 @@ impl Home {
                 for index in free {
                     let name = self.device(index).address.device.clone();
                     deposited.skip(&request.to, &name, SkipReason::Full);
+                    deposited.full.push(index);
                 }
                 deposited.overloaded |= full != StoreFull::Disk;
                 deposited.disk_full |= full == StoreFull::Disk;
@@ -171,7 +172,7 @@ impl Home {
 struct Deposited {
     /// Devices that got something.
     fresh: Vec<DeviceIndex>,
-    /// Devices whose mailbox had no room for this sender.
+    /// Devices that got nothing, for want of room in the mailbox or the store.
     full: Vec<DeviceIndex>,
     /// One of them has no room for anybody.
     any_mailbox_full: bool,

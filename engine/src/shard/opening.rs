@@ -241,7 +241,8 @@ impl<R: Ring> Shard<R> {
                 home.state = StoreState::Closing(Box::new(disk));
                 // At start somebody is there to read the reason; and what is wrong with the files
                 // themselves does not pass.
-                let passes = matches!(fault, OpenFault::Disk { .. });
+                let passes =
+                    matches!(fault, OpenFault::Disk { .. } | OpenFault::EndUnreadable { .. });
                 if home.reopening.is_under_way() && passes {
                     self.attempt_failed(&fault.to_string());
                 } else {

@@ -182,7 +182,9 @@ impl<W: Write> Findings<'_, W> {
 
     fn unopened(&mut self, shard: &TargetShard, fault: &OpenFault) -> Result<(), StoreToolFault> {
         match fault {
-            OpenFault::Disk { .. } | OpenFault::Version { .. } => {
+            OpenFault::Disk { .. }
+            | OpenFault::EndUnreadable { .. }
+            | OpenFault::Version { .. } => {
                 Err(StoreToolFault::Open { path: shard.path.clone(), fault: fault.clone() })
             }
             _ => self.find("damage", shard.shard, &format!("the store cannot be opened: {fault}")),

@@ -6,6 +6,7 @@
 //! is for ever, since the next open begins a new segment that states its first number.
 
 mod image;
+mod reread;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -30,6 +31,8 @@ use crate::rebuild::Rebuild;
 use crate::segment::{Header, HeaderBlock};
 use crate::store::Store;
 
+use self::reread::{Reread, Unreadable};
+
 /// A store being opened. Run `poll_disk` until `None`, execute, `handle_disk`; repeat until
 /// `is_done`, then `finish`.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub struct Opening {
     last: Option<(SegmentId, u32, u32)>,
     /// The last good batch, which nothing attests yet.
     unattested: Option<LastBatch>,
+    /// Blocks that no batch behind them attests yet.
+    unreadable: Vec<Unreadable>,
     unused: VecDeque<FileId>,
     /// The directory is to be synced.
     removed: bool,
@@ -84,6 +89,12 @@ enum State {
     Scan {
         file: usize,
         scan: FileScan,
+    },
+    /// What reading ahead did not get.
+    Reread {
+        file: usize,
+        scan: FileScan,
+        piece: Box<Reread>,
     },
     /// Writes the last batch once more: after a failed sync the page cache may show it and count it
     /// as written, and no later sync would bring it to the disk.
@@ -171,6 +182,8 @@ pub struct RecoveryReport {
     pub entries: u64,
     /// Corruption: at or below a later attestation.
     pub damaged: Vec<DamagedRange>,
+    /// Blocks that the disk refused to read though asked three times.
+    pub unreadable_blocks: u64,
     /// Torn tail: the place where the log was cut, if anything but zeros followed.
     pub cut_at: Option<(SegmentId, u64)>,
     /// The checkpoint that was used, and how much of such files was read.
@@ -203,6 +216,7 @@ impl Opening {
             expected: None,
             last: None,
             unattested: None,
+            unreadable: Vec::new(),
             unused: VecDeque::new(),
             removed: false,
             progress: Progress::default(),
@@ -304,6 +318,10 @@ impl Opening {
             State::Tail { checkpoint } => self.tail(checkpoint),
             State::Load { checkpoint, load } => self.load(checkpoint, load, id),
             State::Scan { file, scan } => self.scan(file, scan, id),
+            State::Reread { file, scan, piece } => {
+                let next = piece.poll(scan.scanner.segment);
+                (State::Reread { file, scan, piece }, next)
+            }
             State::Rewrite => match &self.unattested {
                 Some(LastBatch { segment, offset, bytes }) => {
                     let (file, offset, data) =
@@ -341,6 +359,9 @@ impl Opening {
             (State::Tail { checkpoint }, DiskOutcome::Read(bytes)) => {
                 self.begin_load(checkpoint, &bytes)
             }
+            (State::Reread { file, scan, piece }, DiskOutcome::Read(bytes)) => {
+                self.reread(file, scan, piece, &bytes)
+            }
             (State::Rewrite, DiskOutcome::Done) => State::Sync,
             (State::Sync, DiskOutcome::Done) => State::Unlink,
             (State::Unlink, DiskOutcome::Done) => {
@@ -358,6 +379,12 @@ impl Opening {
     }
 
     fn refused(&mut self, state: State, error: DiskError) -> State {
+        let state = match state {
+            State::Reread { file, scan, piece } => {
+                return self.reread_refused(file, scan, piece, error);
+            }
+            other => other,
+        };
         match (&state, self.unused.front()) {
             // Nothing depends on a checkpoint, neither on reading one nor on its absence.
             (State::Tail { checkpoint }, _) => State::Tail { checkpoint: checkpoint + 1 },
@@ -426,7 +453,10 @@ impl Opening {
     /// Scans a file from the batch at `from`.
     fn begin_scan(&mut self, file: usize, from: u32) -> State {
         let Some(File { segment, bytes, first_batch, .. }) = self.files.get(file) else {
-            return self.end_replay();
+            return match self.check_end() {
+                Ok(()) => self.end_replay(),
+                Err(fault) => State::Failed(fault),
+            };
         };
         // Numbers below a later segment's first one that did not turn up are lost.
         if let (Some(first), Some(expected)) = (*first_batch, self.expected)
@@ -445,6 +475,8 @@ impl Opening {
             self.report.cut_at = None;
         }
         if let Some(first) = *first_batch {
+            // It attests all that came before.
+            self.unreadable.clear();
             self.expected = Some(self.expected.map_or(first, |expected| expected.max(first)));
         }
         let limit = self.files[file + 1..].iter().find_map(|later| later.first_batch);
@@ -471,10 +503,9 @@ impl Opening {
                         self.progress.bytes_read += piece.len() as u64;
                         scan.scanner.extend(asked_bytes, piece);
                     }
-                    Taken::Failed(error) => {
-                        self.reads.abandon();
-                        let fault = self.disk_fault(&State::Scan { file, scan }, error);
-                        return (State::Failed(fault), Next::Go);
+                    Taken::Failed(refused) => {
+                        let piece = Box::new(Reread::new(&refused));
+                        return (State::Reread { file, scan, piece }, Next::Go);
                     }
                     Taken::Later => {
                         let next = self.reads.poll(id).map_or(Next::Wait, Next::ReadAhead);
@@ -529,6 +560,8 @@ impl Opening {
         scan.good_end = self.rebuild.log_end(segment);
         scan.batches += 1;
         scan.damage = None;
+        // They are found a piece at a time, so some may lie behind this batch.
+        self.unreadable.retain(|block| block.offset > u64::from(offset));
         Ok(())
     }
 
@@ -554,7 +587,9 @@ impl Opening {
         let (step, segment) = match state {
             State::List => ("listing", None),
             State::Headers { file } => ("read of a header", Some(self.files[*file].segment)),
-            State::Scan { scan, .. } => ("read", Some(scan.scanner.segment)),
+            State::Scan { scan, .. } | State::Reread { scan, .. } => {
+                ("read", Some(scan.scanner.segment))
+            }
             State::Rewrite => ("write", self.unattested.as_ref().map(|last| last.segment)),
             State::Sync => ("sync", self.unattested.as_ref().map(|last| last.segment)),
             State::Unlink => match self.unused.front() {

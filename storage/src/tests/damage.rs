@@ -8,8 +8,8 @@ use crate::batch::BatchHead;
 use crate::entry::SEGMENT_SPAN_MAX;
 use crate::segment::Header;
 use crate::{
-    DiskErrorKind, DiskOp, Fault, OpenFault, ReadStart, SegmentId, StoreConfig, StoreEvent,
-    StoreFull,
+    DiskErrorKind, DiskOp, Fault, OpenFault, Opening, ReadStart, SegmentId, StoreConfig,
+    StoreEvent, StoreFull,
 };
 
 /// One message of 5,000 bytes per batch: batch n + 1 stands at (2 n + 2) blocks.
@@ -43,6 +43,50 @@ fn attested_damage_is_quarantined_and_the_rest_is_served() {
             assert!(world.read(1, seq, &mut rng).is_some());
         }
     }
+}
+
+#[test]
+fn a_block_that_cannot_be_read_costs_its_batch_and_at_the_end_the_opening() {
+    let mut rng = Rng(1);
+    for victim in 0..10 {
+        let (mut world, seqs) = ten_batches(&mut rng);
+        let block = 2 + 2 * victim;
+        world.disk.bad_blocks.insert((SegmentId(1).into(), block));
+        let opened = open(&world.config, &mut world.disk);
+        if victim == 9 {
+            // Nobody knows whether it held something accepted, so it is not cut.
+            let fault = opened.unwrap_err();
+            assert!(matches!(fault, OpenFault::EndUnreadable { offset: 81_920, .. }), "{fault}");
+            world.disk.bad_blocks.clear();
+            world.reopen(None);
+            assert_eq!(world.queued(1), seqs);
+            continue;
+        }
+        let (_, report) = opened.unwrap();
+        assert_eq!((report.unreadable_blocks, report.damaged.len()), (1, 1), "{report:?}");
+        assert_eq!(report.damaged[0].offset, 4096 * block as u64);
+        assert_eq!(report.entries, 9);
+    }
+}
+
+#[test]
+fn a_read_that_fails_twice_costs_nothing() {
+    let mut rng = Rng(1);
+    let (mut world, seqs) = ten_batches(&mut rng);
+    // Headers are asked for once: of this segment, and of the spare one.
+    let (mut reads, fails) = (0, 3);
+    let mut opening = Opening::new(small_config(), 7);
+    while let Some((id, op)) = opening.poll_disk() {
+        let is_read = matches!(op, DiskOp::Read { .. });
+        reads += usize::from(is_read);
+        if is_read && (3..3 + fails).contains(&reads) {
+            world.disk.failing_reads = 1;
+        }
+        let result = world.disk.execute(op);
+        opening.handle_disk(id, result);
+    }
+    let (_, report) = opening.finish().unwrap();
+    assert_eq!((report.entries, report.unreadable_blocks), (seqs.len() as u64, 0), "{report:?}");
 }
 
 #[test]
