@@ -29,7 +29,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use ringpost_protocol::message::Limits;
 use ringpost_ring::{Completion, Listener, OpId, Ring, WOKEN_TOKEN};
-use ringpost_storage::StoreConfig;
+use ringpost_storage::{Store, StoreConfig};
 
 use self::conn::{ConnKey, ConnTable};
 pub use self::disk::{Listing, StoreDirectory};
@@ -331,6 +331,12 @@ impl<R: Ring> Shard<R> {
     /// The ring, for whoever stands behind the seam.
     pub fn ring(&self) -> &R {
         &self.ring
+    }
+
+    /// The store while it is open, for whoever watches the shard from outside.
+    pub fn store(&self) -> Option<&Store> {
+        let home = self.home.as_ref().filter(|home| home.state.is_open())?;
+        Some(&home.state.open().store)
     }
 }
 
