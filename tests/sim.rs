@@ -5,16 +5,16 @@
 
 use ringpost_tests::sim::keys::Keys;
 use ringpost_tests::sim::trace::Trace;
-use ringpost_tests::sim::world::{Options, Report, World};
+use ringpost_tests::sim::world::{Crash, Options, Report, World};
 
-/// Seeds that once failed, each with what it found.
+/// Seeds that once failed, each with what it found. A seed names a world only as long as worlds
+/// are made the same way: what older ones found is among the deliberate bugs of the binary
+/// `mutants`.
 const REGRESSION_SEEDS: &[u64] = &[
-    // A receipt replaced while it was read from disk took the place of the message behind it.
-    10, 216,
-    // Simulator: an event at the end of a phase lost its place among those of the same moment.
-    111,
-    // Oracle: of two connections the one that was made first may reach the gateway last.
-    692,
+    // A receipt for an expired message, when the Hello of the next connection acknowledged its gap.
+    2, 7,
+    // Reclaim reckoned with fewer bytes in the log than were live, while batches wait for the disk.
+    121, 134,
 ];
 
 /// Names the seed also when production code panics.
@@ -102,8 +102,26 @@ fn a_retry_under_a_new_number_is_told_once() {
     }
 }
 
+/// The process ends at each completion in turn, alone or with its machine: nothing is lost.
+#[test]
+fn the_process_may_end_at_every_completion() {
+    let keys = keys();
+    let small = Options { small: true, ..Options::default() };
+    let whole = World::run(SMALL_SEED, &keys, small).unwrap();
+    assert!(whole.accepted > 10 && whole.completions > 200, "{whole:?}");
+    for completion in (1..=whole.completions).step_by(COMPLETION_STEP) {
+        for loses_power in [false, true] {
+            let crash = Some(Crash { completion, loses_power });
+            if let Err(violation) = World::run(SMALL_SEED, &keys, Options { crash, ..small }) {
+                panic!("completion {completion}, power lost: {loses_power}: {violation}");
+            }
+        }
+    }
+}
+
 const SEED_COUNT: u64 = 24;
-/// Seed 23 told a message twice before messages had numbers of their own; seed 4 lost some that a
-/// restarted client had let overtake.
-const TIGHT_SEED_COUNT: u64 = 24;
+const TIGHT_SEED_COUNT: u64 = 12;
 const MUTANT_SEED_COUNT: u64 = 40;
+const SMALL_SEED: u64 = 1;
+/// Debug builds look at every third completion, release builds at each.
+const COMPLETION_STEP: usize = if cfg!(debug_assertions) { 3 } else { 1 };

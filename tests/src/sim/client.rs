@@ -1,28 +1,30 @@
-//! A device: the production session and ledger on a disk that forgets, and an app that keeps what
-//! it is told.
+//! A device: the production session and ledger on a disk that forgets. Its app is in [`super::app`].
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use redb::Database;
 use ringpost_client::ledger::{Ledger, LedgerConfig};
 use ringpost_client::store::Batch;
 use ringpost_client::store::disk::MemoryDisk;
-use ringpost_client::{Event as AppEvent, EventId, NewSend, News, SendOptions};
-use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq, UserId};
-use ringpost_protocol::message::{ClientEvent, Recipient, SendBody};
+use ringpost_client::{Event as AppEvent, EventId, News};
+use ringpost_protocol::id::DeviceAddress;
+use ringpost_protocol::message::{ClientEvent, Mode};
 
+use super::app::Brought;
 use super::clock::{MS, Stream};
-use super::connection::Connection;
+use super::connection::{Connection, Login};
 use super::net::LinkId;
-use super::oracle::{MessageIndex, Oracle, envelope};
+use super::oracle::{MessageIndex, Oracle};
 use super::ring::Host;
+use super::shape::Shape;
 use super::world::Event;
 
 pub struct Client {
-    index: usize,
+    pub(super) index: usize,
     address: DeviceAddress,
     disk: MemoryDisk,
+    /// Its disk needs up to this for a commit.
+    disk_ns: u64,
     ledger: Option<Ledger>,
     writing: Option<Batch>,
     /// Counts crashes: a write that finishes in an older life is nothing.
@@ -32,36 +34,41 @@ pub struct Client {
     left: Vec<Connection>,
     reconnect_at_ms: u64,
     failure_count: u32,
+    /// Does not read until an event says so; what has arrived meanwhile.
+    unread: Option<Vec<Event>>,
     /// What the app keeps: it survives everything.
-    told: BTreeMap<EventId, News>,
-    unconfirmed: Vec<EventId>,
+    pub(super) told: BTreeMap<EventId, News>,
+    pub(super) unconfirmed: Vec<EventId>,
     /// Sent by the app, with the batch that makes it durable.
-    promised: Vec<(u64, MessageIndex)>,
+    pub(super) promised: Vec<(u64, MessageIndex)>,
     /// Brought by connections, and not yet known to be taken durably.
-    brought: Vec<(MailboxId, Seq, DeviceAddress, SendSeq)>,
+    pub(super) brought: Vec<Brought>,
     timer_ticket: u64,
     timer_at_ms: u64,
-    random: Stream,
+    pub(super) random: Stream,
     /// Goodbye was said; it does not come back.
     retired: bool,
 }
 
 impl Client {
-    pub fn new(index: usize, address: DeviceAddress, seed: u64) -> Self {
+    pub fn new(index: usize, address: DeviceAddress, seed: u64, shape: &Shape) -> Self {
         let mut random = Stream::new(seed, &format!("client {index}"));
         let disk = MemoryDisk::new();
         let ledger = open(&disk, random.next_u64());
+        let is_late = shape.late && random.chance(300);
         Self {
             index,
             address,
             disk,
+            disk_ns: shape.client_disk_ns,
             ledger: Some(ledger),
             writing: None,
             life: 0,
             conn: None,
             left: Vec::new(),
-            reconnect_at_ms: 0,
+            reconnect_at_ms: if is_late { random.between(1_000, 20_000) } else { 0 },
             failure_count: 0,
+            unread: None,
             told: BTreeMap::new(),
             unconfirmed: Vec::new(),
             promised: Vec::new(),
@@ -95,42 +102,12 @@ impl Client {
         format!("client {}: outbox {}, {conn:?}", self.index, self.ledger().outbox_len())
     }
 
-    fn ledger(&self) -> &Ledger {
+    pub(super) fn ledger(&self) -> &Ledger {
         self.ledger.as_ref().expect("open but for the moment of a crash")
     }
 
-    fn ledger_mut(&mut self) -> &mut Ledger {
+    pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
         self.ledger.as_mut().expect("open but for the moment of a crash")
-    }
-
-    /// The app sends some messages.
-    pub fn app_sends(&mut self, host: &mut Host, oracle: &mut Oracle, to: usize, count: u64) {
-        let user: UserId = oracle.devices[to].user.clone();
-        for _ in 0..count {
-            let message = oracle.next_message();
-            let bytes = if self.random.chance(30) { 20_000 } else { 600 };
-            let body = envelope(message, self.random.index(bytes));
-            let send = NewSend {
-                to: Recipient::User(user.clone()),
-                body: SendBody::Shared(Bytes::from(body)),
-                options: SendOptions { ttl_ms: 0, urgent: self.random.chance(100) },
-            };
-            let Ok(id) = self.ledger_mut().enqueue(send) else { break };
-            let batch = self.ledger().last_batch();
-            oracle.sent(self.index, to, id, host.clock.now_ns());
-            self.promised.push((batch, message));
-            host.tell(|| {
-                format!("client {} sends message {message} to {to} as {id:?}", self.index)
-            });
-        }
-        self.confirm_all();
-        self.drive(host, oracle);
-    }
-
-    fn confirm_all(&mut self) {
-        for id in std::mem::take(&mut self.unconfirmed) {
-            self.ledger_mut().confirm(id);
-        }
     }
 
     /// Everything that follows from the last input.
@@ -141,7 +118,7 @@ impl Client {
         {
             self.writing = Some(batch);
             let (client, life) = (self.index, self.life);
-            let delay_ns = self.random.delay(5 * MS);
+            let delay_ns = self.random.delay(self.disk_ns);
             host.clock.plan_in(delay_ns, Event::ClientWritten { client, life });
         }
         if let Some(conn) = &mut self.conn {
@@ -157,32 +134,10 @@ impl Client {
         while let Some(event) = self.ledger_mut().poll_event() {
             if let AppEvent::News { id, news } = event {
                 host.tell(|| format!("app {} hears {id:?} {news:?}", self.index));
-                self.app_hears(oracle, id, news);
+                self.app_hears(oracle, host.clock.now_ns(), id, news);
             }
         }
         self.plan_timer(host);
-    }
-
-    fn app_hears(&mut self, oracle: &mut Oracle, id: EventId, news: News) {
-        if let Some(before) = self.told.get(&id) {
-            oracle.require(*before == news, || format!("{id:?} was given to two pieces of news"));
-        } else {
-            match &news {
-                News::Message(message) => oracle.told(self.index, message),
-                News::Sent(sent) => oracle.accepted(self.index, sent),
-                News::Refused(refused) => oracle.refused(self.index, refused),
-                News::Delivered(receipt) => {
-                    oracle.receipt(self.index, &receipt.peer, receipt.up_to_send_seq);
-                }
-                News::Gap(_) => oracle.gap_count += 1,
-            }
-            self.told.insert(id, news);
-        }
-        if self.random.chance(700) {
-            self.ledger_mut().confirm(id);
-        } else {
-            self.unconfirmed.push(id);
-        }
     }
 
     pub fn handle_written(&mut self, host: &mut Host, oracle: &mut Oracle, life: u64) {
@@ -196,19 +151,6 @@ impl Client {
         self.promised.retain(|(batch, _)| *batch > durable);
         self.note_taken(oracle);
         self.drive(host, oracle);
-    }
-
-    /// What lies at or before the durable cursor counts as taken: the next Ack or Hello says so.
-    fn note_taken(&mut self, oracle: &mut Oracle) {
-        let identity = self.ledger().identity();
-        let index = self.index;
-        self.brought.retain(|(mailbox, seq, from, send_seq)| {
-            let is_taken = *mailbox == identity.mailbox_id && *seq <= identity.acked_up_to;
-            if is_taken {
-                oracle.taken(index, from, *send_seq);
-            }
-            !is_taken
-        });
     }
 
     pub fn handle_data(&mut self, host: &mut Host, oracle: &mut Oracle, link: LinkId, data: &[u8]) {
@@ -239,13 +181,14 @@ impl Client {
                     }
                 }
                 ClientEvent::Deliver(delivery) => {
-                    let (from, send_seq) = (delivery.from.clone(), delivery.send_seq);
-                    self.brought.push((conn.mailbox, delivery.seq, from, send_seq));
+                    self.brought.push(Brought::of(conn.mailbox, delivery));
                 }
                 ClientEvent::GoAway { reconnect_after_ms, .. } => {
                     conn.leaving = Some((*reconnect_after_ms, now_ms + 5_000));
                 }
-                ClientEvent::Error { fatal: true, .. } => {
+                ClientEvent::Error { fatal: true, code, .. } => {
+                    let is_token = format!("{code:?}").starts_with("Token");
+                    host.coverage.tokens_refused += u64::from(is_token);
                     // Replaced by a connection of its own that was slow: the app asks again.
                     let wait_ms = self.random.between(0, 3_000);
                     self.end(host, wait_ms);
@@ -296,6 +239,60 @@ impl Client {
         self.ledger_mut().connection_ended();
         self.reconnect_at_ms = host.clock.now_ms() + self.random.below(500);
         self.drive(host, oracle);
+    }
+
+    /// Leaves, and stays away for long.
+    pub fn go_away(&mut self, host: &mut Host, oracle: &mut Oracle) {
+        host.faults.counts.absences += 1;
+        let vanishes = self.random.chance(500);
+        self.leave(host, oracle, vanishes);
+        self.reconnect_at_ms = host.clock.now_ms() + self.random.between(2_000, 40_000);
+        self.plan_timer(host);
+    }
+
+    /// Does not read for a while: the network fills up.
+    pub fn stop_reading(&mut self, host: &mut Host) {
+        if self.unread.is_none() {
+            host.faults.counts.slow_readers += 1;
+            self.unread = Some(Vec::new());
+            let duration_ns = self.random.between(500, 40_000) * MS;
+            host.clock.plan_in(duration_ns, Event::ClientReads { client: self.index });
+        }
+    }
+
+    /// Does not read now.
+    pub fn is_blind(&self) -> bool {
+        self.unread.is_some()
+    }
+
+    /// Keeps `event` until the client reads again.
+    pub fn hold_back(&mut self, event: Event) {
+        self.unread.get_or_insert_default().push(event);
+    }
+
+    pub fn handle_reads(&mut self, host: &mut Host) {
+        for event in self.unread.take().unwrap_or_default() {
+            host.clock.plan_in(0, event);
+        }
+    }
+
+    /// The app comes to the front.
+    pub fn set_mode(&mut self, host: &mut Host, oracle: &mut Oracle, mode: Mode) {
+        let now_ms = host.clock.now_ms();
+        if let Some(conn) = self.conn.as_mut().filter(|conn| conn.welcomed) {
+            conn.session.set_mode(now_ms, mode);
+            self.drive(host, oracle);
+        }
+    }
+
+    /// Brings a newer token, if the present one is going to expire.
+    pub fn renew(&mut self, host: &mut Host, oracle: &mut Oracle, token: &str) {
+        if let Some(conn) = self.conn.as_mut().filter(|conn| conn.welcomed && conn.token_is_short) {
+            conn.token_is_short = false;
+            conn.session.renew_token(token);
+            host.coverage.tokens_renewed += 1;
+            self.drive(host, oracle);
+        }
     }
 
     /// Ends the connection in order.
@@ -373,12 +370,14 @@ impl Client {
         false
     }
 
-    pub fn connect(&mut self, host: &mut Host, oracle: &mut Oracle, shard: u16, token: String) {
+    pub fn connect(&mut self, host: &mut Host, oracle: &mut Oracle, shard: u16, login: Login) {
         let link = host.connect(self.index, shard);
         let identity = self.ledger().identity();
         host.tell(|| format!("client {} connects, link {link}, {identity:?}", self.index));
         let device = self.address.device.clone();
-        self.conn = Some(Connection::new(link, host.clock.now_ms(), token, device, identity));
+        host.coverage.connections += 1;
+        host.coverage.background_connections += u64::from(login.mode != Mode::Foreground);
+        self.conn = Some(Connection::new(link, host.clock.now_ms(), login, device, identity));
         self.drive(host, oracle);
     }
 

@@ -8,6 +8,8 @@ use std::collections::BinaryHeap;
 #[derive(Debug)]
 pub struct Clock<E> {
     now_ns: u64,
+    /// The wall clock at `now_ns` 0; it may be set at any time.
+    unix_start_ms: u64,
     planned: u64,
     heap: BinaryHeap<Reverse<Planned<E>>>,
     fingerprint: Fingerprint,
@@ -25,6 +27,7 @@ impl<E> Clock<E> {
     pub fn new() -> Self {
         Self {
             now_ns: START_NS,
+            unix_start_ms: UNIX_START_MS,
             planned: 0,
             heap: BinaryHeap::new(),
             fingerprint: Fingerprint(0xcbf2_9ce4_8422_2325),
@@ -40,7 +43,12 @@ impl<E> Clock<E> {
     }
 
     pub fn unix_ms(&self) -> u64 {
-        UNIX_START_MS + self.now_ms()
+        self.unix_start_ms + self.now_ms()
+    }
+
+    /// Sets the wall clock forward, or back; never before the world began.
+    pub fn step_unix(&mut self, step_ms: i64) {
+        self.unix_start_ms = self.unix_start_ms.saturating_add_signed(step_ms).max(UNIX_MIN_MS);
     }
 
     /// Plans `event`; a time in the past means now.
@@ -169,3 +177,5 @@ pub const MS: u64 = 1_000_000;
 const START_NS: u64 = 1_000 * MS;
 /// A moment in January 2027.
 const UNIX_START_MS: u64 = 1_800_000_000_000;
+/// A machine whose clock lost its battery.
+const UNIX_MIN_MS: u64 = 1_000_000_000_000;

@@ -2,18 +2,34 @@
 
 use bytes::BytesMut;
 use ringpost_client::ledger::Identity;
-use ringpost_protocol::id::{DeviceId, MailboxId};
+use ringpost_protocol::id::{DeviceId, MailboxId, Seq};
 use ringpost_protocol::message::{ClientEvent, Mode};
 use ringpost_protocol::session::{ClientHello, ClientSession};
 
 use super::net::LinkId;
 use super::oracle::Oracle;
 
+/// How a connection introduces itself.
+pub struct Login {
+    pub token: String,
+    pub mode: Mode,
+    /// The token is somebody else's: it must not be welcomed.
+    pub is_forged: bool,
+    /// The token ends while the connection may still be used.
+    pub is_short: bool,
+}
+
 pub struct Connection {
     pub link: LinkId,
     pub session: ClientSession,
     pub inbound: BytesMut,
     pub mailbox: MailboxId,
+    is_forged: bool,
+    pub token_is_short: bool,
+    /// Mailbox and cursor of the Hello.
+    said: (MailboxId, Seq),
+    /// The last entry of the mailbox that came.
+    last_seq: Seq,
     pub welcomed: bool,
     pub caught_up: bool,
     /// Wait that the server asked for, and when to leave.
@@ -27,17 +43,17 @@ impl Connection {
     pub fn new(
         link: LinkId,
         now_ms: u64,
-        token: String,
+        login: Login,
         device: DeviceId,
         identity: Identity,
     ) -> Self {
         let hello = ClientHello {
-            token,
+            token: login.token,
             device,
             install_id: identity.install_id,
             mailbox_id: identity.mailbox_id,
             acked_up_to: identity.acked_up_to,
-            mode: Mode::Foreground,
+            mode: login.mode,
             capabilities: 0,
         };
         Self {
@@ -45,6 +61,10 @@ impl Connection {
             session: ClientSession::new(now_ms, hello),
             inbound: BytesMut::new(),
             mailbox: identity.mailbox_id,
+            is_forged: login.is_forged,
+            token_is_short: login.is_short,
+            said: (identity.mailbox_id, identity.acked_up_to),
+            last_seq: Seq::default(),
             welcomed: false,
             caught_up: false,
             leaving: None,
@@ -69,6 +89,13 @@ impl Connection {
             ClientEvent::Welcome(welcome) => {
                 self.welcomed = true;
                 self.mailbox = welcome.mailbox_id;
+                oracle.require(!self.is_forged, || {
+                    format!("client {client} was welcomed with a token of another device")
+                });
+                // What its Hello has acknowledged never comes again.
+                if self.said.0 == welcome.mailbox_id {
+                    self.last_seq = self.said.1;
+                }
                 oracle.welcomed(client);
             }
             ClientEvent::CaughtUp => self.caught_up = true,
@@ -78,10 +105,21 @@ impl Connection {
                 });
                 self.settled = self.settled.saturating_sub(1);
             }
+            ClientEvent::Gap { seq, .. } | ClientEvent::Delivered { seq, .. } => {
+                self.note_seq(oracle, client, *seq);
+            }
             ClientEvent::Deliver(delivery) => {
+                self.note_seq(oracle, client, delivery.seq);
                 oracle.delivered(client, self.mailbox, delivery, self.replaced_ns);
             }
             _ => {}
         }
+    }
+
+    fn note_seq(&mut self, oracle: &mut Oracle, client: usize, seq: Seq) {
+        let before = std::mem::replace(&mut self.last_seq, seq);
+        oracle.require(before < seq, || {
+            format!("client {client} was brought {seq:?} after {before:?} or its acknowledgement")
+        });
     }
 }

@@ -25,16 +25,69 @@ macro_rules! counts {
 counts! {
     /// Faults that took place, so that a report can show what a set of seeds has covered.
     FaultCounts {
+        // ring
         short_sends,
+        short_receives,
         cleared_more,
         no_buffers,
         cancelled,
         accept_faults,
+        late_submits,
+        overflows,
+        // network
+        splits,
+        lost_packets,
+        lost_resets,
+        partitions,
         cuts,
         vanished,
+        rogues,
+        // clients
         client_crashes,
+        absences,
+        slow_readers,
+        // the process and its machine
         power_failures,
         kills,
         restarts,
+        reshardings_cut_off,
+        clock_steps,
+        // the disk
+        slow_syncs,
+        failed_writes,
+        failed_syncs,
+        failed_reads,
+        misdirected_writes,
+        flipped_bits,
+        disk_full,
+    }
+}
+
+counts! {
+    /// What the gateway and the apps did, so that a report shows what was reached at all.
+    Coverage {
+        connections,
+        tokens_renewed,
+        tokens_refused,
+        background_connections,
+        sends_per_device,
+        sends_mortal,
+        sends_to_unknown,
+        sends_too_large,
+        gaps_full,
+        gaps_expired,
+        gaps_damaged,
+        process_starts,
+        process_failures,
+        stores_reopened,
+        reshardings,
+        batches_written,
+        segments_reclaimed,
+        bytes_copied_by_reclaim,
+        reads_from_disk,
+        damaged_records,
+        expired_records,
+        checkpoints_written,
+        checkpoints_failed,
     }
 }

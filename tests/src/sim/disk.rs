@@ -57,6 +57,9 @@ pub struct Disk {
     last_file: i32,
     /// Counts changes; a sync covers those before it was submitted.
     changes: u64,
+    /// Files do not grow before that.
+    pub full_until_ns: u64,
+    pub now_ns: u64,
     /// The mutant: `fdatasync` reports success and does nothing.
     pub lie_about_sync: bool,
 }
@@ -91,6 +94,11 @@ impl Disk {
         entries.collect()
     }
 
+    /// Names of all files.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
     pub fn open_files(&self) -> usize {
         self.open.len()
     }
@@ -110,6 +118,11 @@ impl Disk {
                 Ok(FileDone::Read(Bytes::copy_from_slice(&cached[start..end])))
             }
             FileOp::Write { file, offset, data } => {
+                let is_full = self.is_full();
+                let end = index(*offset) + data.len();
+                if is_full && end > self.inode(*file).cached.len() {
+                    return Err(Errno::NOSPC);
+                }
                 self.changes += 1;
                 let change = self.changes;
                 self.inode(*file).write(index(*offset), data, change);
@@ -131,6 +144,7 @@ impl Disk {
         let target = match (mode, self.names.get(path)) {
             (OpenMode::Directory, _) => Target::Directory(path.to_owned()),
             (OpenMode::CreateNew, Some(_)) => return Err(Errno::EXIST),
+            (OpenMode::CreateNew, None) if self.is_full() => return Err(Errno::NOSPC),
             (OpenMode::CreateNew, None) => {
                 self.last_inode += 1;
                 self.inodes.insert(self.last_inode, Inode::default());
@@ -143,6 +157,81 @@ impl Disk {
         self.last_file += 1;
         self.open.insert(self.last_file, target);
         Ok(File(self.last_file))
+    }
+
+    fn is_full(&self) -> bool {
+        self.now_ns < self.full_until_ns
+    }
+
+    /// As Linux does it: what could not be written counts as clean from then on. `stays`: the page
+    /// cache still holds it, until somebody reads it from the disk again.
+    pub fn fail_sync(&mut self, file: File, stays: bool) {
+        if let Some(Target::Inode(_)) = self.open.get(&file.0) {
+            let inode = self.inode(file);
+            inode.dirty.clear();
+            if !stays {
+                inode.cached.clone_from(&inode.durable);
+            }
+        }
+    }
+
+    pub fn inode_of(&self, file: File) -> Option<u64> {
+        match self.open.get(&file.0) {
+            Some(Target::Inode(inode)) => Some(*inode),
+            _ => None,
+        }
+    }
+
+    pub fn path_of(&self, file: File) -> Option<String> {
+        let inode = self.inode_of(file)?;
+        let named = self.names.iter().find(|(_, named)| **named == inode);
+        named.map(|(path, _)| path.clone())
+    }
+
+    /// Whole blocks of a file.
+    pub fn blocks(&self, file: File) -> Option<u64> {
+        Some(self.inodes[&self.inode_of(file)?].cached.len() as u64 / BLOCK_BYTES)
+    }
+
+    /// Changes one bit of a segment that is not one of the two newest of its directory, or of a
+    /// checkpoint; gives its name.
+    pub fn rot(&mut self, random: &mut Stream) -> Option<String> {
+        let mut candidates: Vec<String> =
+            self.names.keys().filter(|path| path.ends_with(".ckp")).cloned().collect();
+        let directories: BTreeSet<&str> =
+            self.names.keys().filter_map(|path| Some(path.rsplit_once('/')?.0)).collect();
+        for directory in directories {
+            let segments: Vec<&String> = self
+                .names
+                .keys()
+                .filter(|path| path.starts_with(directory) && path.ends_with(".seg"))
+                .collect();
+            let attested = segments.len().saturating_sub(2);
+            candidates.extend(segments[..attested].iter().map(|path| (*path).clone()));
+        }
+        if candidates.is_empty() {
+            return None;
+        }
+        let path = candidates.swap_remove(random.index(candidates.len()));
+        let inode = self.inodes.get_mut(&self.names[&path])?;
+        let first = index(BLOCK_BYTES);
+        let written: Vec<usize> = (first..inode.durable.len())
+            .step_by(SECTOR_BYTES)
+            .filter(|&start| {
+                let end = (start + SECTOR_BYTES).min(inode.durable.len());
+                inode.durable[start..end].iter().any(|&byte| byte != 0)
+                    && !inode.dirty.contains_key(&(start / SECTOR_BYTES))
+            })
+            .collect();
+        if written.is_empty() {
+            return None;
+        }
+        let sector = written[random.index(written.len())];
+        let position = sector + random.index(SECTOR_BYTES.min(inode.durable.len() - sector));
+        let bit = 1 << random.below(8);
+        inode.durable[position] ^= bit;
+        inode.cached[position] ^= bit;
+        Some(path)
     }
 
     fn sync(&mut self, file: File, before: u64, data_only: bool) {
@@ -256,7 +345,9 @@ fn index(offset: u64) -> usize {
 }
 
 /// What a disk writes as a whole.
-const SECTOR_BYTES: usize = 512;
+pub const SECTOR_BYTES: usize = 512;
+/// What the store writes at least.
+pub const BLOCK_BYTES: u64 = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -1,35 +1,9 @@
-//! Which faults a world has, how often, and one stream of random numbers for each.
+//! Whether something goes wrong now: one stream of random numbers for each kind of fault, so that
+//! adding one kind does not change what the others do.
 
 use super::clock::{MS, Stream};
 use super::counts::FaultCounts;
-
-/// Chances are per mille of the occasions, chosen anew for each seed: in one world the network is
-/// bad, in the next one the disk is slow and nothing else happens ("swarm testing").
-#[derive(Clone, Debug)]
-pub struct Weights {
-    pub short_send: u64,
-    pub clear_more: u64,
-    pub no_buffers: u64,
-    pub cancelled: u64,
-    pub accept_fault: u64,
-    /// Stream data is cut into pieces down to one byte.
-    pub split: u64,
-    pub network_ns: u64,
-    pub completion_ns: u64,
-    pub disk_ns: u64,
-    /// A shard's turn takes up to this; now and then much longer.
-    pub turn_ns: u64,
-    pub receive_buffers: u16,
-    pub send_buffer_bytes: usize,
-    /// Mailboxes fill up, and Sends are refused for now.
-    pub tight_mailboxes: bool,
-    /// Mean time between faults of a kind; `None`: not in this world.
-    pub cut_ms: Option<u64>,
-    pub client_crash_ms: Option<u64>,
-    pub power_failure_ms: Option<u64>,
-    pub kill_ms: Option<u64>,
-    pub restart_ms: Option<u64>,
-}
+use super::weights::Weights;
 
 /// The weights of a world and its streams.
 #[derive(Clone, Debug)]
@@ -39,38 +13,50 @@ pub struct Faults {
     /// False: the world has become kind, only its delays go on.
     pub active: bool,
     pub short_send: Stream,
-    pub clear_more: Stream,
-    pub no_buffers: Stream,
-    pub cancelled: Stream,
     pub accept: Stream,
-    pub split: Stream,
-    pub network: Stream,
-    pub completion: Stream,
-    pub disk: Stream,
-    pub turn: Stream,
     pub crash: Stream,
     pub connection: Stream,
+    pub partition: Stream,
+    pub clock: Stream,
+    pub disk: Stream,
+    pub reshard: Stream,
+    clear_more: Stream,
+    no_buffers: Stream,
+    cancelled: Stream,
+    late_submit: Stream,
+    split: Stream,
+    network: Stream,
+    loss: Stream,
+    lost_reset: Stream,
+    completion: Stream,
+    turn: Stream,
 }
 
 impl Faults {
     pub fn new(seed: u64) -> Self {
         let stream = |name| Stream::new(seed, name);
         Self {
-            weights: Weights::of(&mut stream("weights")),
+            weights: Weights::of(seed),
             counts: FaultCounts::default(),
             active: true,
             short_send: stream("short send"),
+            accept: stream("accept"),
+            crash: stream("crash"),
+            connection: stream("connection"),
+            partition: stream("partition"),
+            clock: stream("clock"),
+            disk: stream("disk"),
+            reshard: stream("reshard"),
             clear_more: stream("clear more"),
             no_buffers: stream("no buffers"),
             cancelled: stream("cancelled"),
-            accept: stream("accept"),
+            late_submit: stream("late submit"),
             split: stream("split"),
             network: stream("network"),
+            loss: stream("loss"),
+            lost_reset: stream("lost reset"),
             completion: stream("completion"),
-            disk: stream("disk"),
             turn: stream("turn"),
-            crash: stream("crash"),
-            connection: stream("connection"),
         }
     }
 
@@ -104,9 +90,19 @@ impl Faults {
         hit
     }
 
+    /// Of `count` operations so many are submitted by this enter.
+    pub fn submitted(&mut self, count: usize) -> usize {
+        if count == 0 || !self.active || !self.late_submit.chance(self.weights.late_submit) {
+            return count;
+        }
+        self.counts.late_submits += 1;
+        self.late_submit.index(count)
+    }
+
     /// Length of the next piece of `len` bytes.
     pub fn piece(&mut self, len: usize) -> usize {
-        if self.split.chance(self.weights.split) {
+        if len > 1 && self.split.chance(self.weights.split) {
+            self.counts.splits += 1;
             let most = if self.split.chance(300) { 3 } else { len };
             1 + self.split.index(len.min(most))
         } else {
@@ -114,8 +110,26 @@ impl Faults {
         }
     }
 
+    /// How long a packet is under way; one that is lost comes with its retransmission.
     pub fn network_delay_ns(&mut self) -> u64 {
-        self.network.delay(self.weights.network_ns)
+        let delay_ns = self.network.delay(self.weights.network_ns);
+        if !self.active || !self.loss.chance(self.weights.loss) {
+            return delay_ns;
+        }
+        self.counts.lost_packets += 1;
+        // The timeout of a retransmission doubles with each that is lost too.
+        delay_ns + 200 * MS * (1 << self.loss.below(5))
+    }
+
+    pub fn loses_reset(&mut self) -> bool {
+        let hit = self.active && self.lost_reset.chance(self.weights.lost_reset);
+        self.counts.lost_resets += u64::from(hit);
+        hit
+    }
+
+    /// So many times slower than the usual one is a new link.
+    pub fn link_slowness(&mut self) -> u64 {
+        if self.network.chance(300) { self.weights.slow_link } else { 1 }
     }
 
     pub fn completion_delay_ns(&mut self) -> u64 {
@@ -129,46 +143,5 @@ impl Faults {
     /// Also a shard that does nothing needs time, so that one that spins is found out.
     pub fn turn_cost_ns(&mut self) -> u64 {
         1_000 + self.turn.delay(self.weights.turn_ns)
-    }
-}
-
-impl Weights {
-    fn of(random: &mut Stream) -> Self {
-        let mut level = |low, high| match random.below(3) {
-            0 => 0,
-            1 => low,
-            _ => high,
-        };
-        let (short_send, clear_more) = (level(50, 400), level(50, 400));
-        let (no_buffers, cancelled) = (level(20, 150), level(20, 100));
-        let (accept_fault, split) = (level(50, 300), level(200, 900));
-        let mut every = |mean_ms: u64| random.chance(600).then(|| mean_ms / random.between(1, 4));
-        let (cut_ms, client_crash_ms) = (every(8_000), every(20_000));
-        let (power_failure_ms, kill_ms) = (every(40_000), every(60_000));
-        let restart_ms = every(60_000);
-        // Together with an end of the process only on demand: see `Options::tight_mailboxes`.
-        let keeps_memory = power_failure_ms.or(kill_ms).or(restart_ms).is_none();
-        let tight_mailboxes = keeps_memory && random.chance(700);
-        let mut scale = |choices: [u64; 3]| choices[random.index(3)];
-        Self {
-            short_send,
-            clear_more,
-            no_buffers,
-            cancelled,
-            accept_fault,
-            split,
-            network_ns: scale([MS / 10, 5 * MS, 150 * MS]),
-            completion_ns: scale([1_000, 50_000, MS]),
-            disk_ns: scale([50_000, MS, 20 * MS]),
-            turn_ns: scale([5_000, 50_000, MS]),
-            receive_buffers: u16::try_from(scale([2, 8, 64])).expect("small"),
-            send_buffer_bytes: usize::try_from(scale([2_000, 16_000, 200_000])).expect("small"),
-            tight_mailboxes,
-            cut_ms,
-            client_crash_ms,
-            power_failure_ms,
-            kill_ms,
-            restart_ms,
-        }
     }
 }

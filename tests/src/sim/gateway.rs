@@ -14,20 +14,31 @@ use ringpost_protocol::limits::FRAME_BYTES_MAX;
 use ringpost_protocol::message::Limits;
 use ringpost_ring::{Group, Listener, Ring};
 use ringpost_storage::limits::SEGMENT_BYTES_MIN;
-use ringpost_storage::{FileId, StoreConfig};
+use ringpost_storage::{Current, FileId, Store, StoreConfig};
 
 use super::clock::Stream;
 use super::oracle::Oracle;
+use super::reshard::{self, Ended};
 use super::ring::{Host, Rest, SimRing};
+use super::shape::Shape;
 
-/// Shards of the simulated gateway; each owns slots.
-pub const SHARDS: u16 = 2;
+/// A wish for another number of storage shards.
+#[derive(Clone, Copy, Debug)]
+pub struct Reshard {
+    pub storage_shards: u16,
+    /// Disk operations until the process ends.
+    pub operations_max: u64,
+    /// Its machine goes down with it.
+    pub loses_power: bool,
+}
 
 /// The gateway between two crashes.
 pub struct Gateway {
     host: Rc<RefCell<Host>>,
     verifier: Arc<Verifier>,
     random: Stream,
+    /// Its storage shards are those of `CURRENT`.
+    pub shape: Shape,
     shards: Vec<Shard<SimRing>>,
     group: Option<Group>,
     queues: Option<Queues>,
@@ -36,18 +47,22 @@ pub struct Gateway {
     quiet_count: u16,
     /// Told to drain.
     pub draining: bool,
-    mailbox_records_max: u32,
+    /// Why a shard gave up: its process ends.
+    pub failure: Option<String>,
+    turns: u64,
 }
 
 impl Gateway {
-    /// `tight`: mailboxes that fill up.
-    pub fn new(host: Rc<RefCell<Host>>, verifier: Arc<Verifier>, seed: u64, tight: bool) -> Self {
+    pub fn new(host: Rc<RefCell<Host>>, verifier: Arc<Verifier>, seed: u64, shape: Shape) -> Self {
         let random = Stream::new(seed, "gateway");
-        let mailbox_records_max = if tight { 24 } else { 100_000 };
+        let current =
+            Current { generation: 1, storage_shards: shape.storage_shards, store_id: STORE_ID };
+        host.borrow_mut().current = current.encode().to_vec();
         Self {
             host,
             verifier,
             random,
+            shape,
             shards: Vec::new(),
             group: None,
             queues: None,
@@ -55,7 +70,8 @@ impl Gateway {
             finished: Vec::new(),
             quiet_count: 0,
             draining: false,
-            mailbox_records_max,
+            failure: None,
+            turns: 0,
         }
     }
 
@@ -63,15 +79,25 @@ impl Gateway {
         !self.shards.is_empty()
     }
 
-    pub fn start(&mut self) {
+    /// `reshard`: the configuration names another number of storage shards by now. False: the
+    /// process ended before it served.
+    pub fn start(&mut self, reshard: Option<Reshard>) -> bool {
         assert!(!self.is_up(), "one process at a time");
-        let group = Group::new(SHARDS).expect("two descriptors");
+        if reshard.is_some_and(|reshard| !self.reshard(reshard)) {
+            return false;
+        }
+        let shards = self.shape.shards;
+        let group = Group::new(shards).expect("two descriptors");
         let queues = Queues::new(group.clone());
-        self.host.borrow_mut().begin_process();
+        {
+            let mut host = self.host.borrow_mut();
+            host.begin_process();
+            host.coverage.process_starts += 1;
+        }
         self.events.lock().expect("one thread").clear();
-        (self.finished, self.quiet_count) = (vec![false; usize::from(SHARDS)], 0);
-        self.draining = false;
-        for shard in 0..SHARDS {
+        (self.finished, self.quiet_count) = (vec![false; usize::from(shards)], 0);
+        (self.draining, self.failure) = (false, None);
+        for shard in 0..shards {
             let seed = self.random.next_u64();
             self.shards.push(self.shard(shard, seed, &queues));
             let mut host = self.host.borrow_mut();
@@ -79,31 +105,46 @@ impl Gateway {
             host.request_turn(shard, at_ns);
         }
         (self.group, self.queues) = (Some(group), Some(queues));
+        true
+    }
+
+    fn current(&self) -> Current {
+        let host = self.host.borrow();
+        Current::decode(&host.current).expect("it is replaced whole or not at all")
+    }
+
+    /// Rewrites the stores, unless they are as wanted. False: the process has ended over it.
+    fn reshard(&mut self, reshard: Reshard) -> bool {
+        let Reshard { storage_shards, operations_max, loses_power } = reshard;
+        let current = self.current();
+        if current.storage_shards == storage_shards {
+            return true;
+        }
+        let config = self.store_config(0);
+        let ended = reshard::reshard(&self.host, current, storage_shards, &config, operations_max);
+        let host = &mut *self.host.borrow_mut();
+        host.tell(|| format!("re-sharding of {current:?} into {storage_shards}: {ended:?}"));
+        match ended {
+            Ended::Done(_) => host.coverage.reshardings += 1,
+            Ended::CutOff => host.faults.counts.reshardings_cut_off += 1,
+            Ended::Failed(reason) => self.failure = Some(reason),
+        }
+        let current = Current::decode(&host.current).expect("replaced whole or not at all");
+        self.shape.storage_shards = current.storage_shards;
+        let is_done = current.storage_shards == storage_shards && operations_max == u64::MAX;
+        if !is_done {
+            host.end_process(loses_power);
+        }
+        is_done
     }
 
     fn shard(&self, shard: u16, random_seed: u64, queues: &Queues) -> Shard<SimRing> {
-        let path = format!("/store-{shard}");
-        let (host, directory) = (Rc::clone(&self.host), path.clone());
-        let list = move || {
-            let listed = host.borrow().disk.list(&directory);
-            let named =
-                listed.iter().filter_map(|(name, size)| Some((FileId::parse(name)?, *size)));
-            Ok(named.collect())
-        };
-        let directory = StoreDirectory { path, list: Box::new(list) };
-        let store = StoreConfig {
-            segment_bytes: SEGMENT_BYTES_MIN,
-            cache_bytes: 64 << 10,
-            batch_bytes_max: 32 << 10,
-            fill_chunk_bytes: 32 << 10,
-            mailbox_records_max: self.mailbox_records_max,
-            mailbox_bytes_max: 1 << 30,
-            ..StoreConfig::new(shard, STORE_ID)
-        };
+        let owns_slots = shard < self.shape.storage_shards;
+        let store = owns_slots.then(|| (self.store_config(shard), self.directory(shard)));
         let events = Arc::clone(&self.events);
         let config = ShardConfig {
             shard,
-            storage_shards: SHARDS,
+            storage_shards: self.shape.storage_shards,
             connections_max: 64,
             frame_bytes_max: FRAME_BYTES_MAX,
             wire_limits: Limits::of_protocol(),
@@ -117,10 +158,39 @@ impl Gateway {
             mesh: Mesh::new(shard, queues.clone()),
             acceptor: Acceptor::Plain,
             verifier: Arc::clone(&self.verifier),
-            store: Some((store, directory)),
+            store,
             events: Box::new(move |event| events.lock().expect("one thread").push(event)),
         };
         Shard::new(config, parts)
+    }
+
+    fn directory(&self, shard: u16) -> StoreDirectory {
+        let path = reshard::store_path(self.current().generation, shard);
+        let (host, directory) = (Rc::clone(&self.host), path.clone());
+        let list = move || {
+            let listed = host.borrow().disk.list(&directory);
+            let named =
+                listed.iter().filter_map(|(name, size)| Some((FileId::parse(name)?, *size)));
+            Ok(named.collect())
+        };
+        StoreDirectory { path, list: Box::new(list) }
+    }
+
+    /// Small, so that segments, their reclaim and the reads from disk come within seconds.
+    fn store_config(&self, shard: u16) -> StoreConfig {
+        StoreConfig {
+            segment_bytes: SEGMENT_BYTES_MIN,
+            cache_bytes: self.shape.cache_bytes,
+            batch_bytes_max: self.shape.batch_bytes_max,
+            fill_chunk_bytes: 32 << 10,
+            checkpoint_log_bytes: self.shape.checkpoint_log_bytes,
+            checkpoint_chunk_bytes: 4 << 10,
+            checkpoint_bytes_per_second: 256 << 10,
+            expiry_scan_interval_ms: self.shape.expiry_scan_ms,
+            mailbox_records_max: self.shape.mailbox_records_max,
+            mailbox_bytes_max: 1 << 30,
+            ..StoreConfig::new(shard, STORE_ID)
+        }
     }
 
     /// Gives a shard its turn and plans the next one.
@@ -142,7 +212,9 @@ impl Gateway {
                     format!("shard {shard} finished with {in_flight} operations in flight")
                 });
             }
-            Turn::Failed => oracle.violated(format!("the store of shard {shard} failed")),
+            Turn::Failed => {
+                self.failure.get_or_insert_with(|| format!("the store of shard {shard} failed"));
+            }
         }
         {
             let mut host = self.host.borrow_mut();
@@ -159,31 +231,54 @@ impl Gateway {
                 }
                 _ => host.request_turn(shard, now_ns + cost_ns),
             }
+            if let Some(at_ns) = host.kernel(shard).shows_at_ns() {
+                host.request_turn(shard, at_ns.max(now_ns + cost_ns));
+            }
         }
         self.handle_events(oracle);
+        self.turns += 1;
+        if self.turns.is_multiple_of(TURNS_PER_CHECK) {
+            self.check_bounds(oracle);
+        }
     }
 
     fn handle_events(&mut self, oracle: &mut Oracle) {
         let events = std::mem::take(&mut *self.events.lock().expect("one thread"));
         for event in events {
             match event {
-                ShardEvent::Ready { .. }
-                | ShardEvent::Reopened { .. }
-                | ShardEvent::Finished { .. } => {}
+                ShardEvent::Ready { .. } | ShardEvent::Reopened { .. } => oracle.opened(),
+                ShardEvent::Finished { .. } => {}
                 ShardEvent::Reopening { shard, reason } => {
-                    self.host.borrow().tell(|| format!("shard {shard} reopens: {reason}"));
+                    let mut host = self.host.borrow_mut();
+                    host.coverage.stores_reopened += 1;
+                    host.tell(|| format!("shard {shard} reopens: {reason}"));
                 }
                 ShardEvent::Quiet { .. } => {
                     self.quiet_count += 1;
-                    if self.quiet_count == SHARDS {
-                        for shard in 0..SHARDS {
+                    if self.quiet_count == self.shape.shards {
+                        for shard in 0..self.shape.shards {
                             self.ask(shard, ControlRequest::Stop);
                         }
                     }
                 }
                 ShardEvent::Failed { shard, reason } => {
-                    oracle.violated(format!("shard {shard} failed: {reason}"));
+                    self.failure = Some(format!("shard {shard} failed: {reason}"));
                 }
+            }
+        }
+    }
+
+    /// No mailbox holds more than its bound: messages, and beside them a gap of each reason and a
+    /// receipt for each sender.
+    fn check_bounds(&self, oracle: &mut Oracle) {
+        let beside = GAP_REASONS + RECEIPTS_PER_PEER * self.shape.devices.len();
+        let most = self.shape.mailbox_records_max as usize + beside;
+        for store in self.shards.iter().filter_map(Shard::store) {
+            for device in store.devices() {
+                let held = store.len(device.mailbox);
+                oracle.require(held <= most, || {
+                    format!("the mailbox of {:?} holds {held} entries", device.address)
+                });
             }
         }
     }
@@ -198,7 +293,7 @@ impl Gateway {
 
     pub fn drain(&mut self) {
         self.draining = true;
-        for shard in 0..SHARDS {
+        for shard in 0..self.shape.shards {
             self.ask(shard, ControlRequest::Drain { within_ms: 2_000, jitter_ms: 1_000 });
         }
     }
@@ -211,7 +306,7 @@ impl Gateway {
     /// Asks for the counters of every shard; they come during its next turn.
     pub fn request_metrics(&self) -> Arc<Mutex<Vec<ShardMetrics>>> {
         let answers = Arc::new(Mutex::new(Vec::new()));
-        for shard in 0..SHARDS {
+        for shard in 0..self.shape.shards {
             let answers = Arc::clone(&answers);
             let reply = move |metrics| answers.lock().expect("one thread").push(metrics);
             self.ask(shard, ControlRequest::Metrics(Box::new(reply)));
@@ -219,13 +314,34 @@ impl Gateway {
         answers
     }
 
+    /// Records that wait for somebody, in all stores.
+    pub fn queued_records(&self) -> u64 {
+        self.shards.iter().filter_map(Shard::store).map(|store| store.stats().entries).sum()
+    }
+
     /// Operations in flight per shard.
     pub fn in_flight(&self) -> Vec<usize> {
         self.shards.iter().map(|shard| shard.ring().in_flight()).collect()
     }
 
+    /// Adds what the stores of this process did.
+    pub fn count_stores(&self) {
+        let coverage = &mut self.host.borrow_mut().coverage;
+        for stats in self.shards.iter().filter_map(Shard::store).map(Store::stats) {
+            coverage.batches_written += stats.batches_written;
+            coverage.segments_reclaimed += stats.reclaimed_segments;
+            coverage.bytes_copied_by_reclaim += stats.reclaim_copied_bytes;
+            coverage.reads_from_disk += stats.reads_from_disk;
+            coverage.damaged_records += stats.damaged_records;
+            coverage.checkpoints_written += stats.checkpoints_written;
+            coverage.checkpoints_failed += stats.checkpoints_failed;
+            coverage.expired_records += stats.expired_records;
+        }
+    }
+
     /// The process is gone.
     pub fn end(&mut self, loses_power: bool) {
+        self.count_stores();
         self.host.borrow_mut().end_process(loses_power);
         self.shards.clear();
         (self.group, self.queues) = (None, None);
@@ -236,3 +352,7 @@ const STORE_ID: u64 = 0x0051_3057;
 /// A finished shard only closes files, and nothing waits for that: at most all its segments, its
 /// directory, and the accept's own cancel.
 const CLOSES_MAX: usize = 64;
+const TURNS_PER_CHECK: u64 = 64;
+const GAP_REASONS: usize = 3;
+/// A sender whose disk lost its first commit begins a new installation.
+const RECEIPTS_PER_PEER: usize = 2;

@@ -1,13 +1,11 @@
-//! Who the clients are, and the key that signs their tokens.
+//! The key that signs the clients' tokens.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use ringpost_engine::control::auth::Verifier;
 use ringpost_engine::control::token::TokenKey;
-use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
-
-use super::gateway::SHARDS;
+use ringpost_protocol::id::DeviceAddress;
 
 /// Keys for the tokens, made once outside of every world.
 #[derive(Clone)]
@@ -30,26 +28,6 @@ impl Keys {
         let DeviceAddress { user, device } = address;
         self.key.mint(user, device, AUDIENCE, unix_ms, ttl_s).expect("the key signs")
     }
-}
-
-/// Four devices of three users, who live on both shards.
-pub fn devices() -> Vec<DeviceAddress> {
-    let mut numbers = 0..;
-    let mut user_on = |shard: u16| loop {
-        let name = format!("user-{}", numbers.next().expect("endless"));
-        let user = UserId::new(&name).expect("a short name");
-        if user.slot().shard(SHARDS) == shard {
-            return user;
-        }
-    };
-    let (first, second, third) = (user_on(0), user_on(1), user_on(0));
-    [(first, "phone"), (second.clone(), "phone"), (second, "laptop"), (third, "phone")]
-        .into_iter()
-        .map(|(user, device)| DeviceAddress {
-            user,
-            device: DeviceId::new(device).expect("a short name"),
-        })
-        .collect()
 }
 
 const AUDIENCE: &str = "ringpost";

@@ -16,6 +16,8 @@ pub type LinkId = i32;
 #[derive(Debug)]
 pub struct Link {
     pub client: usize,
+    /// So many times longer than usual everything takes here.
+    pub slowness: u64,
     /// Whose listener it came to.
     shard: u16,
     process: u64,
@@ -31,7 +33,7 @@ pub struct Link {
 #[derive(Debug, Default)]
 pub struct Pipe {
     /// When the last byte sent so far arrives.
-    last_ns: u64,
+    pub last_ns: u64,
     /// Sent and not arrived.
     flying_bytes: usize,
     /// Arrived and not read.
@@ -61,22 +63,24 @@ impl Host {
     pub fn connect(&mut self, client: usize, shard: u16) -> LinkId {
         self.last_link += 1;
         let id = self.last_link;
-        let at_ns = self.clock.now_ns() + self.faults.network_delay_ns();
-        let up = Pipe { last_ns: at_ns, ..Pipe::default() };
+        let slowness = self.faults.link_slowness();
         self.links.insert(
             id,
             Link {
                 client,
+                slowness,
                 shard,
                 process: 0,
-                up,
-                down: Pipe { last_ns: at_ns, ..Pipe::default() },
+                up: Pipe::default(),
+                down: Pipe::default(),
                 server_open: false,
                 client_end: ClientEnd::Open,
                 recv: None,
                 send: None,
             },
         );
+        let at_ns = self.arrival_ns(id, true);
+        self.link(id).down.last_ns = at_ns;
         self.clock.plan(at_ns, Event::Syn { link: id });
         id
     }
@@ -124,8 +128,7 @@ impl Host {
         let link = self.link(id);
         if link.client_end == ClientEnd::Open {
             link.client_end = ClientEnd::Closed;
-            let delay_ns = self.faults.network_delay_ns();
-            self.clock.plan_in(delay_ns, Event::RstToServer { link: id });
+            self.send_reset(id, true);
         }
     }
 
@@ -140,10 +143,8 @@ impl Host {
 
     /// Something in the middle resets both ends.
     pub fn cut(&mut self, id: LinkId) {
-        let (to_server_ns, to_client_ns) =
-            (self.faults.network_delay_ns(), self.faults.network_delay_ns());
-        self.clock.plan_in(to_server_ns, Event::RstToServer { link: id });
-        self.clock.plan_in(to_client_ns, Event::RstToClient { link: id });
+        self.send_reset(id, true);
+        self.send_reset(id, false);
     }
 
     pub fn handle_to_server(&mut self, id: LinkId, data: &[u8]) {
@@ -177,8 +178,7 @@ impl Host {
         match link.client_end {
             ClientEnd::Vanished => return false,
             ClientEnd::Closed => {
-                let delay_ns = self.faults.network_delay_ns();
-                self.clock.plan_in(delay_ns, Event::RstToServer { link: id });
+                self.send_reset(id, true);
                 return false;
             }
             ClientEnd::Open => {}
@@ -283,7 +283,7 @@ impl Host {
                 return self.complete(shard, slot, false, Err(errno));
             }
             let link = self.kernel(shard).backlog.pop_front().expect("not empty");
-            let more = !self.faults.clears_more();
+            let more = !self.overflows(shard) && !self.faults.clears_more();
             if !more {
                 self.kernel(shard).accept = None;
             }
@@ -309,8 +309,10 @@ impl Host {
             } else {
                 let buffer = self.kernel(shard).buffers.pop().expect("not empty");
                 let bytes = self.faults.piece(waiting_bytes.min(BUFFER_BYTES));
+                self.faults.counts.short_receives += u64::from(bytes < waiting_bytes);
                 let data = self.link(id).up.arrived.drain(..bytes).collect();
-                (multishot && !self.faults.clears_more(), Ok(Done::Received { buffer, data }))
+                let more = multishot && !self.overflows(shard) && !self.faults.clears_more();
+                (more, Ok(Done::Received { buffer, data }))
             };
             if !more {
                 self.link(id).recv = None;
@@ -361,20 +363,10 @@ impl Host {
     }
 
     fn answer_reset(&mut self, id: LinkId) {
-        if !self.up {
-            return; // a host that is down answers nothing; one that is up again does
+        // A host that is down answers nothing; one that is up again does.
+        if self.up {
+            self.send_reset(id, false);
         }
-        let delay_ns = self.faults.network_delay_ns();
-        self.clock.plan_in(delay_ns, Event::RstToClient { link: id });
-    }
-
-    /// When what is sent now arrives: never before what was sent earlier.
-    fn arrival_ns(&mut self, id: LinkId, up: bool) -> u64 {
-        let at_ns = self.clock.now_ns() + self.faults.network_delay_ns();
-        let link = self.link(id);
-        let pipe = if up { &mut link.up } else { &mut link.down };
-        pipe.last_ns = pipe.last_ns.max(at_ns);
-        pipe.last_ns
     }
 
     pub fn link(&mut self, id: LinkId) -> &mut Link {

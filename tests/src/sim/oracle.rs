@@ -1,10 +1,13 @@
 //! What must hold, whatever happens: compared with what the apps were told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ringpost_client::{Message, Refused, SendId, Sent};
 use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq};
-use ringpost_protocol::message::{Delivery, RejectCode};
+use ringpost_protocol::message::{Delivery, GapReason, RejectCode, SkipReason};
+
+use super::fate::{Excuse, Fate, Taken, Told};
+use super::injury::Damage;
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,48 +21,44 @@ pub type MessageIndex = usize;
 pub struct Oracle {
     /// Devices by client.
     pub devices: Vec<DeviceAddress>,
-    messages: Vec<Fate>,
+    pub(super) messages: Vec<Fate>,
     /// What an id in a client's outbox stands for. A crash may give an id again.
     by_send: BTreeMap<(usize, SendId), MessageIndex>,
     welcomed: Vec<bool>,
-    /// Told to the app of a client.
-    told: BTreeSet<(usize, MessageIndex)>,
+    /// By client.
+    pub(super) told: Vec<Told>,
     /// Last message of a sender that a client's app was told.
     last_told: BTreeMap<(usize, usize), MessageIndex>,
     /// What each place of a mailbox held: it must never hold anything else.
     places: BTreeMap<(MailboxId, Seq), MessageIndex>,
     /// Highest number of a sender that a client has durably taken: (client, sender).
-    taken: BTreeMap<(usize, usize), SendSeq>,
+    pub(super) taken: BTreeMap<(usize, usize), Taken>,
     /// Highest receipt told to a sender: (sender, client).
-    receipts: BTreeMap<(usize, usize), SendSeq>,
+    pub(super) receipts: BTreeMap<(usize, usize), SendSeq>,
+    /// The wall clock was set: a restart may let the expiry clock run ahead by an hour.
+    pub clock_was_set: bool,
+    /// Clients whose home shard's disk has damaged something.
+    pub(super) excused: BTreeMap<usize, Excuse>,
     pub accepted_count: u64,
     pub refused_count: u64,
     pub gap_count: u64,
     violation: Option<Violation>,
 }
 
-struct Fate {
-    from: usize,
-    /// Devices that were welcomed before it was sent, so that it must reach them.
-    owed: Vec<usize>,
-    sent_ns: u64,
-    outcome: Option<Result<(), RejectCode>>,
-    /// The sender's device may have lost it before it promised anything.
-    unsure: bool,
-}
-
 impl Oracle {
     pub fn new(devices: Vec<DeviceAddress>) -> Self {
         Self {
             welcomed: vec![false; devices.len()],
+            told: devices.iter().map(|_| Told::default()).collect(),
             devices,
             messages: Vec::new(),
             by_send: BTreeMap::new(),
-            told: BTreeSet::new(),
             last_told: BTreeMap::new(),
             places: BTreeMap::new(),
             taken: BTreeMap::new(),
             receipts: BTreeMap::new(),
+            clock_was_set: false,
+            excused: BTreeMap::new(),
             accepted_count: 0,
             refused_count: 0,
             gap_count: 0,
@@ -82,20 +81,17 @@ impl Oracle {
         }
     }
 
-    /// The app of `from` is going to send the message with this index to a user.
+    /// The index of the message that an app is going to send.
     pub fn next_message(&self) -> MessageIndex {
         self.messages.len()
     }
 
-    pub fn sent(&mut self, from: usize, to_user: usize, id: SendId, now_ns: u64) {
-        let user = &self.devices[to_user].user;
-        let owed = (0..self.devices.len())
-            .filter(|&client| client != from && self.welcomed[client])
-            .filter(|&client| self.devices[client].user == *user)
-            .collect();
+    /// The app of `from` has sent a message that is meant for the clients `named`.
+    pub fn sent(&mut self, from: usize, named: &[usize], id: SendId, ttl_ms: u64, now_ns: u64) {
+        // Those that were never welcomed may be unknown to the gateway.
+        let owed = named.iter().copied().filter(|&client| self.welcomed[client]).collect();
         self.by_send.insert((from, id), self.messages.len());
-        let fate = Fate { from, owed, sent_ns: now_ns, outcome: None, unsure: false };
-        self.messages.push(fate);
+        self.messages.push(Fate::new(from, owed, ttl_ms, now_ns));
     }
 
     /// The sender crashed before this message was surely on its disk.
@@ -115,7 +111,7 @@ impl Oracle {
         delivery: &Delivery,
         replaced_ns: Option<u64>,
     ) {
-        let message = index_of(&delivery.envelope);
+        let Some(message) = self.known(client, &delivery.envelope) else { return };
         let place = *self.places.entry((mailbox, delivery.seq)).or_insert(message);
         self.require(place == message, || {
             format!("{:?} of client {client} held message {place}, now {message}", delivery.seq)
@@ -126,15 +122,23 @@ impl Oracle {
         });
     }
 
+    /// The index that an envelope begins with, if there is such a message.
+    fn known(&mut self, client: usize, envelope: &[u8]) -> Option<MessageIndex> {
+        let message = index_of(envelope).filter(|&message| message < self.messages.len());
+        self.require(message.is_some() && is_intact(envelope), || {
+            format!("client {client} was given a damaged message ({message:?})")
+        });
+        message
+    }
+
     /// The app of `client` was told of a message.
     pub fn told(&mut self, client: usize, message: &Message) {
-        let index = index_of(&message.envelope);
-        self.require(is_intact(&message.envelope), || format!("message {index} is damaged"));
+        let Some(index) = self.known(client, &message.envelope) else { return };
         let from = self.client_of(&message.from);
         self.require(self.messages[index].from == from, || {
             format!("message {index} came from client {from}")
         });
-        let is_new = self.told.insert((client, index));
+        let is_new = self.told[client].messages.insert(index);
         self.require(is_new, || format!("client {client} was told message {index} twice"));
         let before = self.last_told.insert((client, from), index);
         self.require(before.is_none_or(|before| before < index), || {
@@ -142,19 +146,31 @@ impl Oracle {
         });
     }
 
+    /// The app of `client` was told that it misses something.
+    pub fn gap(&mut self, client: usize, reason: GapReason, now_ns: u64) {
+        self.gap_count += 1;
+        self.told[client].gap(reason, now_ns);
+    }
+
     pub fn accepted(&mut self, client: usize, sent: &Sent) {
         self.accepted_count += 1;
-        let skipped: Vec<usize> = sent
-            .skipped
-            .iter()
-            .map(|(user, device, _)| {
-                self.client_of(&DeviceAddress { user: user.clone(), device: device.clone() })
-            })
-            .collect();
         let index = self.by_send[&(client, sent.id)];
-        let fate = &mut self.messages[index];
-        fate.owed.retain(|client| !skipped.contains(client));
-        let before = fate.outcome.replace(Ok(()));
+        for (user, device, reason) in &sent.skipped {
+            let address = DeviceAddress { user: user.clone(), device: device.clone() };
+            // One that does not exist is named too, and owed nothing.
+            let Some(skipped) = self.find(&address) else { continue };
+            let fate = &mut self.messages[index];
+            let was_owed = fate.owed.contains(&skipped);
+            fate.owed.retain(|&owed| owed != skipped);
+            if *reason == SkipReason::Full {
+                fate.skipped_full.push(skipped);
+            }
+            let is_excused = self.excused.contains_key(&skipped);
+            self.require(*reason == SkipReason::Full || !was_owed || is_excused, || {
+                format!("client {skipped} exists and was skipped with message {index}: {reason:?}")
+            });
+        }
+        let before = self.messages[index].outcome.replace(Ok(()));
         self.require(before.is_none(), || format!("message {index} was settled twice"));
     }
 
@@ -163,6 +179,8 @@ impl Oracle {
         let index = self.by_send[&(client, refused.id)];
         let fate = &mut self.messages[index];
         let before = fate.outcome.replace(Err(refused.code));
+        let excused = &self.excused;
+        fate.owed.retain(|owed| !excused.contains_key(owed));
         let owed = fate.owed.clone();
         self.require(before.is_none(), || format!("message {index} was settled twice"));
         self.require(refused.code == RejectCode::UnknownRecipient && owed.is_empty(), || {
@@ -171,14 +189,21 @@ impl Oracle {
     }
 
     /// `client` holds a message of `from` durably, and has said so or may.
-    pub fn taken(&mut self, client: usize, from: &DeviceAddress, send_seq: SendSeq) {
-        let taken = self.taken.entry((client, self.client_of(from))).or_default();
-        *taken = (*taken).max(send_seq);
+    pub fn taken(
+        &mut self,
+        client: usize,
+        from: &DeviceAddress,
+        send_seq: SendSeq,
+        message: MessageIndex,
+    ) {
+        let is_mortal = self.messages.get(message).is_none_or(|fate| fate.ttl_ms > 0);
+        let key = (client, self.client_of(from));
+        self.taken.entry(key).or_default().note(send_seq, is_mortal);
     }
 
     pub fn receipt(&mut self, client: usize, peer: &DeviceAddress, up_to: SendSeq) {
         let peer = self.client_of(peer);
-        let taken = self.taken.get(&(peer, client)).copied().unwrap_or_default();
+        let taken = self.taken.get(&(peer, client)).copied().unwrap_or_default().highest;
         self.require(up_to <= taken, || {
             format!("client {client} has a receipt up to {up_to:?}, {peer} only took {taken:?}")
         });
@@ -186,28 +211,25 @@ impl Oracle {
         *receipt = (*receipt).max(up_to);
     }
 
-    /// What is still owed when the world has become kind; empty in the end.
-    pub fn missing(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        for (index, fate) in self.messages.iter().enumerate() {
-            match fate.outcome {
-                None if !fate.unsure => missing.push(format!("message {index} has no outcome")),
-                None | Some(Err(_)) => {}
-                Some(Ok(())) => {
-                    let lacking = fate.owed.iter().filter(|&&to| !self.told.contains(&(to, index)));
-                    missing.extend(
-                        lacking.map(|to| format!("message {index} was accepted and not told {to}")),
-                    );
-                }
+    /// What lay on the disk of these clients' home may be gone.
+    pub fn excuse(&mut self, clients: Vec<usize>, damage: Damage, now_ns: u64) {
+        for client in clients {
+            let excuse = self.excused.entry(client).or_insert(Excuse { since_ns: now_ns, damage });
+            if damage == Damage::Silent {
+                excuse.damage = damage;
             }
         }
-        for (&(client, from), &up_to) in &self.taken {
-            let told = self.receipts.get(&(from, client)).copied().unwrap_or_default();
-            if told != up_to {
-                missing.push(format!("{from} has a receipt {told:?} of {client}, not {up_to:?}"));
-            }
+    }
+
+    pub fn has_excuses(&self) -> bool {
+        !self.excused.is_empty()
+    }
+
+    /// A store was opened: damage that it found then is in its report and nowhere else.
+    pub fn opened(&mut self) {
+        for excuse in self.excused.values_mut() {
+            excuse.damage = Damage::Silent;
         }
-        missing
     }
 
     pub fn message_count(&self) -> usize {
@@ -215,7 +237,16 @@ impl Oracle {
     }
 
     fn client_of(&self, address: &DeviceAddress) -> usize {
-        self.devices.iter().position(|device| device == address).expect("only our devices exist")
+        self.find(address).expect("only our devices send")
+    }
+
+    fn find(&self, address: &DeviceAddress) -> Option<usize> {
+        self.devices.iter().position(|device| device == address)
+    }
+
+    /// Gaps of a kind, told to apps.
+    pub fn gaps_told(&self, reason: GapReason) -> u64 {
+        self.told.iter().map(|told| told.gap_count(reason)).sum()
     }
 }
 
@@ -226,17 +257,18 @@ pub fn envelope(message: MessageIndex, bytes: usize) -> Vec<u8> {
     envelope
 }
 
-fn index_of(envelope: &[u8]) -> MessageIndex {
-    let head = envelope.first_chunk().expect("every envelope holds an index");
-    usize::try_from(u64::from_le_bytes(*head)).expect("64-bit platform")
+/// The message that an envelope belongs to; `None`: it is too short for one of ours.
+pub fn index_of(envelope: &[u8]) -> Option<MessageIndex> {
+    usize::try_from(u64::from_le_bytes(*envelope.first_chunk()?)).ok()
 }
 
 fn is_intact(envelope: &[u8]) -> bool {
-    let message = index_of(envelope);
+    let Some(message) = index_of(envelope) else { return false };
     let mut rest = envelope[8..].iter().enumerate();
     rest.all(|(position, &byte)| byte == filler(message, position))
 }
 
 fn filler(message: MessageIndex, position: usize) -> u8 {
-    u8::try_from((message * 31 + position * 7) % 251).expect("below 251")
+    let sum = message.wrapping_mul(31).wrapping_add(position.wrapping_mul(7));
+    u8::try_from(sum % 251).expect("below 251")
 }

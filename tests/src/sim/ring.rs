@@ -13,10 +13,13 @@ use ringpost_ring::{
     RingCounters, Socket, WOKEN_TOKEN,
 };
 
-use super::clock::Clock;
+use super::clock::{Clock, MS};
+use super::counts::Coverage;
 use super::disk::{Disk, FileDone, FileOp};
 use super::faults::Faults;
+use super::injury::Injuries;
 use super::net::{Link, LinkId};
+use super::path::Path;
 use super::trace::Trace;
 use super::world::Event;
 
@@ -25,12 +28,22 @@ pub struct Host {
     pub clock: Clock<Event>,
     pub faults: Faults,
     pub disk: Disk,
+    pub injuries: Injuries,
+    /// What the file `CURRENT` of the data directory holds.
+    pub current: Vec<u8>,
     pub links: BTreeMap<LinkId, Link>,
     pub last_link: LinkId,
+    /// By client.
+    pub paths: Vec<Path>,
+    pub coverage: Coverage,
     kernels: Vec<Kernel>,
     /// Number of the present process; what was meant for an older one is dropped.
     pub process: u64,
     pub up: bool,
+    /// Completions that rings were given so far.
+    pub completions: u64,
+    /// How long the next sync takes; zero: as usual.
+    pub slow_sync_ns: u64,
     pub trace: Trace,
 }
 
@@ -49,6 +62,15 @@ pub struct Kernel {
     pub rest: Rest,
     pub turn_at_ns: u64,
     pub turn_ticket: u64,
+    /// Until then the completion queue overflows: multishots end, and nothing is seen.
+    overflow_ns: u64,
+}
+
+impl Kernel {
+    /// When completions that wait will be seen; `None`: none waits.
+    pub fn shows_at_ns(&self) -> Option<u64> {
+        (!self.ready.is_empty()).then_some(self.overflow_ns)
+    }
 }
 
 /// What a shard may do after a turn.
@@ -88,6 +110,20 @@ pub struct Ready {
     result: Result<Done, Errno>,
 }
 
+impl Ready {
+    /// For the trace.
+    pub fn describe(&self) -> String {
+        let Self { slot, more, result } = self;
+        let result = match result {
+            Ok(Done::Received { data, .. }) => format!("{} bytes received", data.len()),
+            Ok(Done::Sent { bytes, .. }) => format!("{bytes} bytes sent"),
+            Ok(Done::Read(data)) => format!("{} bytes read", data.len()),
+            other => format!("{other:?}"),
+        };
+        format!("operation {slot} completes: {result}{}", if *more { ", more" } else { "" })
+    }
+}
+
 #[derive(Debug)]
 pub enum Done {
     Accepted(Socket),
@@ -113,16 +149,22 @@ pub struct SimRing {
 }
 
 impl Host {
-    pub fn new(seed: u64, shards: u16) -> Self {
+    pub fn new(seed: u64, shards: u16, clients: usize) -> Self {
         Self {
             clock: Clock::new(),
             faults: Faults::new(seed),
             disk: Disk::default(),
+            injuries: Injuries::default(),
+            current: Vec::new(),
             links: BTreeMap::new(),
             last_link: 0,
+            paths: vec![Path::default(); clients],
+            coverage: Coverage::default(),
             kernels: (0..shards).map(|_| Kernel::default()).collect(),
             process: 0,
             up: false,
+            completions: 0,
+            slow_sync_ns: 0,
             trace: Trace::off(),
         }
     }
@@ -140,6 +182,7 @@ impl Host {
     pub fn begin_process(&mut self) {
         self.process += 1;
         self.up = true;
+        self.injuries.hurt_process = false;
         let buffers = self.faults.weights.receive_buffers;
         for kernel in &mut self.kernels {
             let turn_ticket = kernel.turn_ticket + 1;
@@ -202,9 +245,24 @@ impl Host {
 
     pub fn handle_ready(&mut self, process: u64, shard: u16, ready: Ready) {
         if process == self.process {
+            self.completions += 1;
             self.kernel(shard).ready.push_back(ready);
-            self.request_turn(shard, self.clock.now_ns());
+            let at_ns = self.clock.now_ns().max(self.kernel(shard).overflow_ns);
+            self.request_turn(shard, at_ns);
         }
+    }
+
+    /// The completion queue of `shard` overflows for a while.
+    pub fn overflow(&mut self, shard: u16) {
+        self.faults.counts.overflows += 1;
+        let until_ns = self.clock.now_ns() + self.faults.disk.between(1, 2_000) * MS / 10;
+        self.kernel(shard).overflow_ns = until_ns;
+    }
+
+    /// Whether a multishot operation of `shard` ends for want of room in the completion queue.
+    pub fn overflows(&mut self, shard: u16) -> bool {
+        let now_ns = self.clock.now_ns();
+        self.kernel(shard).overflow_ns > now_ns
     }
 
     pub fn handle_woken(&mut self, process: u64, shard: u16) {
@@ -221,7 +279,7 @@ impl Host {
         let op = self.kernel(shard).ops.get_mut(&slot).expect("files operations are not cancelled");
         op.finishing = true;
         let file_op = op.file_op.take().expect("due once");
-        let result = self.disk.execute(&file_op).map(|done| match done {
+        let result = self.carry_out(&file_op).map(|done| match done {
             FileDone::Opened(file) => Done::Opened(file),
             FileDone::Read(data) => Done::Read(data),
             FileDone::Done => Done::Nothing,
@@ -266,7 +324,11 @@ impl Host {
             Op::Connect { .. } | Op::Wake { .. } => unreachable!("no shard connects"),
         };
         let process = self.process;
-        let delay_ns = self.faults.disk_delay_ns();
+        let mut delay_ns = self.faults.disk_delay_ns();
+        if self.slow_sync_ns > 0 && self.faults.active && matches!(file_op, FileOp::Sync { .. }) {
+            delay_ns += std::mem::take(&mut self.slow_sync_ns);
+            self.faults.counts.slow_syncs += 1;
+        }
         self.kernel(shard).ops.get_mut(&slot).expect("just submitted").file_op = Some(file_op);
         self.clock.plan_in(delay_ns, Event::FileDue { process, shard, slot });
     }
@@ -372,7 +434,9 @@ impl Ring for SimRing {
         let shared = Rc::clone(&self.host);
         let host = &mut *shared.borrow_mut();
         self.counters.enters += 1;
-        for (slot, op) in std::mem::take(&mut self.queued) {
+        // In order: what the kernel does not take now keeps its place.
+        let submitted = host.faults.submitted(self.queued.len());
+        for (slot, op) in self.queued.drain(..submitted) {
             host.start(self.shard, slot, op);
         }
         for shard in std::mem::take(&mut self.wakes) {
@@ -382,7 +446,9 @@ impl Ring for SimRing {
         (self.now_ns, self.unix_ms) = (host.clock.now_ns(), host.clock.unix_ms());
         let kernel = host.kernel(self.shard);
         let before = out.len();
-        while out.len() - before < COMPLETIONS_PER_ENTER_MAX - 1 {
+        while kernel.overflow_ns <= self.now_ns
+            && out.len() - before < COMPLETIONS_PER_ENTER_MAX - 1
+        {
             let Some(ready) = kernel.ready.pop_front() else { break };
             let completion = self.deliver(kernel, ready);
             out.push(completion);

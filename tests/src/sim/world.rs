@@ -4,15 +4,22 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ringpost_protocol::message::{GapReason, Mode};
+
 use super::client::Client;
 use super::clock::{MS, Stream};
-use super::counts::FaultCounts;
-use super::gateway::{Gateway, SHARDS};
-use super::keys::{Keys, devices};
+use super::connection::Login;
+use super::counts::{Coverage, FaultCounts};
+use super::end::{DRAIN_MS_MAX, SETTLE_MS_MAX};
+use super::gateway::{Gateway, Reshard};
+use super::keys::Keys;
 use super::net::LinkId;
 use super::oracle::{Oracle, Violation};
 use super::ring::{Host, Ready};
+use super::shape::Shape;
 use super::trace::Trace;
+use super::weights::{Fault, Weights};
+use super::workload::Author;
 
 /// What can happen.
 #[derive(Debug)]
@@ -30,19 +37,24 @@ pub enum Event {
     RstToClient { link: LinkId },
     ClientTimer { client: usize, ticket: u64 },
     ClientWritten { client: usize, life: u64 },
+    ClientReads { client: usize },
+    RogueLeaves { link: LinkId },
     Work { client: usize },
     Fault(Fault),
     GatewayStarts,
     DrainDue { process: u64 },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    Connection,
-    ClientCrash,
-    PowerFailure,
-    Kill,
-    Restart,
+impl Event {
+    /// For the trace: what it is, without the bytes that it carries.
+    fn describe(&self) -> String {
+        match self {
+            Self::ToServer { link, data } => format!("link {link}: {} bytes up", data.len()),
+            Self::ToClient { link, data } => format!("link {link}: {} bytes down", data.len()),
+            Self::Ready { shard, ready, .. } => format!("shard {shard}: {}", ready.describe()),
+            other => format!("{other:?}"),
+        }
+    }
 }
 
 /// How a world differs from the usual one.
@@ -53,6 +65,19 @@ pub struct Options {
     /// Mailboxes fill up whatever else happens. So a Send whose outcome a crash has lost is refused
     /// when it is replayed, though it was stored, and is retried under a new number.
     pub tight_mailboxes: bool,
+    /// Two clients, a second or two, and nothing goes wrong by chance.
+    pub small: bool,
+    /// The process ends at this moment.
+    pub crash: Option<Crash>,
+}
+
+/// The process ends when a completion has reached its ring, and before it is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Crash {
+    /// Number of the completion, from 1.
+    pub completion: u64,
+    /// The machine goes down with it.
+    pub loses_power: bool,
 }
 
 /// What a run that kept every promise did.
@@ -65,50 +90,65 @@ pub struct Report {
     pub accepted: u64,
     pub refused: u64,
     pub gaps: u64,
+    /// Completions that the rings were given.
+    pub completions: u64,
     pub faults: FaultCounts,
+    pub coverage: Coverage,
 }
 
 pub struct World {
-    host: Rc<RefCell<Host>>,
-    gateway: Gateway,
-    clients: Vec<Client>,
-    oracle: Oracle,
+    pub(super) host: Rc<RefCell<Host>>,
+    pub(super) shape: Shape,
+    pub(super) gateway: Gateway,
+    pub(super) clients: Vec<Client>,
+    pub(super) oracle: Oracle,
     keys: Keys,
+    author: Author,
     work: Stream,
     tokens: Stream,
     /// Until then messages are sent and things go wrong.
     calm_ns: u64,
     events: u64,
     start_ms: u64,
+    /// Still to come.
+    crash: Option<Crash>,
+    /// The apps do nothing more.
+    pub(super) is_over: bool,
 }
 
 impl World {
     pub fn new(seed: u64, keys: &Keys, options: Options, trace: Trace) -> Self {
-        let mut host = Host::new(seed, SHARDS);
+        let shape = Shape::of(seed, options);
+        let mut host = Host::new(seed, shape.shards, shape.devices.len());
+        if options.small {
+            host.faults.weights = Weights::none();
+        }
         host.disk.lie_about_sync = options.lie_about_sync;
         host.trace = trace;
-        let mut work = Stream::new(seed, "work");
-        let calm_ns = host.clock.now_ns() + work.between(10, 60) * 1_000 * MS;
+        host.tell(|| format!("{shape:?} {:?}", host.faults.weights));
+        let calm_ns = host.clock.now_ns() + shape.busy_ms * MS;
         let start_ms = host.clock.now_ms();
-        let tight = options.tight_mailboxes || host.faults.weights.tight_mailboxes;
         let host = Rc::new(RefCell::new(host));
-        let devices = devices();
+        let devices = shape.devices.iter().enumerate();
         let clients = devices
-            .iter()
-            .enumerate()
-            .map(|(index, address)| Client::new(index, address.clone(), seed))
+            .map(|(index, address)| Client::new(index, address.clone(), seed, &shape))
             .collect();
+        let verifier = Arc::clone(&keys.verifier);
         Self {
-            gateway: Gateway::new(Rc::clone(&host), Arc::clone(&keys.verifier), seed, tight),
+            gateway: Gateway::new(Rc::clone(&host), verifier, seed, shape.clone()),
             host,
             clients,
-            oracle: Oracle::new(devices),
+            oracle: Oracle::new(shape.devices.clone()),
+            shape,
             keys: keys.clone(),
-            work,
+            author: Author::new(seed),
+            work: Stream::new(seed, "work"),
             tokens: Stream::new(seed, "tokens"),
             calm_ns,
             events: 0,
             start_ms,
+            crash: options.crash,
+            is_over: false,
         }
     }
 
@@ -138,26 +178,16 @@ impl World {
     }
 
     fn begin(&mut self) {
-        self.gateway.start();
+        self.gateway.start(None);
         for client in 0..self.clients.len() {
             self.clients[client].drive(&mut self.host.borrow_mut(), &mut self.oracle);
             self.plan_work(client);
         }
-        let weights = self.host.borrow().faults.weights.clone();
-        let faults = [
-            (Fault::Connection, weights.cut_ms),
-            (Fault::ClientCrash, weights.client_crash_ms),
-            (Fault::PowerFailure, weights.power_failure_ms),
-            (Fault::Kill, weights.kill_ms),
-            (Fault::Restart, weights.restart_ms),
-        ];
-        for (fault, _) in faults.into_iter().filter(|(_, mean_ms)| mean_ms.is_some()) {
-            self.plan_fault(fault);
-        }
+        self.plan_faults();
     }
 
     /// Runs until `is_over`, or until `end_ns`; gives whether it was over.
-    fn run_until(
+    pub(super) fn run_until(
         &mut self,
         end_ns: u64,
         is_over: impl Fn(&Self) -> bool,
@@ -171,6 +201,9 @@ impl World {
             self.events += 1;
             if self.events > EVENTS_MAX {
                 return Err(Violation("too much happens: something spins".into()));
+            }
+            if !matches!(event, Event::Turn { .. }) {
+                self.host.borrow().tell(|| event.describe());
             }
             self.handle(event);
             self.oracle.verdict()?;
@@ -192,8 +225,7 @@ impl World {
             Event::Fault(fault) => self.strike(fault),
             Event::GatewayStarts => {
                 if !self.gateway.is_up() {
-                    self.host.borrow().tell(|| "the gateway starts".into());
-                    self.gateway.start();
+                    self.start_gateway();
                 }
             }
             Event::DrainDue { process } => self.check_drain(process),
@@ -211,6 +243,15 @@ impl World {
         if self.gateway.is_finished() {
             self.end_process(false);
         }
+        if let Some(reason) = self.gateway.failure.take() {
+            self.fail_process(&reason);
+        }
+        self.excuse();
+        let completions = self.host.borrow().completions;
+        if let Some(crash) = self.crash.take_if(|crash| crash.completion <= completions) {
+            self.host.borrow().tell(|| format!("the process ends: {crash:?}"));
+            self.end_process(crash.loses_power);
+        }
     }
 
     /// What happens to the machine and the clients alone.
@@ -224,97 +265,155 @@ impl World {
             Event::ToServer { link, data } => host.handle_to_server(link, &data),
             Event::FinToServer { link } => host.handle_fin_to_server(link),
             Event::RstToServer { link } => host.handle_rst_to_server(link),
+            Event::ToClient { link, .. }
+            | Event::FinToClient { link }
+            | Event::RstToClient { link }
+                if self.clients.get(host.link(link).client).is_some_and(Client::is_blind) =>
+            {
+                self.clients[host.link(link).client].hold_back(event);
+            }
             Event::ToClient { link, data } => {
                 if host.handle_to_client(link, data.len()) {
                     let client = host.link(link).client;
                     host.clock.note(&[3, client as u64, data.len() as u64]);
-                    self.clients[client].handle_data(host, &mut self.oracle, link, &data);
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.handle_data(host, &mut self.oracle, link, &data);
+                    }
                 }
             }
             Event::FinToClient { link } | Event::RstToClient { link } => {
                 let reset = matches!(event, Event::RstToClient { .. });
                 if host.handle_end_to_client(link, reset) {
                     let client = host.link(link).client;
-                    self.clients[client].handle_end(host, &mut self.oracle, link);
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.handle_end(host, &mut self.oracle, link);
+                    }
                 }
             }
             Event::ClientWritten { client, life } => {
                 self.clients[client].handle_written(host, &mut self.oracle, life);
             }
+            Event::ClientReads { client } => self.clients[client].handle_reads(host),
+            Event::RogueLeaves { link } => host.client_close(link),
             other => unreachable!("handled above: {other:?}"),
         }
     }
 
     fn connect(&mut self, client: usize) {
         let host = &mut *self.host.borrow_mut();
-        // Now and then one that ends while it is used.
-        let ttl_s = if host.faults.active && self.tokens.chance(100) { 10 } else { 3_600 };
-        let token = self.keys.mint(self.clients[client].address(), host.clock.unix_ms(), ttl_s);
-        let shard = if self.tokens.chance(500) { 0 } else { 1 };
-        self.clients[client].connect(host, &mut self.oracle, shard, token);
+        let is_forged = host.faults.active && self.tokens.chance(10);
+        let is_short = host.faults.active && self.tokens.chance(100);
+        // Now and then one that ends while it is used, or another device's.
+        let ttl_s = if is_short { 10 } else { 400 * 86_400 };
+        // The token says whose connection it is; the Hello names the device once more.
+        let other = &self.clients[(client + 1) % self.clients.len()];
+        let own = self.clients[client].address();
+        let is_forged = is_forged && other.address().device != own.device;
+        let owner = if is_forged { other.address() } else { own };
+        let token = self.keys.mint(owner, host.clock.unix_ms(), ttl_s);
+        let shard = self.tokens.below(u64::from(self.shape.shards));
+        let shard = u16::try_from(shard).expect("few shards");
+        let mode =
+            if host.faults.active { self.author.mode(&self.shape) } else { Mode::Foreground };
+        let login = Login { token, mode, is_forged, is_short };
+        self.clients[client].connect(host, &mut self.oracle, shard, login);
     }
 
     fn plan_work(&mut self, client: usize) {
-        let delay_ns = self.work.between(50, 3_000) * MS;
+        let delay_ns = self.work.between(50, self.shape.pause_ms_max) * MS;
         self.host.borrow_mut().clock.plan_in(delay_ns, Event::Work { client });
     }
 
+    /// The app of `client` does something, and will again.
     fn work(&mut self, client: usize) {
-        let now_ns = self.host.borrow().clock.now_ns();
-        let burst = if self.work.chance(50) { 60 } else { 4 };
-        let count = if now_ns < self.calm_ns { self.work.between(1, burst) } else { 0 };
-        let to = self.work.index(self.clients.len());
         let host = &mut *self.host.borrow_mut();
-        self.clients[client].app_sends(host, &mut self.oracle, to, count);
-        let delay_ns = self.work.between(50, 3_000) * MS;
+        let is_busy = host.clock.now_ns() < self.calm_ns;
+        let worker = &mut self.clients[client];
+        if is_busy && self.work.chance(30) {
+            let mode = self.author.mode(&self.shape);
+            worker.set_mode(host, &mut self.oracle, mode);
+        }
+        if self.work.chance(300) {
+            let token = self.keys.mint(worker.address(), host.clock.unix_ms(), 400 * 86_400);
+            worker.renew(host, &mut self.oracle, &token);
+        }
+        if is_busy {
+            if self.work.chance(10) {
+                let too_large = self.author.too_large(&self.shape.devices[client].user);
+                worker.app_sends_too_large(host, &mut self.oracle, too_large);
+            }
+            let burst = if self.work.chance(50) { 60 } else { 4 };
+            let count = self.work.between(1, burst);
+            let to = self.work.index(self.shape.devices.len());
+            let to = (!self.work.chance(20)).then_some(to);
+            for _ in 0..count {
+                let message = self.oracle.next_message();
+                let draft = self.author.draft(&self.shape, client, to, message);
+                if !worker.app_sends(host, &mut self.oracle, draft) {
+                    break; // the outbox is full
+                }
+            }
+        }
+        worker.confirm_all();
+        worker.drive(host, &mut self.oracle);
+        if self.is_over {
+            return;
+        }
+        let delay_ns = self.work.between(50, self.shape.pause_ms_max) * MS;
         host.clock.plan_in(delay_ns, Event::Work { client });
     }
 
-    fn plan_fault(&mut self, fault: Fault) {
-        let host = &mut *self.host.borrow_mut();
-        let weights = &host.faults.weights;
-        let mean_ms = match fault {
-            Fault::Connection => weights.cut_ms,
-            Fault::ClientCrash => weights.client_crash_ms,
-            Fault::PowerFailure => weights.power_failure_ms,
-            Fault::Kill => weights.kill_ms,
-            Fault::Restart => weights.restart_ms,
-        };
-        let mean_ms = mean_ms.expect("only planned when it has a mean");
-        // In microseconds, so that any moment can be hit.
-        let delay_ns = host.faults.crash.between(1, 2_000 * mean_ms) * 1_000;
-        host.clock.plan_in(delay_ns, Event::Fault(fault));
-    }
-
-    fn strike(&mut self, fault: Fault) {
-        if !self.host.borrow().faults.active {
-            return;
-        }
-        self.host.borrow().tell(|| format!("fault: {fault:?}"));
-        match fault {
-            Fault::Connection => self.strike_connection(),
-            Fault::ClientCrash => {
-                let host = &mut *self.host.borrow_mut();
-                host.faults.counts.client_crashes += 1;
-                let client = host.faults.crash.index(self.clients.len());
-                self.clients[client].crash(host, &mut self.oracle);
-            }
-            Fault::PowerFailure | Fault::Kill if self.gateway.is_up() => {
-                let loses_power = fault == Fault::PowerFailure;
-                {
-                    let counts = &mut self.host.borrow_mut().faults.counts;
-                    counts.power_failures += u64::from(loses_power);
-                    counts.kills += u64::from(!loses_power);
+    fn start_gateway(&mut self) {
+        let reshard = {
+            let host = &mut *self.host.borrow_mut();
+            host.tell(|| "the gateway starts".into());
+            let is_active = host.faults.active;
+            let random = &mut host.faults.reshard;
+            let wanted = is_active && random.chance(self.shape.reshard);
+            wanted.then(|| {
+                let shards = random.between(1, u64::from(self.shape.shards));
+                let cut_off = random.chance(400);
+                Reshard {
+                    storage_shards: u16::try_from(shards).expect("few"),
+                    operations_max: if cut_off { random.below(300) } else { u64::MAX },
+                    loses_power: random.chance(500),
                 }
-                self.end_process(loses_power);
-            }
-            Fault::Restart if self.gateway.is_up() && !self.gateway.draining => self.drain(),
-            Fault::PowerFailure | Fault::Kill | Fault::Restart => {}
+            })
+        };
+        if !self.gateway.start(reshard) {
+            self.plan_start();
         }
-        self.plan_fault(fault);
     }
 
-    fn drain(&mut self) {
+    fn plan_start(&mut self) {
+        let host = &mut *self.host.borrow_mut();
+        let delay_ns = host.faults.crash.between(1, 3_000) * MS;
+        host.clock.plan_in(delay_ns, Event::GatewayStarts);
+    }
+
+    /// A shard gave up, and its process with it. Its supervisor starts it again.
+    fn fail_process(&mut self, reason: &str) {
+        let is_hurt = {
+            let mut host = self.host.borrow_mut();
+            host.tell(|| reason.to_owned());
+            host.coverage.process_failures += 1;
+            host.injuries.hurt_process
+        };
+        self.oracle.require(is_hurt || self.oracle.has_excuses(), || reason.to_owned());
+        self.end_process(false);
+    }
+
+    /// What the disk has lost may be missing.
+    fn excuse(&mut self) {
+        let now_ns = self.host.borrow().clock.now_ns();
+        for (shard, damage) in std::mem::take(&mut self.host.borrow_mut().injuries.rotten) {
+            let clients = (0..self.shape.devices.len())
+                .filter(|&client| self.gateway.shape.home(client) == shard);
+            self.oracle.excuse(clients.collect(), damage, now_ns);
+        }
+    }
+
+    pub(super) fn drain(&mut self) {
         self.gateway.drain();
         let host = &mut *self.host.borrow_mut();
         host.faults.counts.restarts += 1;
@@ -329,101 +428,28 @@ impl World {
             .require(over, || format!("a drain does not end; operations in flight: {in_flight:?}"));
     }
 
-    fn strike_connection(&mut self) {
-        let host = &mut *self.host.borrow_mut();
-        host.faults.counts.cuts += 1;
-        let client = host.faults.connection.index(self.clients.len());
-        let kind = host.faults.connection.below(5);
-        let client = &mut self.clients[client];
-        let Some(link) = client.conn.as_ref().map(|conn| conn.link) else { return };
-        match kind {
-            0 => host.cut(link),
-            1 => client.leave(host, &mut self.oracle, true),
-            2 | 3 => client.leave(host, &mut self.oracle, false),
-            _ => client.close(host, &mut self.oracle),
-        }
-    }
-
-    fn end_process(&mut self, loses_power: bool) {
+    pub(super) fn end_process(&mut self, loses_power: bool) {
         self.gateway.end(loses_power);
-        let host = &mut *self.host.borrow_mut();
-        host.clock.note(&[4, u64::from(loses_power)]);
-        let delay_ns = host.faults.crash.between(1, 3_000) * MS;
-        host.clock.plan_in(delay_ns, Event::GatewayStarts);
+        self.host.borrow_mut().clock.note(&[4, u64::from(loses_power)]);
+        self.plan_start();
     }
 
     fn become_kind(&mut self) {
-        self.host.borrow_mut().faults.active = false;
-    }
-
-    fn is_settled(&self) -> bool {
-        self.gateway.is_up()
-            && !self.gateway.draining
-            && self.clients.iter().all(Client::is_idle)
-            && self.oracle.missing().is_empty()
-    }
-
-    fn why_unsettled(&self) -> String {
-        let clients: Vec<String> = self.clients.iter().map(Client::state).collect();
-        let mut missing = self.oracle.missing();
-        missing.truncate(8);
-        format!(
-            "not settled after {SETTLE_MS_MAX} ms without faults: {}; {}",
-            missing.join(", "),
-            clients.join("; ")
-        )
-    }
-
-    /// Everybody leaves; nothing may be left behind.
-    fn end(&mut self) -> Result<(), Violation> {
-        self.pass(5_000)?; // the last acknowledgements become durable
+        let host = &mut *self.host.borrow_mut();
+        host.faults.active = false;
+        // So that all find out soon about connections that are gone.
         for client in &mut self.clients {
-            client.retire(&mut self.host.borrow_mut());
+            client.set_mode(host, &mut self.oracle, Mode::Foreground);
         }
-        self.pass(120_000)?; // connections left without a word time out
-        let answers = self.gateway.request_metrics();
-        self.pass(1_000)?;
-        let sockets = self.host.borrow().open_sockets();
-        let in_flight = self.gateway.in_flight();
-        let metrics = std::mem::take(&mut *answers.lock().expect("one thread"));
-        let oracle = &mut self.oracle;
-        oracle.require(metrics.len() == usize::from(SHARDS), || "a shard is stuck".into());
-        oracle.require(sockets == 0, || format!("{sockets} sockets are left open"));
-        oracle.require(in_flight.iter().all(|&count| count == 1), || {
-            format!("operations in flight besides the accept: {in_flight:?}")
-        });
-        for metrics in metrics {
-            let left = [
-                ("connections", metrics.connections.get()),
-                ("leases", metrics.ring_leases_out.get()),
-                ("queued records", metrics.queued_records.get()),
-                ("unanswered mesh requests", metrics.mesh_unanswered.get()),
-                ("mesh messages", metrics.mesh_depth.get()),
-                ("read faults", metrics.read_faults.get()),
-            ];
-            for (what, count) in left {
-                oracle.require(count == 0, || format!("{count} {what} are left"));
-            }
-        }
-        oracle.verdict()?;
-        self.drain();
-        let process = self.host.borrow().process;
-        let now_ns = self.host.borrow().clock.now_ns();
-        self.run_until(now_ns + DRAIN_MS_MAX * MS + MS, |world| {
-            world.host.borrow().process != process
-        })?;
-        let files = self.host.borrow().disk.open_files();
-        self.oracle.require(files == 0, || format!("{files} files are left open"));
-        Ok(())
-    }
-
-    fn pass(&mut self, duration_ms: u64) -> Result<(), Violation> {
-        let end_ns = self.host.borrow().clock.now_ns() + duration_ms * MS;
-        self.run_until(end_ns, |_| false).map(|_| ())
     }
 
     fn report(&self) -> Report {
+        self.gateway.count_stores();
         let host = self.host.borrow();
+        let mut coverage = host.coverage;
+        coverage.gaps_full = self.oracle.gaps_told(GapReason::Full);
+        coverage.gaps_expired = self.oracle.gaps_told(GapReason::Expired);
+        coverage.gaps_damaged = self.oracle.gaps_told(GapReason::Damaged);
         Report {
             fingerprint: host.clock.fingerprint(),
             events: self.events,
@@ -432,12 +458,11 @@ impl World {
             accepted: self.oracle.accepted_count,
             refused: self.oracle.refused_count,
             gaps: self.oracle.gap_count,
+            completions: host.completions,
             faults: host.faults.counts,
+            coverage,
         }
     }
 }
 
-/// Virtual time in which everything must be delivered once nothing goes wrong any more.
-const SETTLE_MS_MAX: u64 = 300_000;
-const DRAIN_MS_MAX: u64 = 60_000;
 const EVENTS_MAX: u64 = 5_000_000;

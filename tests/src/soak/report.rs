@@ -7,7 +7,7 @@ use ringpost_loadgen::host::Host;
 use serde_json::{Map, Value, json};
 
 use super::hunt::Failure;
-use crate::sim::counts::FaultCounts;
+use crate::sim::counts::{Coverage, FaultCounts};
 use crate::sim::world::Report;
 
 /// Sums over the worlds that kept every promise, and the failures of the others.
@@ -24,6 +24,7 @@ pub struct Totals {
     pub refused: u64,
     pub gaps: u64,
     pub faults: FaultCounts,
+    pub coverage: Coverage,
     pub failures: Vec<(u64, Failure)>,
     pub elapsed: Duration,
 }
@@ -42,6 +43,7 @@ impl Totals {
             refused: 0,
             gaps: 0,
             faults: FaultCounts::default(),
+            coverage: Coverage::default(),
             failures: Vec::new(),
             elapsed: Duration::ZERO,
         }
@@ -58,6 +60,7 @@ impl Totals {
                 self.refused += report.refused;
                 self.gaps += report.gaps;
                 self.faults.add(&report.faults);
+                self.coverage.add(&report.coverage);
             }
             Err(failure) => self.failures.push((seed, failure)),
         }
@@ -99,6 +102,7 @@ impl Totals {
                 self.messages, self.accepted, self.refused, self.gaps,
             ),
             format!("faults: {}", named(&self.faults.named())),
+            format!("reached: {}", named(&self.coverage.named())),
         ];
         lines.push(match self.failures.len() {
             0 => "no violation".to_owned(),
@@ -134,6 +138,7 @@ impl Totals {
             "refused": self.refused,
             "gaps": self.gaps,
             "faults": counts(self.faults.named()),
+            "reached": counts(self.coverage.named()),
             "failures": failures,
         })
     }

@@ -1,0 +1,103 @@
+//! The app on a device: it sends, keeps what it is told, and confirms it sooner or later.
+
+use ringpost_client::ledger::SendFault;
+use ringpost_client::{EventId, NewSend, News};
+use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq};
+use ringpost_protocol::message::{Delivery, SendBody};
+
+use super::client::Client;
+use super::oracle::{MessageIndex, Oracle, index_of};
+use super::ring::Host;
+use super::workload::Draft;
+
+/// A message that a connection has brought.
+pub struct Brought {
+    mailbox: MailboxId,
+    seq: Seq,
+    from: DeviceAddress,
+    send_seq: SendSeq,
+    message: Option<MessageIndex>,
+}
+
+impl Brought {
+    pub fn of(mailbox: MailboxId, delivery: &Delivery) -> Self {
+        Self {
+            mailbox,
+            seq: delivery.seq,
+            from: delivery.from.clone(),
+            send_seq: delivery.send_seq,
+            message: index_of(&delivery.envelope),
+        }
+    }
+}
+
+impl Client {
+    /// False: the outbox is full.
+    pub fn app_sends(&mut self, host: &mut Host, oracle: &mut Oracle, draft: Draft) -> bool {
+        let message = oracle.next_message();
+        let Draft { send, named, ttl_ms } = draft;
+        let coverage = &mut host.coverage;
+        coverage.sends_mortal += u64::from(ttl_ms > 0);
+        coverage.sends_to_unknown += u64::from(named.is_empty());
+        coverage.sends_per_device += u64::from(matches!(send.body, SendBody::PerDevice(_)));
+        let to = send.to.clone();
+        let Ok(id) = self.ledger_mut().enqueue(send) else { return false };
+        let batch = self.ledger().last_batch();
+        oracle.sent(self.index, &named, id, ttl_ms, host.clock.now_ns());
+        self.promised.push((batch, message));
+        host.tell(|| format!("client {} sends message {message} to {to:?} as {id:?}", self.index));
+        true
+    }
+
+    /// The library refuses what no gateway would take.
+    pub fn app_sends_too_large(&mut self, host: &mut Host, oracle: &mut Oracle, send: NewSend) {
+        host.coverage.sends_too_large += 1;
+        let taken = self.ledger_mut().enqueue(send);
+        oracle.require(matches!(taken, Err(SendFault::EnvelopeTooLarge { .. })), || {
+            format!("an envelope above the limit gave {taken:?}")
+        });
+    }
+
+    /// The app confirms what it has put off.
+    pub fn confirm_all(&mut self) {
+        for id in std::mem::take(&mut self.unconfirmed) {
+            self.ledger_mut().confirm(id);
+        }
+    }
+
+    pub(super) fn app_hears(&mut self, oracle: &mut Oracle, now_ns: u64, id: EventId, news: News) {
+        if let Some(before) = self.told.get(&id) {
+            oracle.require(*before == news, || format!("{id:?} was given to two pieces of news"));
+        } else {
+            match &news {
+                News::Message(message) => oracle.told(self.index, message),
+                News::Sent(sent) => oracle.accepted(self.index, sent),
+                News::Refused(refused) => oracle.refused(self.index, refused),
+                News::Delivered(receipt) => {
+                    oracle.receipt(self.index, &receipt.peer, receipt.up_to_send_seq);
+                }
+                News::Gap(gap) => oracle.gap(self.index, gap.reason, now_ns),
+            }
+            self.told.insert(id, news);
+        }
+        if self.random.chance(700) {
+            self.ledger_mut().confirm(id);
+        } else {
+            self.unconfirmed.push(id);
+        }
+    }
+
+    /// What lies at or before the durable cursor counts as taken: the next Ack or Hello says so.
+    pub(super) fn note_taken(&mut self, oracle: &mut Oracle) {
+        let identity = self.ledger().identity();
+        let index = self.index;
+        self.brought.retain(|brought| {
+            let is_taken =
+                brought.mailbox == identity.mailbox_id && brought.seq <= identity.acked_up_to;
+            if is_taken && let Some(message) = brought.message {
+                oracle.taken(index, &brought.from, brought.send_seq, message);
+            }
+            !is_taken
+        });
+    }
+}

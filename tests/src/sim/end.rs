@@ -1,0 +1,99 @@
+//! The end of a world: everybody leaves, and nothing may be left behind.
+
+use ringpost_protocol::limits::HEARTBEAT_BACKGROUND_MS_MAX;
+
+use super::clock::MS;
+use super::oracle::Violation;
+use super::world::World;
+
+impl World {
+    pub(super) fn is_settled(&self) -> bool {
+        self.gateway.is_up()
+            && !self.gateway.draining
+            && self.clients.iter().all(|client| client.is_idle())
+            && self.oracle.missing().is_empty()
+    }
+
+    pub(super) fn why_unsettled(&self) -> String {
+        let clients: Vec<String> = self.clients.iter().map(|client| client.state()).collect();
+        let mut missing = self.oracle.missing();
+        missing.truncate(8);
+        format!(
+            "not settled after {SETTLE_MS_MAX} ms without faults: {}; {}",
+            missing.join(", "),
+            clients.join("; ")
+        )
+    }
+
+    pub(super) fn end(&mut self) -> Result<(), Violation> {
+        // The last acknowledgements arrive, become durable and set off their receipts.
+        let acked_ns = self.host.borrow().clock.now_ns() + ACKS_MS_MAX * MS;
+        self.run_until(acked_ns, |world| world.gateway.queued_records() == 0)?;
+        self.pass(5_000)?;
+        self.is_over = true;
+        for client in &mut self.clients {
+            client.retire(&mut self.host.borrow_mut());
+        }
+        // Connections left without a word time out, those of background devices late.
+        self.pass(if self.shape.background > 0 { BACKGROUND_MS_MAX } else { 120_000 })?;
+        self.check_leaks()?;
+        self.drain();
+        let process = self.host.borrow().process;
+        let now_ns = self.host.borrow().clock.now_ns();
+        self.run_until(now_ns + DRAIN_MS_MAX * MS + MS, |world| {
+            world.host.borrow().process != process
+        })?;
+        let files = self.host.borrow().disk.open_files();
+        self.oracle.require(files == 0, || format!("{files} files are left open"));
+        Ok(())
+    }
+
+    /// No lease, credit, timer, operation, connection or record is left.
+    fn check_leaks(&mut self) -> Result<(), Violation> {
+        let answers = self.gateway.request_metrics();
+        self.pass(100)?;
+        let sockets = self.host.borrow().open_sockets();
+        let in_flight = self.gateway.in_flight();
+        let shards = usize::from(self.shape.shards);
+        let metrics = std::mem::take(&mut *answers.lock().expect("one thread"));
+        let oracle = &mut self.oracle;
+        let is_excused = oracle.has_excuses();
+        oracle.require(metrics.len() == shards, || {
+            format!("{} of {shards} shards answer", metrics.len())
+        });
+        oracle.require(sockets == 0, || format!("{sockets} sockets are left open"));
+        // The accept stays armed.
+        oracle.require(in_flight.iter().all(|&count| count == 1), || {
+            format!("operations are left in flight: {in_flight:?}")
+        });
+        for metrics in metrics {
+            let left = [
+                ("connections", metrics.connections.get()),
+                ("timers", metrics.timers.get()),
+                ("leases", metrics.ring_leases_out.get()),
+                ("queued records", metrics.queued_records.get()),
+                ("unanswered mesh requests", metrics.mesh_unanswered.get()),
+                ("mesh messages", metrics.mesh_depth.get()),
+                ("read faults", metrics.read_faults.get()),
+            ];
+            for (what, count) in left {
+                let is_excused = is_excused && matches!(what, "queued records" | "read faults");
+                oracle.require(count == 0 || is_excused, || format!("{count} {what} are left"));
+            }
+        }
+        oracle.verdict()
+    }
+
+    fn pass(&mut self, duration_ms: u64) -> Result<(), Violation> {
+        let end_ns = self.host.borrow().clock.now_ns() + duration_ms * MS;
+        self.run_until(end_ns, |_| false).map(|_| ())
+    }
+}
+
+/// Virtual time in which everything must be delivered once nothing goes wrong any more. Long: a
+/// sender whose share of a mailbox is full sends six messages in a round of many seconds.
+pub(super) const SETTLE_MS_MAX: u64 = 1_200_000;
+/// Two and a half of the longest heartbeat, and two turns of the timer wheel.
+const BACKGROUND_MS_MAX: u64 = HEARTBEAT_BACKGROUND_MS_MAX / 2 * 5 + 300_000;
+const ACKS_MS_MAX: u64 = 300_000;
+pub(super) const DRAIN_MS_MAX: u64 = 60_000;

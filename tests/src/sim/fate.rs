@@ -1,0 +1,141 @@
+//! What became of a message, what a client was told, and what is still missing in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringpost_protocol::id::SendSeq;
+use ringpost_protocol::message::{GapReason, RejectCode};
+
+use super::clock::MS;
+use super::injury::Damage;
+use super::oracle::{MessageIndex, Oracle};
+
+/// One message.
+#[derive(Debug)]
+pub struct Fate {
+    pub from: usize,
+    /// Devices that were welcomed before it was sent, so that it must reach them.
+    pub owed: Vec<usize>,
+    /// Devices whose mailbox was full: each must be told of a gap.
+    pub skipped_full: Vec<usize>,
+    /// Zero: it outlives the world.
+    pub ttl_ms: u64,
+    pub sent_ns: u64,
+    pub outcome: Option<Result<(), RejectCode>>,
+    /// The sender's device may have lost it before it promised anything.
+    pub unsure: bool,
+}
+
+/// What the app of one client has heard.
+#[derive(Debug, Default)]
+pub struct Told {
+    pub messages: BTreeSet<MessageIndex>,
+    /// How many gaps, and when the last one.
+    gaps: BTreeMap<GapReason, (u64, u64)>,
+}
+
+/// What a client has taken of a sender.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taken {
+    pub highest: SendSeq,
+    /// The highest that cannot have expired before it was acknowledged.
+    pub sure: SendSeq,
+}
+
+/// Why something may be missing for a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Excuse {
+    /// Since the first damage.
+    pub since_ns: u64,
+    pub damage: Damage,
+}
+
+impl Fate {
+    pub fn new(from: usize, owed: Vec<usize>, ttl_ms: u64, sent_ns: u64) -> Self {
+        let skipped_full = Vec::new();
+        Self { from, owed, skipped_full, ttl_ms, sent_ns, outcome: None, unsure: false }
+    }
+
+    /// The first moment at which it may have expired.
+    fn expires_ns(&self, clock_was_set: bool) -> u64 {
+        match self.ttl_ms {
+            0 => u64::MAX,
+            _ if clock_was_set => self.sent_ns,
+            ttl_ms => self.sent_ns + ttl_ms * MS,
+        }
+    }
+}
+
+impl Told {
+    pub fn gap(&mut self, reason: GapReason, now_ns: u64) {
+        let (count, last_ns) = self.gaps.entry(reason).or_default();
+        (*count, *last_ns) = (*count + 1, now_ns);
+    }
+
+    pub fn gap_count(&self, reason: GapReason) -> u64 {
+        self.gaps.get(&reason).map_or(0, |(count, _)| *count)
+    }
+
+    /// Whether a gap of this kind was told at that time or later.
+    fn has_gap_since(&self, reason: GapReason, since_ns: u64) -> bool {
+        self.gaps.get(&reason).is_some_and(|&(_, last_ns)| last_ns >= since_ns)
+    }
+}
+
+impl Taken {
+    pub fn note(&mut self, send_seq: SendSeq, is_mortal: bool) {
+        self.highest = self.highest.max(send_seq);
+        if !is_mortal {
+            self.sure = self.sure.max(send_seq);
+        }
+    }
+}
+
+impl Oracle {
+    /// What is still owed when the world has become kind; empty in the end.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (index, fate) in self.messages.iter().enumerate() {
+            match fate.outcome {
+                None if !fate.unsure => missing.push(format!("message {index} has no outcome")),
+                None | Some(Err(_)) => {}
+                Some(Ok(())) => self.missing_of(index, fate, &mut missing),
+            }
+        }
+        for (&(client, from), taken) in &self.taken {
+            let told = self.receipts.get(&(from, client)).copied().unwrap_or_default();
+            let is_excused = [client, from].iter().any(|end| self.excused.contains_key(end));
+            if told < taken.sure && !is_excused {
+                let sure = taken.sure;
+                missing.push(format!("{from} has a receipt {told:?} of {client}, not {sure:?}"));
+            }
+        }
+        missing
+    }
+
+    fn missing_of(&self, index: MessageIndex, fate: &Fate, missing: &mut Vec<String>) {
+        for &to in &fate.owed {
+            let told = &self.told[to];
+            let is_told = told.messages.contains(&index)
+                || told.has_gap_since(GapReason::Expired, fate.expires_ns(self.clock_was_set))
+                || self.is_excused(to);
+            if !is_told {
+                missing.push(format!("message {index} was accepted and not told {to}"));
+            }
+        }
+        for &to in &fate.skipped_full {
+            let is_told = self.told[to].has_gap_since(GapReason::Full, fate.sent_ns);
+            if !is_told && !self.excused.contains_key(&to) {
+                missing.push(format!("client {to} was skipped with message {index} and not told"));
+            }
+        }
+    }
+
+    /// Whether a message for this client may be gone: damaged, and it was told so, or its store has
+    /// said so at an opening.
+    fn is_excused(&self, client: usize) -> bool {
+        self.excused.get(&client).is_some_and(|excuse| {
+            excuse.damage == Damage::Silent
+                || self.told[client].has_gap_since(GapReason::Damaged, excuse.since_ns)
+        })
+    }
+}

@@ -1,0 +1,117 @@
+//! What a world is made of: its shards, devices, bounds and times, all from the seed.
+
+use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
+
+use super::clock::Stream;
+use super::world::Options;
+
+/// The parts of a world that do not go wrong.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub shards: u16,
+    /// The first so many shards own the slots.
+    pub storage_shards: u16,
+    /// A start changes their number, per mille.
+    pub reshard: u64,
+    /// Who the clients are: some users with one device, some with several.
+    pub devices: Vec<DeviceAddress>,
+    /// Time in which messages are sent and things go wrong.
+    pub busy_ms: u64,
+    /// A client's app does something after up to this time.
+    pub pause_ms_max: u64,
+    /// Messages of many kilobytes, per mille.
+    pub large: u64,
+    /// Messages that live for a short time only, per mille.
+    pub mortal: u64,
+    /// Some clients connect for the first time only after a while.
+    pub late: bool,
+    /// Connections in background mode, per mille.
+    pub background: u64,
+    pub mailbox_records_max: u32,
+    pub cache_bytes: usize,
+    pub batch_bytes_max: u32,
+    pub checkpoint_log_bytes: u64,
+    pub expiry_scan_ms: u64,
+    /// A client's disk needs up to this for a commit.
+    pub client_disk_ns: u64,
+}
+
+impl Shape {
+    pub fn of(seed: u64, options: Options) -> Self {
+        let mut random = Stream::new(seed, "shape");
+        let shards = pick(&mut random, [1, 2, 2, 2, 3, 4]);
+        let storage_shards = u16::try_from(random.between(1, u64::from(shards))).expect("few");
+        let tight = random.chance(250);
+        let mut shape = Self {
+            shards,
+            storage_shards,
+            reshard: pick(&mut random, [0, 0, 400]),
+            devices: devices(&mut random),
+            busy_ms: random.between(8_000, 30_000),
+            pause_ms_max: pick(&mut random, [800, 3_000, 6_000]),
+            large: pick(&mut random, [0, 30, 30, 200]),
+            late: random.chance(500),
+            mortal: pick(&mut random, [0, 100, 400]),
+            background: pick(&mut random, [0, 0, 300]),
+            mailbox_records_max: if tight { TIGHT_RECORDS } else { 100_000 },
+            cache_bytes: pick(&mut random, [4 << 10, 64 << 10, 256 << 10]),
+            batch_bytes_max: pick(&mut random, [8 << 10, 32 << 10, 64 << 10]),
+            checkpoint_log_bytes: pick(&mut random, [64, 256, 4_096]) << 10,
+            expiry_scan_ms: pick(&mut random, [500, 5_000, 3_600_000]),
+            client_disk_ns: pick(&mut random, [1, 5, 100]) * 1_000_000,
+        };
+        if options.tight_mailboxes {
+            shape.mailbox_records_max = TIGHT_RECORDS;
+        }
+        if options.small {
+            shape.devices.truncate(2);
+            (shape.shards, shape.storage_shards) = (2, 2);
+            shape.late = false;
+            (shape.busy_ms, shape.pause_ms_max) = (1_500, 400);
+        }
+        shape
+    }
+
+    pub fn is_tight(&self) -> bool {
+        self.mailbox_records_max == TIGHT_RECORDS
+    }
+
+    /// Clients that are devices of this client's user, itself included.
+    pub fn siblings(&self, client: usize) -> Vec<usize> {
+        let user = &self.devices[client].user;
+        (0..self.devices.len()).filter(|&other| self.devices[other].user == *user).collect()
+    }
+
+    /// The shard that stores what is sent to this client.
+    pub fn home(&self, client: usize) -> u16 {
+        self.devices[client].user.slot().shard(self.storage_shards)
+    }
+}
+
+/// Three to eight devices of users with up to three.
+fn devices(random: &mut Stream) -> Vec<DeviceAddress> {
+    let count = random.index(6) + 3;
+    let mut devices = Vec::new();
+    // The names decide the slots, and so the shards.
+    let first = random.below(1_000_000);
+    for number in first.. {
+        let user = UserId::new(&format!("user-{number}")).expect("a short name");
+        let owned = if random.chance(600) { 1 } else { random.index(2) + 2 };
+        for name in DEVICE_NAMES.iter().take(owned) {
+            let device = DeviceId::new(name).expect("a short name");
+            devices.push(DeviceAddress { user: user.clone(), device });
+            if devices.len() == count {
+                return devices;
+            }
+        }
+    }
+    unreachable!("there are more users than devices")
+}
+
+fn pick<T: Copy, const N: usize>(random: &mut Stream, choices: [T; N]) -> T {
+    choices[random.index(N)]
+}
+
+const DEVICE_NAMES: [&str; 3] = ["phone", "laptop", "tablet"];
+/// Mailboxes of so many messages fill up.
+const TIGHT_RECORDS: u32 = 24;
