@@ -167,5 +167,6 @@ const DISK_MEANS: &[(Fault, u64)] = &[
     (Fault::Unreadable, 20_000),
     (Fault::Misdirect, 20_000),
     (Fault::Rot, 8_000),
+    (Fault::DiskFull, 15_000),
 ];
 const DISK_CHANCE: u64 = 120;
