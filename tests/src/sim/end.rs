@@ -26,6 +26,7 @@ impl World {
     }
 
     pub(super) fn end(&mut self) -> Result<(), Violation> {
+        self.crash = None; // nobody would come back to take what it makes undone
         // The last acknowledgements arrive, become durable and set off their receipts.
         let acked_ns = self.host.borrow().clock.now_ns() + ACKS_MS_MAX * MS;
         self.run_until(acked_ns, |world| world.gateway.queued_records() == 0)?;

@@ -111,7 +111,7 @@ pub struct World {
     events: u64,
     start_ms: u64,
     /// Still to come.
-    crash: Option<Crash>,
+    pub(super) crash: Option<Crash>,
     /// The apps do nothing more.
     pub(super) is_over: bool,
 }
