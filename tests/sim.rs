@@ -109,7 +109,7 @@ fn the_process_may_end_at_every_completion() {
     let small = Options { small: true, ..Options::default() };
     let whole = World::run(SMALL_SEED, &keys, small).unwrap();
     assert!(whole.accepted > 10 && whole.completions > 200, "{whole:?}");
-    for completion in (1..COMPLETION_END.min(whole.completions)).step_by(COMPLETION_STEP) {
+    for completion in (1..whole.completions).step_by(COMPLETION_STEP) {
         for loses_power in [false, true] {
             let crash = Some(Crash { completion, loses_power });
             if let Err(violation) = World::run(SMALL_SEED, &keys, Options { crash, ..small }) {
@@ -123,8 +123,5 @@ const SEED_COUNT: u64 = 24;
 const TIGHT_SEED_COUNT: u64 = 12;
 const MUTANT_SEED_COUNT: u64 = 40;
 const SMALL_SEED: u64 = 1;
-/// A power failure at this completion leaves one record queued though all clients are idle. Not
-/// explained yet; the ones before it are clean.
-const COMPLETION_END: u64 = 589;
 /// Debug builds look at every third completion, release builds at each.
 const COMPLETION_STEP: usize = if cfg!(debug_assertions) { 3 } else { 1 };

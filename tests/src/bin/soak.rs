@@ -11,7 +11,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringpost_tests::sim::keys::Keys;
 use ringpost_tests::sim::trace::Trace;
-use ringpost_tests::sim::world::{Options, World};
+use ringpost_tests::sim::world::{Crash, Options, World};
 use ringpost_tests::soak::hunt::{self, Ended, Plan};
 use ringpost_tests::soak::report::{Totals, failure_text};
 
@@ -47,13 +47,25 @@ struct Arguments {
     /// Worlds whose mailboxes fill up whatever else happens.
     #[arg(long)]
     tight_mailboxes: bool,
+    /// Small worlds without other faults, whose process ends at this completion.
+    #[arg(long, value_name = "COMPLETION")]
+    crash_at: Option<u64>,
+    /// With --crash-at: the machine goes down too.
+    #[arg(long, requires = "crash_at")]
+    loses_power: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let directory = tempfile::tempdir().context("a directory for the token keys")?;
     let keys = Keys::new(directory.path())?;
-    let options = Options { tight_mailboxes: arguments.tight_mailboxes, ..Options::default() };
+    let loses_power = arguments.loses_power;
+    let options = Options {
+        tight_mailboxes: arguments.tight_mailboxes,
+        small: arguments.crash_at.is_some(),
+        crash: arguments.crash_at.map(|completion| Crash { completion, loses_power }),
+        ..Options::default()
+    };
     if let (Some(seed), true) = (arguments.seed, arguments.trace) {
         return Ok(replay(seed, &keys, options));
     }

@@ -8,7 +8,7 @@ use super::world::World;
 
 impl World {
     pub(super) fn is_settled(&self) -> bool {
-        self.gateway.is_up()
+        self.gateway.queued_records().is_some()
             && !self.gateway.draining
             && self.clients.iter().all(|client| client.is_idle())
             && self.oracle.missing().is_empty()
@@ -29,7 +29,7 @@ impl World {
         self.crash = None; // nobody would come back to take what it makes undone
         // The last acknowledgements arrive, become durable and set off their receipts.
         let acked_ns = self.host.borrow().clock.now_ns() + ACKS_MS_MAX * MS;
-        self.run_until(acked_ns, |world| world.gateway.queued_records() == 0)?;
+        self.run_until(acked_ns, |world| world.gateway.queued_records() == Some(0))?;
         self.pass(5_000)?;
         self.is_over = true;
         for client in &mut self.clients {

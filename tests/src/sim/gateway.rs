@@ -314,9 +314,11 @@ impl Gateway {
         answers
     }
 
-    /// Records that wait for somebody, in all stores.
-    pub fn queued_records(&self) -> u64 {
-        self.shards.iter().filter_map(Shard::store).map(|store| store.stats().entries).sum()
+    /// Records that wait for somebody, in all stores; `None` while one of them is not open.
+    pub fn queued_records(&self) -> Option<u64> {
+        let open: Vec<_> = self.shards.iter().filter_map(Shard::store).collect();
+        let all_open = self.is_up() && open.len() == usize::from(self.shape.storage_shards);
+        all_open.then(|| open.iter().map(|store| store.stats().entries).sum())
     }
 
     /// Operations in flight per shard.
