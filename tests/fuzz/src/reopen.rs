@@ -40,7 +40,11 @@ pub(crate) fn check(directory: &Disk, script: &mut Script<'_>) {
 
     let mut again = Driven::open(&mut other, 3).expect("it was opened before");
     assert!(disk.files == other.files, "opening changes a directory that was opened before");
-    assert_eq!(settled(driven.report), settled(again.report.clone()));
+    // A file that is removed as unused may have attested something: the block behind a damaged
+    // header counts when it looks like a batch.
+    if driven.report.unused_segments == 0 {
+        assert_eq!(settled(driven.report), settled(again.report.clone()));
+    }
     assert_eq!(index, Index::of(&again));
 
     again.settle(&mut disk);
