@@ -21,7 +21,7 @@ pub enum Mutant {
     WelcomeBeforeSync,
     /// The older connection of a device lives on beside the newer one.
     ReplacedConnectionKept,
-    /// A key of a connection that is gone names the one in its place.
+    /// The end of an older connection detaches the newer one of its device.
     StaleGenerationAccepted,
     /// An acknowledgement above everything sent is taken.
     AckOfUnsentAccepted,

@@ -12,7 +12,6 @@
 
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::message::SendRequest;
-use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::session::ServerSession;
 use ringpost_ring::{OpId, Socket};
 use slab::Slab;
@@ -116,7 +115,7 @@ impl Conn {
     }
 
     fn is_named_by(&self, key: ConnKey) -> bool {
-        self.generation == key.generation || is_active(Mutant::StaleGenerationAccepted)
+        self.generation == key.generation
     }
 
     /// The device behind a welcomed connection.
@@ -125,6 +124,11 @@ impl Conn {
             Phase::Open { device } => Some(device),
             _ => None,
         }
+    }
+
+    /// Whether nothing can be sent any more.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(&self.phase, Phase::Closing(closing) if closing.shutdown != Shutdown::Flushing)
     }
 
     pub(super) fn is_closing(&self) -> bool {

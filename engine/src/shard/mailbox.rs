@@ -157,7 +157,9 @@ impl<R: Ring> Shard<R> {
     pub(super) fn detach(&mut self, index: DeviceIndex, key: ConnKey) {
         let home = self.home.as_mut().expect("devices live at home");
         let device = &mut home.devices[index.0 as usize];
-        if device.attached.as_ref().is_some_and(|attached| attached.conn == key) {
+        if device.attached.as_ref().is_some_and(|attached| {
+            attached.conn == key || is_active(Mutant::StaleGenerationAccepted)
+        }) {
             device.attached = None;
             home.attached.remove(&device.mailbox);
         }

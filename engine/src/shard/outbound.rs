@@ -43,6 +43,11 @@ impl<R: Ring> Shard<R> {
         if conn.send.is_some() {
             return;
         }
+        if conn.has_ended() {
+            // A short send has left something over after the end was given up waiting for.
+            conn.out.clear();
+            conn.unsent.clear();
+        }
         if conn.is_flushed() {
             match conn.phase {
                 Phase::Moving(_) => self.go_home(key),

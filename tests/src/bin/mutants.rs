@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Parser;
-use ringpost_protocol::mutant::Mutant;
+use ringpost_protocol::mutant::{self, Mutant};
 use ringpost_tests::sim::keys::Keys;
-use ringpost_tests::sim::world::Options;
+use ringpost_tests::sim::world::{Crash, Options};
 use ringpost_tests::soak::hunt::{self, Plan};
 use ringpost_tests::soak::report::Totals;
 
@@ -22,8 +22,8 @@ use ringpost_tests::soak::report::Totals;
 #[derive(Parser)]
 #[command(name = "mutants")]
 struct Arguments {
-    /// Seeds that each bug may need.
-    #[arg(long, default_value_t = 400, value_name = "N")]
+    /// Seeds that each bug may need, and again with tight mailboxes.
+    #[arg(long, default_value_t = 60, value_name = "N")]
     seeds: u64,
     /// Only bugs whose name contains this.
     #[arg(long, default_value = "", value_name = "NAME")]
@@ -44,12 +44,12 @@ fn main() -> anyhow::Result<ExitCode> {
     let directory = tempfile::tempdir().context("a directory for the token keys")?;
     let keys = Keys::new(directory.path())?;
     let threads = arguments.threads.unwrap_or_else(ringpost_loadgen::host::cores);
-    let plan = |mutant, seeds| Plan {
+    let plan = |mutant, tight_mailboxes, seeds| Plan {
         seeds: 0..seeds,
         until: None,
         threads,
         keep_going: false,
-        options: Options::default(),
+        options: Options { tight_mailboxes, ..Options::default() },
         mutant,
     };
     let settings = format!("at most {} seeds per bug", arguments.seeds);
@@ -57,25 +57,38 @@ fn main() -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let name_of = |mutant: &Mutant| format!("{mutant:?}");
     let chosen = Mutant::ALL.iter().filter(|mutant| name_of(mutant).contains(&arguments.only));
-    let (mut caught, mut missed, mut seeds_needed) = (0, 0, 1);
+    let (mut caught, mut missed, mut seeds_needed, mut tight_needed) = (0, 0, 1, 1);
     for mutant in chosen {
-        match first_failure(&plan(Some(*mutant), arguments.seeds), &keys) {
-            Some(Catch { seed, text }) => {
-                println!("{:28} caught in {} seeds: {text}", name_of(mutant), seed + 1);
-                seeds_needed = seeds_needed.max(seed + 1);
-                caught += 1;
-            }
-            None => {
-                println!("{:28} MISSED in {} seeds", name_of(mutant), arguments.seeds);
-                missed += 1;
-            }
+        let name = name_of(mutant);
+        caught += 1;
+        if let Some(Catch { seed, text }) =
+            first_failure(&plan(Some(*mutant), false, arguments.seeds), &keys)
+        {
+            println!("{name:28} caught in {} seeds: {text}", seed + 1);
+            seeds_needed = seeds_needed.max(seed + 1);
+        } else if let Some(Catch { seed, text }) =
+            first_failure(&plan(Some(*mutant), true, arguments.seeds), &keys)
+        {
+            println!("{name:28} caught in {} seeds with tight mailboxes: {text}", seed + 1);
+            tight_needed = tight_needed.max(seed + 1);
+        } else if let Some(Catch { seed, text }) = first_bad_crash(Some(*mutant), &keys) {
+            println!("{name:28} caught by a crash at completion {seed}: {text}");
+        } else {
+            println!("{name:28} MISSED in {} seeds", arguments.seeds);
+            (caught, missed) = (caught - 1, missed + 1);
         }
     }
     // A seed proves something only if it passes without the bug.
-    let control = first_failure(&plan(None, seeds_needed), &keys);
+    let control = first_failure(&plan(None, false, seeds_needed), &keys)
+        .or_else(|| first_failure(&plan(None, true, tight_needed), &keys))
+        .or_else(|| first_bad_crash(None, &keys));
     match &control {
         Some(Catch { seed, text }) => println!("{:28} FAILED at seed {seed}: {text}", "no bug"),
-        None => println!("{:28} passed the same {seeds_needed} seeds", "no bug"),
+        None => println!(
+            "{:28} passed the same {seeds_needed} seeds, {tight_needed} with tight mailboxes, and \
+             every crash",
+            "no bug"
+        ),
     }
     println!("{caught} of {} bugs caught in {} s", caught + missed, started.elapsed().as_secs());
     let proven = missed == 0 && control.is_none();
@@ -95,10 +108,30 @@ fn first_failure(plan: &Plan, keys: &Keys) -> Option<Catch> {
     first
 }
 
+/// A small world whose machine goes down at each completion in turn; gives the first that fails.
+fn first_bad_crash(bug: Option<Mutant>, keys: &Keys) -> Option<Catch> {
+    mutant::activate(bug);
+    let run = |crash| {
+        let options = Options { small: true, crash, ..Options::default() };
+        hunt::run_seed(SMALL_SEED, keys, options).map_err(|failure| one_line(&failure.text))
+    };
+    let found = match run(None) {
+        Err(text) => Some(Catch { seed: 0, text }),
+        Ok(whole) => (1..whole.completions).find_map(|completion| {
+            let crash = Crash { completion, loses_power: true };
+            run(Some(crash)).err().map(|text| Catch { seed: completion, text })
+        }),
+    };
+    mutant::activate(None);
+    found
+}
+
 fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").chars().take(LINE_CHARS_MAX).collect()
 }
 
+/// Of the small world.
+const SMALL_SEED: u64 = 1;
 /// Of one failure.
 const LINE_CHARS_MAX: usize = 140;

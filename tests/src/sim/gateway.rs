@@ -127,7 +127,11 @@ impl Gateway {
         match ended {
             Ended::Done(_) => host.coverage.reshardings += 1,
             Ended::CutOff => host.faults.counts.reshardings_cut_off += 1,
-            Ended::Failed(reason) => self.failure = Some(reason),
+            Ended::Failed(reason) => {
+                // A disk that is full, which re-sharding meets below the ring.
+                host.injuries.hurt_process |= host.clock.now_ns() < host.disk.full_until_ns;
+                self.failure = Some(reason);
+            }
         }
         let current = Current::decode(&host.current).expect("replaced whole or not at all");
         self.shape.storage_shards = current.storage_shards;
@@ -249,6 +253,7 @@ impl Gateway {
                 ShardEvent::Ready { .. } | ShardEvent::Reopened { .. } => oracle.opened(),
                 ShardEvent::Finished { .. } => {}
                 ShardEvent::Reopening { shard, reason } => {
+                    oracle.answers_lost = true;
                     let mut host = self.host.borrow_mut();
                     host.coverage.stores_reopened += 1;
                     host.tell(|| format!("shard {shard} reopens: {reason}"));

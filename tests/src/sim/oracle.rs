@@ -37,6 +37,8 @@ pub struct Oracle {
     pub(super) receipts: BTreeMap<(usize, usize), SendSeq>,
     /// The wall clock was set: a restart may let the expiry clock run ahead by an hour.
     pub clock_was_set: bool,
+    /// Answers to Sends may have been lost.
+    pub answers_lost: bool,
     /// Clients whose home shard's disk has damaged something.
     pub(super) excused: BTreeMap<usize, Excuse>,
     pub accepted_count: u64,
@@ -58,6 +60,7 @@ impl Oracle {
             taken: BTreeMap::new(),
             receipts: BTreeMap::new(),
             clock_was_set: false,
+            answers_lost: false,
             excused: BTreeMap::new(),
             accepted_count: 0,
             refused_count: 0,

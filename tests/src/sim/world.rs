@@ -429,6 +429,7 @@ impl World {
     }
 
     pub(super) fn end_process(&mut self, loses_power: bool) {
+        self.oracle.answers_lost = true;
         self.gateway.end(loses_power);
         self.host.borrow_mut().clock.note(&[4, u64::from(loses_power)]);
         self.plan_start();
