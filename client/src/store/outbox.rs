@@ -237,8 +237,12 @@ impl Outbox {
         Some(Numbered { id, send: &row.send, after_reject: row.after_reject })
     }
 
-    /// When [`Self::release`] has something to do that it has not now.
+    /// When [`Self::release`] has something to do that it has not now. While as much as may be is
+    /// unanswered, only an answer makes room.
     pub(super) fn poll_timeout(&self) -> Option<u64> {
+        if self.in_flight.len() >= SENDS_UNANSWERED_MAX {
+            return None;
+        }
         self.probes.first().map(|(retry_at_ms, _)| *retry_at_ms)
     }
 
