@@ -14,7 +14,8 @@ const REGRESSION_SEEDS: &[u64] = &[
     // A receipt for an expired message, when the Hello of the next connection acknowledged its gap.
     2, 7,
     // Reclaim reckoned with fewer bytes in the log than were live, while batches wait for the disk.
-    121, 134,
+    121, 134, // The client spun while a retry was due and its window was full.
+    705,
 ];
 
 /// Names the seed also when production code panics.
