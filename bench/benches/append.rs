@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
-use ringpost_bench::disk::{Disk, FileDisk, NullDisk};
+use ringpost_bench::disk::{NullDisk, files_in};
 use ringpost_bench::store::OpenStore;
+use ringpost_storage::BlockingDisk;
 
 fn main() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -15,7 +16,7 @@ fn main() {
         append(&mut criterion, "append/commit_file", batch, || {
             // Removes the one before; the store in it is dropped when it is replaced.
             let made = tempfile::tempdir_in(folder).expect("the target folder is writable");
-            FileDisk::new(directory.insert(made).path())
+            files_in(directory.insert(made).path())
         });
         append(&mut criterion, "append/commit_null", batch, NullDisk::default);
     }
@@ -23,7 +24,7 @@ fn main() {
 }
 
 /// One iteration appends `batch` records and waits until they are durable.
-fn append<D: Disk>(
+fn append<D: BlockingDisk>(
     criterion: &mut Criterion,
     name: &str,
     batch: u64,

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use ringpost_bench::disk::FileDisk;
+use ringpost_bench::disk::files_in;
 use ringpost_bench::store::{OpenStore, open};
 
 fn main() {
@@ -21,12 +21,12 @@ fn main() {
 fn recover(criterion: &mut Criterion, folder: &Path, records: u64) {
     let directory = tempfile::tempdir_in(folder).expect("the target folder is writable");
     let log_bytes = fill(directory.path(), records);
-    let (_, report) = open(&mut FileDisk::new(directory.path()));
+    let (_, report) = open(&mut files_in(directory.path()));
     assert_eq!((report.records, report.entries, &report.damaged[..]), (records, records, &[][..]));
     let mut group = criterion.benchmark_group("recovery/open");
     group.throughput(Throughput::Bytes(log_bytes)).sample_size(10);
     group.bench_function(BenchmarkId::from_parameter(format!("records={records}")), |bencher| {
-        bencher.iter_with_large_drop(|| open(&mut FileDisk::new(directory.path())));
+        bencher.iter_with_large_drop(|| open(&mut files_in(directory.path())));
     });
     group.finish();
     println!(
@@ -37,7 +37,7 @@ fn recover(criterion: &mut Criterion, folder: &Path, records: u64) {
 
 /// Returns the length of the log, without the zeros ahead of it.
 fn fill(directory: &Path, records: u64) -> u64 {
-    let mut store = OpenStore::new(FileDisk::new(directory), ENVELOPE_BYTES);
+    let mut store = OpenStore::new(files_in(directory), ENVELOPE_BYTES);
     let mut left = records;
     while left > 0 {
         let batch = left.min(RECORDS_PER_BATCH);

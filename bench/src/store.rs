@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use ringpost_protocol::id::{DeviceAddress, SendSeq};
 use ringpost_storage::{
-    NewMessage, Opening, RecordNumber, RecoveryReport, Store, StoreConfig, StoreEvent, StoreFull,
+    BlockingDisk, NewMessage, RecordNumber, RecoveryReport, Store, StoreConfig, StoreEvent,
+    StoreFull, blocking,
 };
 
-use crate::disk::Disk;
 use crate::fixture;
 
 /// An open store on the disk `D`.
@@ -24,16 +24,12 @@ pub struct OpenStore<D> {
 ///
 /// # Panics
 /// When it cannot be opened; there is no bench without it.
-pub fn open(disk: &mut impl Disk) -> (Store, RecoveryReport) {
-    let mut opening = Opening::new(StoreConfig::new(0, STORE_ID), HASH_SEED);
-    while let Some((id, op)) = opening.poll_disk() {
-        let result = disk.execute(op);
-        opening.handle_disk(id, result);
-    }
-    opening.finish().expect("the benches keep their directory to themselves")
+pub fn open(disk: &mut impl BlockingDisk) -> (Store, RecoveryReport) {
+    let opened = blocking::open(disk, StoreConfig::new(0, STORE_ID), HASH_SEED, |_| ());
+    opened.expect("the benches keep their directory to themselves")
 }
 
-impl<D: Disk> OpenStore<D> {
+impl<D: BlockingDisk> OpenStore<D> {
     pub fn new(mut disk: D, envelope_bytes: usize) -> Self {
         let (store, _) = open(&mut disk);
         Self::with(store, disk, envelope_bytes, MAILBOXES)
@@ -102,7 +98,7 @@ impl<D: Disk> OpenStore<D> {
 }
 
 /// One operation; `false` when there is none to run.
-fn step(store: &mut Store, disk: &mut impl Disk, durable_up_to: &mut RecordNumber) -> bool {
+fn step(store: &mut Store, disk: &mut impl BlockingDisk, durable_up_to: &mut RecordNumber) -> bool {
     let Some((id, op)) = store.poll_disk(NOW_MS) else { return false };
     let result = disk.execute(op);
     store.handle_disk(NOW_MS, id, result);

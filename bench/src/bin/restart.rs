@@ -10,8 +10,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use clap::Parser;
-use ringpost_bench::disk::{BackgroundDisk, Disk, FileDisk};
+use ringpost_bench::disk::{self, BackgroundDisk};
 use ringpost_bench::store::OpenStore;
+use ringpost_engine::data_dir::ShardDisk;
 use ringpost_loadgen::host::Host;
 use ringpost_storage::{Opening, RecoveryReport, Store, StoreConfig};
 use serde_json::{Value, json};
@@ -107,8 +108,8 @@ fn fill(cli: &Cli, directory: &Path) -> u64 {
 }
 
 /// Opens the store as the gateway does: reads are under way while others are replayed.
-fn open(directory: &Path) -> (Store, FileDisk, RecoveryReport) {
-    let disk = BackgroundDisk::new(FileDisk::new(directory));
+fn open(directory: &Path) -> (Store, ShardDisk, RecoveryReport) {
+    let disk = BackgroundDisk::new(disk::files_in(directory));
     let mut opening = Opening::new(config(), HASH_SEED);
     loop {
         while let Some((id, op)) = opening.poll_disk() {
@@ -121,7 +122,7 @@ fn open(directory: &Path) -> (Store, FileDisk, RecoveryReport) {
         opening.handle_disk(id, result);
     }
     let (store, report) = opening.finish().expect("the directory is this program's own");
-    (store, FileDisk::new(directory), report)
+    (store, disk::files_in(directory), report)
 }
 
 /// In a process of its own.
@@ -161,7 +162,7 @@ fn measure(
     log_bytes: u64,
 ) -> Result<Value, Box<dyn Error>> {
     if is_cold {
-        FileDisk::new(directory).drop_page_cache()?;
+        disk::drop_page_cache(directory)?;
     }
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--open").arg(directory);

@@ -5,6 +5,7 @@
 //! What follows the last good batch of an open was never reported durable: torn, and cut. The cut
 //! is for ever, since the next open begins a new segment that states its first number.
 
+mod files;
 mod image;
 mod reread;
 
@@ -15,12 +16,11 @@ use std::mem;
 use bytes::Bytes;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
-use crate::batch::{BATCH_HEAD_BYTES, BatchHead, Scan, Scanner, index};
+use crate::batch::{BATCH_HEAD_BYTES, BatchHead, Scan, Scanner};
 use crate::checkpoint::{Found, Load, Loaded};
 use crate::disk::{
     CheckpointId, DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, FileId, SegmentId,
 };
-use crate::entry::SEGMENT_SPAN_MAX;
 use crate::fault::OpenFault;
 use crate::limits::{
     BATCH_BYTES_MAX, BLOCK_BYTES, CHECKPOINT_CHUNK_BYTES_MAX, CHECKPOINT_CHUNK_BYTES_MIN,
@@ -28,9 +28,9 @@ use crate::limits::{
 };
 use crate::readahead::{ReadAhead, Taken};
 use crate::rebuild::Rebuild;
-use crate::segment::{Header, HeaderBlock};
 use crate::store::Store;
 
+use self::files::File;
 use self::reread::{Reread, Unreadable};
 
 /// A store being opened. Run `poll_disk` until `None`, execute, `handle_disk`; repeat until
@@ -105,17 +105,6 @@ enum State {
     SyncDir,
     Done,
     Failed(OpenFault),
-}
-
-/// One segment file and what its first block says.
-#[derive(Debug)]
-struct File {
-    segment: SegmentId,
-    bytes: u32,
-    open_count: Option<u32>,
-    first_batch: Option<u64>,
-    /// The header is intact: the segment was in use.
-    is_valid: bool,
 }
 
 #[derive(Debug)]
@@ -394,60 +383,6 @@ impl Opening {
             }
             _ => State::Failed(self.disk_fault(&state, error)),
         }
-    }
-
-    fn listed(&mut self, mut files: Vec<(FileId, u64)>) -> Result<(), OpenFault> {
-        files.sort_unstable_by_key(|(file, _)| *file);
-        for (file, bytes) in files {
-            let segment = match file {
-                FileId::Segment(segment) => segment,
-                FileId::Checkpoint(checkpoint) => {
-                    self.checkpoints.insert(0, (checkpoint, bytes));
-                    continue;
-                }
-            };
-            let fits = u32::try_from(bytes).ok().filter(|bytes| *bytes <= SEGMENT_BYTES_MAX);
-            let bytes = fits.ok_or(OpenFault::TooLong { segment, bytes })?;
-            self.progress.bytes_total += u64::from(bytes.saturating_sub(BLOCK_BYTES));
-            self.files.push(File {
-                segment,
-                bytes,
-                open_count: None,
-                first_batch: None,
-                is_valid: false,
-            });
-        }
-        // The next segment too must be one that entries can name.
-        match (self.files.first(), self.files.last()) {
-            (Some(first), Some(last))
-                if last.segment.0 == u32::MAX
-                    || last.segment.0 - first.segment.0 >= SEGMENT_SPAN_MAX - 1 =>
-            {
-                Err(OpenFault::SegmentsApart { first: first.segment, last: last.segment })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn read_header(&mut self, file: usize, bytes: &Bytes) -> Result<(), OpenFault> {
-        let origin = self.config.origin();
-        let file = &mut self.files[file];
-        let block = bytes.get(index(BLOCK_BYTES)..).unwrap_or_default();
-        match Header::decode(bytes, origin, file.segment)? {
-            HeaderBlock::Valid(header) => {
-                file.is_valid = true;
-                file.open_count = Some(header.open_count);
-                file.first_batch = Some(header.first_batch);
-            }
-            // The first batch says the same, if it is there.
-            HeaderBlock::Blank | HeaderBlock::Damaged => {
-                if let Some(head) = BatchHead::parse(block, origin, file.segment, BLOCK_BYTES) {
-                    file.open_count = Some(head.open_count);
-                    file.first_batch = Some(head.number);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Scans a file from the batch at `from`.
