@@ -14,7 +14,7 @@ use ringpost_bench::disk::{self, BackgroundDisk};
 use ringpost_bench::store::OpenStore;
 use ringpost_engine::data_dir::ShardDisk;
 use ringpost_loadgen::host::Host;
-use ringpost_storage::{Opening, RecoveryReport, Store, StoreConfig};
+use ringpost_storage::{BlockingDisk, Opening, RecoveryReport, Store, StoreConfig};
 use serde_json::{Value, json};
 
 /// Seconds and MB/s of a restart, and index bytes per queued record.
