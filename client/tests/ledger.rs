@@ -300,6 +300,29 @@ fn no_more_are_numbered_than_may_be_unanswered() {
 }
 
 #[test]
+fn a_retry_that_finds_the_window_full_waits_for_an_answer() {
+    let mut world = World::new();
+    world.connect();
+    world.settle();
+    world.server.full.insert(user("bob"));
+    world.send("bob", "refused");
+    world.settle();
+    world.server.full.clear();
+    world.server.is_mute = true;
+    for index in 0..256 {
+        world.send("carol", &index.to_string());
+    }
+    world.settle();
+    world.now_ms += 1_000;
+    world.settle();
+    assert_eq!(world.ledger.poll_timeout(), None, "waking up could not help");
+    world.server.is_mute = false;
+    world.connect();
+    world.settle();
+    assert_eq!(world.stored("bob"), ["refused"]);
+}
+
+#[test]
 fn a_duplicate_is_dropped_and_acknowledged() {
     let mut world = World::new();
     world.message("bob", 7, "x");
