@@ -71,7 +71,7 @@ impl Client {
         } else {
             match &news {
                 News::Message(message) => oracle.told(self.index, message),
-                News::Sent(sent) => oracle.accepted(self.index, sent),
+                News::Sent(sent) => oracle.accepted(self.index, sent, now_ns),
                 News::Refused(refused) => oracle.refused(self.index, refused),
                 News::Delivered(receipt) => {
                     oracle.receipt(self.index, &receipt.peer, receipt.up_to_send_seq);

@@ -59,8 +59,7 @@ impl World {
         let metrics = std::mem::take(&mut *answers.lock().expect("one thread"));
         let oracle = &mut self.oracle;
         let is_excused = oracle.has_excuses();
-        // Three refusals in a row are damage, and told as such.
-        let reads_failed = self.host.borrow().faults.counts.failed_reads > 0;
+        let reads_failed = oracle.reads_failed;
         oracle.require(metrics.len() == shards, || {
             format!("{} of {shards} shards answer", metrics.len())
         });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ringpost_engine::limits::SEND_MEMORY_MS;
 use ringpost_protocol::id::SendSeq;
 use ringpost_protocol::message::{GapReason, RejectCode};
 
@@ -21,6 +22,8 @@ pub struct Fate {
     pub ttl_ms: u64,
     pub sent_ns: u64,
     pub outcome: Option<Result<(), RejectCode>>,
+    /// When the sender's app was told that it was accepted.
+    pub accepted_ns: u64,
     /// The sender's device may have lost it before it promised anything.
     pub unsure: bool,
 }
@@ -52,7 +55,16 @@ pub struct Excuse {
 impl Fate {
     pub fn new(from: usize, owed: Vec<usize>, ttl_ms: u64, sent_ns: u64) -> Self {
         let skipped_full = Vec::new();
-        Self { from, owed, skipped_full, ttl_ms, sent_ns, outcome: None, unsure: false }
+        Self {
+            from,
+            owed,
+            skipped_full,
+            ttl_ms,
+            sent_ns,
+            outcome: None,
+            accepted_ns: 0,
+            unsure: false,
+        }
     }
 
     /// The first moment at which it may have expired.
@@ -118,6 +130,7 @@ impl Oracle {
             let is_told = told.messages.contains(&index)
                 || told.has_gap_since(GapReason::Expired, fate.expires_ns(self.clock_was_set))
                 || self.is_excused(to)
+                || self.reads_failed && told.has_gap_since(GapReason::Damaged, fate.sent_ns)
                 || self.came_too_late(index, fate, to);
             if !is_told {
                 missing.push(format!("message {index} was accepted and not told {to}"));
@@ -131,12 +144,14 @@ impl Oracle {
         }
     }
 
-    /// The message skipped this client, which was told of a gap; a crash lost that answer, and the
-    /// replay was stored for it behind later ones. The client takes it for one that it knows.
+    /// The message skipped this client, which was told of a gap; that answer was lost, with a process
+    /// or with send memory that nobody used for long, and the replay was stored for it behind later
+    /// ones. The client takes it for one that it knows.
     fn came_too_late(&self, index: MessageIndex, fate: &Fate, to: usize) -> bool {
         let told = &self.told[to];
         let overtaken = |&later: &MessageIndex| self.messages[later].from == fate.from;
-        self.answers_lost
+        let was_forgotten = fate.accepted_ns - fate.sent_ns >= SEND_MEMORY_MS * MS;
+        (self.answers_lost || was_forgotten)
             && told.has_gap_since(GapReason::Full, fate.sent_ns)
             && told.messages.range(index + 1..).any(overtaken)
     }

@@ -39,6 +39,8 @@ pub struct Oracle {
     pub clock_was_set: bool,
     /// Answers to Sends may have been lost.
     pub answers_lost: bool,
+    /// Some reads of the disk were refused: three in a row are damage.
+    pub reads_failed: bool,
     /// Clients whose home shard's disk has damaged something.
     pub(super) excused: BTreeMap<usize, Excuse>,
     pub accepted_count: u64,
@@ -61,6 +63,7 @@ impl Oracle {
             receipts: BTreeMap::new(),
             clock_was_set: false,
             answers_lost: false,
+            reads_failed: false,
             excused: BTreeMap::new(),
             accepted_count: 0,
             refused_count: 0,
@@ -155,9 +158,10 @@ impl Oracle {
         self.told[client].gap(reason, now_ns);
     }
 
-    pub fn accepted(&mut self, client: usize, sent: &Sent) {
+    pub fn accepted(&mut self, client: usize, sent: &Sent, now_ns: u64) {
         self.accepted_count += 1;
         let index = self.by_send[&(client, sent.id)];
+        self.messages[index].accepted_ns = now_ns;
         for (user, device, reason) in &sent.skipped {
             let address = DeviceAddress { user: user.clone(), device: device.clone() };
             // One that does not exist is named too, and owed nothing.

@@ -436,6 +436,7 @@ impl World {
     }
 
     fn become_kind(&mut self) {
+        self.oracle.reads_failed = self.host.borrow().faults.counts.failed_reads > 0;
         let host = &mut *self.host.borrow_mut();
         host.faults.active = false;
         // So that all find out soon about connections that are gone.
