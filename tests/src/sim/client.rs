@@ -8,7 +8,7 @@ use ringpost_client::store::Batch;
 use ringpost_client::store::disk::MemoryDisk;
 use ringpost_client::{Event as AppEvent, EventId, News};
 use ringpost_protocol::id::DeviceAddress;
-use ringpost_protocol::message::{ClientEvent, Mode};
+use ringpost_protocol::message::{ClientEvent, ErrorCode, Mode};
 
 use super::app::Brought;
 use super::clock::{MS, Stream};
@@ -189,6 +189,10 @@ impl Client {
                 ClientEvent::Error { fatal: true, code, .. } => {
                     let is_token = format!("{code:?}").starts_with("Token");
                     host.coverage.tokens_refused += u64::from(is_token);
+                    if *code == ErrorCode::Replaced {
+                        // By one whose Hello came later, though it was made before.
+                        self.left.iter_mut().for_each(|left| left.replaced_ns = None);
+                    }
                     // Replaced by a connection of its own that was slow: the app asks again.
                     let wait_ms = self.random.between(0, 3_000);
                     self.end(host, wait_ms);
