@@ -9,12 +9,13 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use ringpost_protocol::limits::{FRAME_BYTES_MAX, TOKEN_BYTES_MAX};
-
 use crate::control::dev;
-use crate::limits::{CONNECTIONS_PER_SHARD_MAX, SHARDS_MAX};
+use crate::limits::SHARDS_MAX;
 
+mod limits;
 mod raw;
+
+pub use limits::{LimitsConfig, MAILBOX_BYTES_MAX, MAILBOX_RECORDS_MAX};
 
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,16 +56,6 @@ pub struct AuthConfig {
     pub jwks_path: PathBuf,
     /// What a token's `aud` must contain.
     pub audience: String,
-}
-
-/// Bounds that can be lowered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LimitsConfig {
-    /// Start-up lowers it further when the process may not open that many files.
-    pub connections_per_shard_max: usize,
-    pub frame_bytes_max: usize,
-    pub mailbox_records_max: u32,
-    pub mailbox_bytes_max: u32,
 }
 
 /// The segment store of one shard.
@@ -177,17 +168,6 @@ impl fmt::Display for Place {
     }
 }
 
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            connections_per_shard_max: 1_000_000,
-            frame_bytes_max: FRAME_BYTES_MAX,
-            mailbox_records_max: MAILBOX_RECORDS_MAX,
-            mailbox_bytes_max: MAILBOX_BYTES_MAX,
-        }
-    }
-}
-
 impl Default for StorageConfig {
     fn default() -> Self {
         Self { segment_bytes: 64 << 20, cache_bytes: 32 << 20, reclaim_bytes_per_second: 32 << 20 }
@@ -219,18 +199,7 @@ pub const DEFAULT_ADMIN_LISTEN: SocketAddr = loopback(7480);
 /// The audience of tokens unless configured otherwise.
 pub const DEFAULT_AUDIENCE: &str = "ringpost";
 
-/// Records that one mailbox holds.
-pub const MAILBOX_RECORDS_MAX: u32 = 1000;
-/// Bytes that one mailbox holds.
-pub const MAILBOX_BYTES_MAX: u32 = 4 << 20;
-
 const SHARDS: RangeInclusive<u64> = 1..=SHARDS_MAX as u64;
-const CONNECTIONS: RangeInclusive<u64> = 1..=CONNECTIONS_PER_SHARD_MAX as u64;
-// A Hello carries a token, so a frame that cannot hold one would refuse everybody.
-const FRAME_BYTES: RangeInclusive<u64> = 2 * TOKEN_BYTES_MAX as u64..=FRAME_BYTES_MAX as u64;
-const MAILBOX_RECORDS: RangeInclusive<u64> = 4..=MAILBOX_RECORDS_MAX as u64;
-// One sender may hold a quarter, and its longest message must fit into that.
-const MAILBOX_BYTES: RangeInclusive<u64> = 4 * FRAME_BYTES_MAX as u64..=MAILBOX_BYTES_MAX as u64;
 const SEGMENT_BYTES: RangeInclusive<u64> = 4 << 20..=1 << 30;
 const CACHE_BYTES: RangeInclusive<u64> = 0..=64 << 30;
 const RECLAIM_BYTES_PER_SECOND: RangeInclusive<u64> = 1 << 20..=u32::MAX as u64;

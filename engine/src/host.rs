@@ -3,7 +3,8 @@
 use ringpost_ring::{RingFault, probe};
 use tracing::{info, warn};
 
-use crate::config::{Config, LimitsConfig};
+use crate::config::Config;
+use crate::limits::LimitSet;
 
 /// What this host allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +48,10 @@ pub fn check(config: &Config, shards: u16) -> Result<Host, HostFault> {
     let open_files_max =
         ringpost_ring::host::raise_open_files().map_err(HostFault::OpenFilesUnknown)?;
     let room = connections_room(open_files_max, shards)?;
-    let wanted = config.limits.connections_per_shard_max;
+    let wanted = config.limits.live.connections_max;
     let connections_per_shard_max = wanted.min(room);
     // The default asks for more than most hosts give; only a chosen number is missed.
-    let chosen = wanted != LimitsConfig::default().connections_per_shard_max;
+    let chosen = wanted != LimitSet::default().connections_max;
     if chosen && connections_per_shard_max < wanted {
         warn!(
             "open files: {open_files_max} leave room for {room} connections per shard, not for \

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::control::{DrainPlan, ShardPort, ShardReporter};
+use crate::limits::LimitSet;
 use crate::mesh::{Mesh, Queues};
 use crate::metrics::ShardMetrics;
 use crate::shard::message::{ControlRequest, ShardEvent};
@@ -219,15 +220,19 @@ fn shard_config(shard: u16, plan: &ShardPlan) -> ShardConfig {
         frame_bytes_max: u32::try_from(frame_bytes_max).unwrap_or(u32::MAX),
         ..Limits::of_protocol()
     };
+    let limits = LimitSet {
+        connections_max: plan.connections_per_shard_max,
+        ..plan.config.limits.live.clone()
+    };
     ShardConfig {
         shard,
         storage_shards: plan.storage_shards,
-        connections_max: plan.connections_per_shard_max,
         frame_bytes_max,
         wire_limits,
         reconnect_jitter_ms: plan.config.drain.reconnect_jitter_ms,
         confirm_clock: plan.config.confirm_clock,
         random_seed: rand::random(),
+        limits: Arc::new(limits),
     }
 }
 

@@ -1,5 +1,13 @@
 //! Every bound of the engine, and the inequalities that hold between them. Configuration may lower
-//! a bound, nothing raises one.
+//! a bound, nothing raises one. Rates are in the [`LimitSet`], and are the operator's choice.
+
+mod bucket;
+mod cidr;
+mod live;
+
+pub use bucket::{Bucket, Rate};
+pub use cidr::{Cidr, CidrFault};
+pub use live::LimitSet;
 
 use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, FRAME_BYTES_MAX, SENDS_UNANSWERED_MAX};
 
@@ -26,6 +34,13 @@ pub const UNSYNCED_RECORDS_MAX: u64 = 64 * 1024;
 pub const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
 /// Receipts that the walk over one acknowledgement gathers before it sends them.
 pub const RECEIPTS_PER_WALK_MAX: usize = 64;
+
+/// Bytes that one connection may receive in one turn before it gets its data in single pieces.
+pub const RECEIVE_BYTES_PER_TURN: u32 = 64 * 1024;
+/// Frames of one connection that one turn handles.
+pub const RECEIVE_FRAMES_PER_TURN: u32 = 256;
+/// Connections of one shard that are not verified yet.
+pub const HANDSHAKES_PENDING_MAX: usize = 1 << 16;
 
 /// Time for the peer to take what is being sent before the connection counts as stalled.
 pub const SEND_STALL_MS: u64 = 30_000;

@@ -8,11 +8,11 @@ use serde::Deserialize;
 use toml::Spanned;
 use tracing_subscriber::EnvFilter;
 
+use super::limits::RawLimits;
 use super::{
-    AuthConfig, CACHE_BYTES, CONNECTIONS, Config, ConfigFault, DEFAULT_ADMIN_LISTEN,
-    DEFAULT_AUDIENCE, DEFAULT_LISTEN, DRAIN_MS, DrainConfig, FRAME_BYTES, JITTER_MS, LimitsConfig,
-    LogConfig, LogFormat, MAILBOX_BYTES, MAILBOX_RECORDS, Place, RECLAIM_BYTES_PER_SECOND,
-    SEGMENT_BYTES, SHARDS, StorageConfig, TlsConfig, default_shards,
+    AuthConfig, CACHE_BYTES, Config, ConfigFault, DEFAULT_ADMIN_LISTEN, DEFAULT_AUDIENCE,
+    DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS, LogConfig, LogFormat, Place,
+    RECLAIM_BYTES_PER_SECOND, SEGMENT_BYTES, SHARDS, StorageConfig, TlsConfig, default_shards,
 };
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigFault> {
@@ -81,15 +81,6 @@ pub(super) struct RawAuth {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RawLimits {
-    pub(super) connections_per_shard_max: Option<Spanned<u64>>,
-    pub(super) frame_bytes_max: Option<Spanned<u64>>,
-    pub(super) mailbox_records_max: Option<Spanned<u64>>,
-    pub(super) mailbox_bytes_max: Option<Spanned<u64>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct RawStorage {
     pub(super) segment_bytes: Option<Spanned<u64>>,
     pub(super) cache_bytes: Option<Spanned<u64>>,
@@ -111,7 +102,7 @@ pub(super) struct RawLog {
 }
 
 /// The text under examination, for the places in faults.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     path: &'a Path,
     text: &'a str,
 }
@@ -144,35 +135,6 @@ impl Source<'_> {
             None => DEFAULT_AUDIENCE.to_owned(),
         };
         Ok(AuthConfig { jwks_path: self.path("auth.jwks_path", raw.jwks_path, meaning)?, audience })
-    }
-
-    fn limits(&self, raw: &RawLimits) -> Result<LimitsConfig, ConfigFault> {
-        let mut limits = LimitsConfig::default();
-        self.set(
-            &mut limits.connections_per_shard_max,
-            "limits.connections_per_shard_max",
-            raw.connections_per_shard_max.as_ref(),
-            &CONNECTIONS,
-        )?;
-        self.set(
-            &mut limits.frame_bytes_max,
-            "limits.frame_bytes_max",
-            raw.frame_bytes_max.as_ref(),
-            &FRAME_BYTES,
-        )?;
-        self.set(
-            &mut limits.mailbox_records_max,
-            "limits.mailbox_records_max",
-            raw.mailbox_records_max.as_ref(),
-            &MAILBOX_RECORDS,
-        )?;
-        self.set(
-            &mut limits.mailbox_bytes_max,
-            "limits.mailbox_bytes_max",
-            raw.mailbox_bytes_max.as_ref(),
-            &MAILBOX_BYTES,
-        )?;
-        Ok(limits)
     }
 
     fn storage(&self, raw: &RawStorage) -> Result<StorageConfig, ConfigFault> {
@@ -229,7 +191,7 @@ impl Source<'_> {
         Ok(log)
     }
 
-    fn set<T: TryFrom<u64>>(
+    pub(super) fn set<T: TryFrom<u64>>(
         &self,
         target: &mut T,
         key: &'static str,
@@ -271,7 +233,7 @@ impl Source<'_> {
         Ok(self.path.parent().map_or_else(|| value.clone(), |directory| directory.join(&value)))
     }
 
-    fn out_of_range<T>(
+    pub(super) fn out_of_range<T>(
         &self,
         key: &'static str,
         value: &Spanned<T>,

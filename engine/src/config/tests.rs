@@ -1,7 +1,9 @@
 use std::path::Path;
 
-use super::raw::{RawAuth, RawConfig, RawDrain, RawLimits, RawLog, RawStorage, RawTls};
+use super::limits::RawLimits;
+use super::raw::{RawAuth, RawConfig, RawDrain, RawLog, RawStorage, RawTls};
 use super::{Config, ConfigFault, LogFormat};
+use crate::limits::Rate;
 
 const REFERENCE: &str = include_str!("../../reference.toml");
 const REQUIRED: &str = r#"
@@ -40,13 +42,7 @@ fn the_reference_names_every_key() {
         storage_shards,
         tls: RawTls { certificate_path, key_path },
         auth: RawAuth { jwks_path, audience },
-        limits:
-            RawLimits {
-                connections_per_shard_max,
-                frame_bytes_max,
-                mailbox_records_max,
-                mailbox_bytes_max,
-            },
+        limits,
         storage: RawStorage { segment_bytes, cache_bytes, reclaim_bytes_per_second },
         drain: RawDrain { drain_ms_max, reconnect_jitter_ms },
         log: RawLog { filter, format },
@@ -57,10 +53,6 @@ fn the_reference_names_every_key() {
     let numbers = [
         shards,
         storage_shards,
-        connections_per_shard_max,
-        frame_bytes_max,
-        mailbox_records_max,
-        mailbox_bytes_max,
         segment_bytes,
         cache_bytes,
         reclaim_bytes_per_second,
@@ -68,8 +60,64 @@ fn the_reference_names_every_key() {
         reconnect_jitter_ms,
     ]
     .map(|key| key.is_some());
-    let all = [&addresses[..], &paths, &texts, &numbers, &[format.is_some()]].concat();
+    let all =
+        [&addresses[..], &paths, &texts, &numbers, &[format.is_some()], &named_limits(limits)]
+            .concat();
     assert!(all.iter().all(|&named| named), "{all:?}");
+}
+
+fn named_limits(limits: RawLimits) -> Vec<bool> {
+    let RawLimits {
+        connections_per_shard_max,
+        frame_bytes_max,
+        mailbox_records_max,
+        mailbox_bytes_max,
+        send_buffer_bytes,
+        receive_buffer_bytes,
+        connection_frames_per_second,
+        connection_frames_burst,
+        connection_bytes_per_second,
+        connection_bytes_burst,
+        user_sends_per_second,
+        user_sends_burst,
+        address_accepts_per_second,
+        address_accepts_burst,
+        address_connections_max,
+        addresses_max,
+        handshakes_pending_max,
+        handshake_steps_per_turn,
+        handshake_ms_max,
+        send_stall_ms_max,
+        receive_bytes_per_turn,
+        receive_frames_per_turn,
+        address_exempt,
+    } = limits;
+    let numbers = [
+        connections_per_shard_max,
+        frame_bytes_max,
+        mailbox_records_max,
+        mailbox_bytes_max,
+        send_buffer_bytes,
+        receive_buffer_bytes,
+        connection_frames_per_second,
+        connection_frames_burst,
+        connection_bytes_per_second,
+        connection_bytes_burst,
+        user_sends_per_second,
+        user_sends_burst,
+        address_accepts_per_second,
+        address_accepts_burst,
+        address_connections_max,
+        addresses_max,
+        handshakes_pending_max,
+        handshake_steps_per_turn,
+        handshake_ms_max,
+        send_stall_ms_max,
+        receive_bytes_per_turn,
+        receive_frames_per_turn,
+    ];
+    let named = numbers.map(|key| key.is_some());
+    named.into_iter().chain([address_exempt.is_some()]).collect()
 }
 
 #[test]
@@ -142,4 +190,23 @@ fn relative_paths_count_from_the_file() {
 fn a_missing_file_is_named() {
     let fault = Config::load(Path::new("/nowhere/ringpost.toml")).unwrap_err();
     assert!(fault.to_string().contains("/nowhere/ringpost.toml"), "{fault}");
+}
+
+#[test]
+fn rates_and_ranges_of_addresses() {
+    let limits = "[limits]\nuser_sends_per_second = 0\nuser_sends_burst = 1\n\
+                  address_exempt = [\"10.0.0.0/8\", \"2001:db8::/32\"]\n";
+    let limits = parse(&format!("{REQUIRED}\n{limits}")).unwrap().limits.live;
+    assert_eq!(limits.user_sends, Rate { per_second: 0, burst: 1 });
+    let ranges: Vec<_> = limits.address_exempt.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.0.0.0/8", "2001:db8::/32"]);
+
+    let none = parse(&format!("{REQUIRED}\n[limits]\naddress_exempt = []\n")).unwrap();
+    assert_eq!(none.limits.live.address_exempt, []);
+    let exempt = "[limits]\naddress_exempt = [\n\"10.0.0.0/8\",\n\"10.0.0.1/8\"\n]\n";
+    let (text, fix) = refused(&format!("{REQUIRED}\n{exempt}"));
+    assert_eq!(text, "etc/ringpost.toml:9: limits.address_exempt = \"10.0.0.1/8\" is not allowed");
+    assert!(fix.contains("bits behind the prefix are set"), "{fix}");
+    let (_, fix) = refused(&format!("{REQUIRED}\n[limits]\nuser_sends_burst = 0\n"));
+    assert_eq!(fix, "set limits.user_sends_burst to a number from 1 to 4294967295");
 }

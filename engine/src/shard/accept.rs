@@ -21,7 +21,7 @@ impl<R: Ring> Shard<R> {
     /// Arms the listener if it should accept and does not. The only place that does.
     pub(super) fn arm_accept(&mut self) {
         let Some(listener) = self.listener else { return };
-        let full = self.conns.len() >= self.config.connections_max;
+        let full = self.conns.len() >= self.limits.connections_max;
         if self.accept.is_some() || self.drain.is_some() || !self.is_ready() {
             return;
         }
@@ -65,7 +65,7 @@ impl<R: Ring> Shard<R> {
         self.schedule(key);
         self.rearm.push(key);
         // What the kernel holds in the backlog waits there until a connection ends.
-        if self.conns.len() >= self.config.connections_max
+        if self.conns.len() >= self.limits.connections_max
             && let Some(target) = self.accept
         {
             self.metrics.bound_hits.add(Bound::ConnectionsPerShard);
@@ -133,7 +133,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn take_over(&mut self, from: u16, arrival: Arrival) {
         self.push_mesh(from, MeshMessage::Moved);
         let Arrival { conn, login } = arrival;
-        let full = self.conns.len() >= self.config.connections_max;
+        let full = self.conns.len() >= self.limits.connections_max;
         let key = self.conns.insert(conn);
         self.schedule(key);
         if full || self.drain.is_some() {

@@ -40,7 +40,7 @@ use self::route::Lane;
 use self::token::Token;
 use self::wheel::Wheel;
 use crate::control::auth::Verifier;
-use crate::limits::{MESH_BATCH_MAX, SHARDS_MAX};
+use crate::limits::{LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
 use crate::mesh::{Mesh, Source};
 use crate::metrics::ShardMetrics;
 use crate::transport::Acceptor;
@@ -51,7 +51,6 @@ pub struct ShardConfig {
     pub shard: u16,
     /// The first `storage_shards` shards own the slots; the others only accept and hand over.
     pub storage_shards: u16,
-    pub connections_max: usize,
     pub frame_bytes_max: usize,
     /// What Welcome tells the client.
     pub wire_limits: Limits,
@@ -62,6 +61,8 @@ pub struct ShardConfig {
     pub confirm_clock: bool,
     /// Seed of the shard's random numbers: mailbox ids and return times.
     pub random_seed: u64,
+    /// What holds from the start on.
+    pub limits: Arc<LimitSet>,
 }
 
 /// What a shard works with.
@@ -101,6 +102,8 @@ pub enum Turn {
 pub struct Shard<R> {
     id: u16,
     config: ShardConfig,
+    /// What is allowed now; replaced as a whole.
+    limits: Arc<LimitSet>,
     ring: R,
     time: Time,
     completions: Vec<Completion>,
@@ -168,8 +171,14 @@ impl<R: Ring> Shard<R> {
             started: false,
             ready: false,
             failed: false,
+            limits: Arc::clone(&config.limits),
             config,
         }
+    }
+
+    /// From now on `limits` hold, also for the connections that are there.
+    pub fn set_limits(&mut self, limits: Arc<LimitSet>) {
+        self.limits = limits;
     }
 
     /// One turn of the loop, and the whole of it: reap, handle, mesh, timers, store, flush, submit.

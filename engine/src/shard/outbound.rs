@@ -12,7 +12,7 @@ use ringpost_ring::{Completion, Op, Outcome, Ring};
 use super::Shard;
 use super::conn::{Closing, ConnKey, Phase, Shutdown};
 use super::token::Token;
-use crate::limits::{LINGER_MS, SEND_STALL_MS};
+use crate::limits::LINGER_MS;
 
 impl<R: Ring> Shard<R> {
     /// Puts a connection into the queue of this turn's flush.
@@ -68,7 +68,7 @@ impl<R: Ring> Shard<R> {
         }
         let op = Op::Send { socket: conn.socket, data };
         conn.send = Some(self.ring.submit(Token::Send(key).pack(), op));
-        conn.send_deadline_ms = self.time.now_ms + SEND_STALL_MS;
+        conn.send_deadline_ms = self.time.now_ms + self.limits.send_stall_ms_max;
         self.schedule(key);
     }
 
@@ -134,7 +134,7 @@ impl<R: Ring> Shard<R> {
         if conn.is_closing() {
             return;
         }
-        let deadline_ms = self.time.now_ms + SEND_STALL_MS;
+        let deadline_ms = self.time.now_ms + self.limits.send_stall_ms_max;
         let closing = Closing { shutdown: Shutdown::Flushing, deadline_ms };
         let phase = std::mem::replace(&mut conn.phase, Phase::Closing(closing));
         conn.blocked = None;

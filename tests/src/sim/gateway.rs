@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use ringpost_engine::control::auth::Verifier;
+use ringpost_engine::limits::LimitSet;
 use ringpost_engine::mesh::{Mesh, Queues};
 use ringpost_engine::metrics::ShardMetrics;
 use ringpost_engine::shard::message::{ControlRequest, ShardEvent};
@@ -149,12 +150,12 @@ impl Gateway {
         let config = ShardConfig {
             shard,
             storage_shards: self.shape.storage_shards,
-            connections_max: 64,
             frame_bytes_max: FRAME_BYTES_MAX,
             wire_limits: Limits::of_protocol(),
             reconnect_jitter_ms: 1_000,
             confirm_clock: false,
             random_seed,
+            limits: Arc::new(LimitSet { connections_max: 64, ..LimitSet::default() }),
         };
         let parts = ShardParts {
             ring: SimRing::new(Rc::clone(&self.host), shard),

@@ -1,0 +1,58 @@
+//! The limits that an operator sets, and may set anew while the gateway runs.
+
+use super::bucket::Rate;
+use super::cidr::Cidr;
+use super::{RECEIVE_BYTES_PER_TURN, RECEIVE_FRAMES_PER_TURN, SEND_STALL_MS};
+
+/// What a shard allows. It is replaced as a whole, and read where it is used: nothing of it is
+/// copied into a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitSet {
+    /// Connections of one shard.
+    pub connections_max: usize,
+    /// Frames that one connection sends; beyond it its socket is not read.
+    pub connection_frames: Rate,
+    /// Bytes that one connection sends, encrypted; beyond it its socket is not read.
+    pub connection_bytes: Rate,
+    /// Sends of one user, from all devices; beyond it they are refused.
+    pub user_sends: Rate,
+    /// Connections that one address opens; beyond it they are closed at once. An address is an IPv4
+    /// address, or the 64 bits of an IPv6 network.
+    pub address_accepts: Rate,
+    /// Connections that one address has; 0: no limit.
+    pub address_connections_max: u32,
+    /// No rate limit holds for connections from here.
+    pub address_exempt: Vec<Cidr>,
+    /// Connections of one shard that are not verified yet.
+    pub handshakes_pending_max: usize,
+    /// Steps of such connections that one turn of a shard takes; the rest waits for the next turns.
+    pub handshake_steps_per_turn: usize,
+    /// Time from accept to Welcome.
+    pub handshake_ms_max: u64,
+    /// Time for the peer to take what is being sent before the connection counts as stalled.
+    pub send_stall_ms_max: u64,
+    /// Bytes of one connection in one turn after which it gets its data in single pieces.
+    pub receive_bytes_per_turn: u32,
+    /// Frames of one connection that one turn handles; the rest waits for the next turns.
+    pub receive_frames_per_turn: u32,
+}
+
+impl Default for LimitSet {
+    fn default() -> Self {
+        Self {
+            connections_max: 1_000_000,
+            connection_frames: Rate { per_second: 500, burst: 5_000 },
+            connection_bytes: Rate { per_second: 1 << 20, burst: 32 << 20 },
+            user_sends: Rate { per_second: 100, burst: 2_000 },
+            address_accepts: Rate { per_second: 500, burst: 5_000 },
+            address_connections_max: 20_000,
+            address_exempt: Cidr::LOOPBACK.to_vec(),
+            handshakes_pending_max: 4_096,
+            handshake_steps_per_turn: 8,
+            handshake_ms_max: 10_000,
+            send_stall_ms_max: SEND_STALL_MS,
+            receive_bytes_per_turn: RECEIVE_BYTES_PER_TURN,
+            receive_frames_per_turn: RECEIVE_FRAMES_PER_TURN,
+        }
+    }
+}
