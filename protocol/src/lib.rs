@@ -21,8 +21,9 @@
 //!                                             <-- Pong
 //! ```
 //!
-//! `proto/ringpost.proto` is the contract for clients in other languages. The ALPN `ringpost/1`
-//! names the version: fields and frames may be added to it, an incompatible change takes a new one.
+//! `proto/ringpost.proto` is the contract for clients in other languages, `PROTOCOL.md` tells how a
+//! connection goes. The ALPN `ringpost/1` names the version: fields and frames may be added to it, an
+//! incompatible change takes a new one.
 //!
 //! Modules in the order in which a message passes them: [`limits`] and [`id`], the vocabulary;
 //! [`frame`], bytes to frames; [`wire`], the generated schema; [`message`], frames to typed
