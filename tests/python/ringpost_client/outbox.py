@@ -1,0 +1,147 @@
+"""Which Send goes when.
+
+Per recipient, first come first served. A message waits for a number, is under way, and is either
+gone for good (Accepted, or Rejected with a final code) or rejected for now. While a recipient has a
+rejected message, later ones to it get no number; once everything to it is answered and the time to
+retry has come, the rejected ones wait again, in order, the first marked `after_reject`.
+"""
+
+import random
+
+from .schema import RejectCode
+from .state import Outgoing
+
+RETRYABLE = {
+    RejectCode.MAILBOX_FULL,
+    RejectCode.SENDER_SHARE,
+    RejectCode.RATE_LIMITED,
+    RejectCode.STORAGE_FULL,
+    RejectCode.STORAGE_FAILED,
+    RejectCode.OVERLOADED,
+}
+FINAL = {
+    RejectCode.UNKNOWN_RECIPIENT,
+    RejectCode.TOO_LARGE,
+    RejectCode.UNSUPPORTED,
+    RejectCode.BLOCKED,
+    RejectCode.NOT_A_MEMBER,
+}
+RETRY_SECONDS_MIN = 0.5
+RETRY_SECONDS_MAX = 60.0
+
+
+class Outbox:
+    """The outbox of a State, seen from one connection after the other."""
+
+    def __init__(self, state):
+        self._state = state
+        self._window = 0
+        # To be sent again on this connection before anything new.
+        self._replay = []
+        # send_seq -> message that this connection owes an answer for.
+        self._under_way = {}
+        # Recipient -> when its rejected messages are due; retries so far.
+        self._retry_at = {}
+        self._retries = {}
+
+    def add(self, recipient, body, ttl_ms, urgent):
+        """Takes a message from the app; durable with the next `State.save`."""
+        self._state.message_number_last += 1
+        number = self._state.message_number_last
+        self._state.outbox.append(Outgoing(recipient, body, number, ttl_ms, urgent))
+        return number
+
+    def open(self, window):
+        """A Welcome came: everything numbered and unanswered goes out again, in order.
+
+        Not so what stands behind a rejected message to the same recipient: the server has rejected
+        that too, or never saw it.
+        """
+        self._window = window
+        self._under_way = {}
+        self._retry_at = {}
+        self._replay = []
+        rejected = set()
+        for message in self._state.outbox:
+            if message.send_seq == 0:
+                continue
+            message.rejected |= message.recipient in rejected
+            if message.rejected:
+                rejected.add(message.recipient)
+            else:
+                self._replay.append(message)
+        self._replay.sort(key=lambda message: message.send_seq)
+
+    def accept(self, send_seq):
+        """The message that was accepted; None when nothing is known about the number."""
+        message = self._under_way.pop(send_seq, None)
+        if message is not None:
+            self._state.outbox.remove(message)
+            self._retries.pop(message.recipient, None)
+        return message
+
+    def reject(self, send_seq, code, retry_after_ms, now):
+        """The rejected message, and whether that is final; None for an unknown number."""
+        message = self._under_way.pop(send_seq, None)
+        if message is None:
+            return None, False
+        known = code in RETRYABLE or code in FINAL
+        final = code in FINAL if known else retry_after_ms is None
+        if final:
+            self._state.outbox.remove(message)
+        else:
+            message.rejected = True
+            self._retry_at[message.recipient] = now + self._delay(message, retry_after_ms)
+        return message, final
+
+    def due(self, now):
+        """The messages to send now; numbers are given here and must be saved before the bytes go."""
+        out = []
+        while self._replay and len(self._under_way) < self._window:
+            self._send(self._replay.pop(0), out)
+        if self._replay:
+            return out
+        blocked = {message.recipient for message in self._state.outbox if message.rejected}
+        busy = {message.recipient for message in self._under_way.values()}
+        for recipient in blocked - busy:
+            if now >= self._retry_at.get(recipient, now):
+                self._wait_again(recipient)
+                blocked.discard(recipient)
+        for message in self._state.outbox:
+            if len(self._under_way) >= self._window:
+                break
+            if message.send_seq == 0 and message.recipient not in blocked:
+                self._state.send_seq_last += 1
+                message.send_seq = self._state.send_seq_last
+                self._send(message, out)
+        return out
+
+    def retry_at(self):
+        """When `due` has something new to say by itself, or None."""
+        return min(self._retry_at.values(), default=None)
+
+    def _send(self, message, out):
+        self._under_way[message.send_seq] = message
+        out.append(message)
+
+    def _wait_again(self, recipient):
+        self._retry_at.pop(recipient, None)
+        first = True
+        for message in self._state.outbox:
+            if message.recipient == recipient and message.rejected:
+                message.rejected = False
+                message.send_seq = 0
+                message.after_reject = first
+                first = False
+
+    def _delay(self, message, retry_after_ms):
+        if retry_after_ms is not None:
+            return retry_after_ms / 1000
+        retries = self._retries.get(message.recipient, 0)
+        self._retries[message.recipient] = retries + 1
+        return backoff(retries, RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
+
+
+def backoff(tries, seconds_min, seconds_max):
+    """Exponential with full jitter."""
+    return min(seconds_max, seconds_min * 2**tries) * random.random()

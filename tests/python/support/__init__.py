@@ -1,0 +1,1 @@
+"""What the tests share: a gateway of their own, tokens, and connections that misbehave."""
