@@ -15,7 +15,7 @@ use crate::limits::SHARDS_MAX;
 mod limits;
 mod raw;
 
-pub use limits::{LimitsConfig, MAILBOX_BYTES_MAX, MAILBOX_RECORDS_MAX};
+pub use limits::LimitsConfig;
 
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

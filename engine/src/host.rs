@@ -11,8 +11,8 @@ use crate::limits::LimitSet;
 pub struct Host {
     /// Files that the process may have open, raised as far as it may raise it.
     pub open_files_max: u64,
-    /// The configured number, or what the open files leave room for.
-    pub connections_per_shard_max: usize,
+    /// Connections of one shard that the open files leave room for.
+    pub connections_room: usize,
 }
 
 /// Why this host cannot run a gateway. The fix of a ring's fault is in its text.
@@ -68,7 +68,7 @@ pub fn check(config: &Config, shards: u16) -> Result<Host, HostFault> {
         mib(memory_bytes(config, shards, connections)),
         memory_total_bytes().map_or_else(|| "unknown".to_owned(), |bytes| mib(bytes).to_string()),
     );
-    Ok(Host { open_files_max, connections_per_shard_max })
+    Ok(Host { open_files_max, connections_room: room })
 }
 
 /// Each connection is one open file; the limit counts for the process.

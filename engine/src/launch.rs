@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ringpost_protocol::message::Limits;
 use ringpost_ring::net::{ListenFault, ListenerGroup};
 use ringpost_ring::{Group, Uring, UringConfig, host};
 use ringpost_storage::{DiskError, DiskErrorKind, FileId, StoreConfig};
@@ -16,14 +15,11 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::control::{DrainPlan, ShardPort, ShardReporter};
-use crate::limits::LimitSet;
 use crate::mesh::{Mesh, Queues};
 use crate::metrics::ShardMetrics;
 use crate::shard::message::{ControlRequest, ShardEvent};
-use crate::shard::{Shard, ShardConfig, ShardParts, StoreDirectory, Turn};
+use crate::shard::{Shard, ShardConfig, ShardParts, ShardSettings, StoreDirectory, Turn};
 use crate::start::{ShardPlan, ShardStartFault, Shards};
-use crate::transport::Acceptor;
-use crate::transport::tls::ServerConfig;
 
 /// Connections that the kernel holds for a shard that is behind with accepting.
 const LISTEN_BACKLOG: u32 = 4096;
@@ -40,7 +36,6 @@ pub fn start_shards(
     let group = Group::new(plan.shards).map_err(ShardStartFault::Thread)?;
     let queues = Queues::new(group.clone());
     let listeners = Arc::new(listen(&plan)?);
-    let tls = ServerConfig::new(plan.certificates.clone(), plan.key.clone_key())?;
     let quiet = Arc::new(AtomicU16::new(0));
     let cores = host::usable_cores().map_err(ShardStartFault::Thread)?;
     let threads = reporters
@@ -52,7 +47,6 @@ pub fn start_shards(
                 group: group.clone(),
                 queues: queues.clone(),
                 listeners: Arc::clone(&listeners),
-                acceptor: Acceptor::Tls(tls.clone()),
                 voice: Voice {
                     reporter: Some(reporter),
                     queues: queues.clone(),
@@ -89,7 +83,6 @@ struct Seat {
     group: Group,
     queues: Queues,
     listeners: Arc<ListenerGroup>,
-    acceptor: Acceptor,
     voice: Voice,
 }
 
@@ -110,10 +103,10 @@ impl Seat {
                 ))
             })
             .transpose()?;
-        let verifier = Arc::clone(&plan.verifier);
+        let settings = plan.settings.clone();
         let name = format!("shard-{}", self.shard);
         let run = move || {
-            let Self { shard, core, group, queues, listeners, acceptor, mut voice } = self;
+            let Self { shard, core, group, queues, listeners, mut voice } = self;
             if let Err(error) = host::pin_to_core(core) {
                 tracing::warn!(shard, core, %error, "cannot pin the shard to its core");
             }
@@ -129,8 +122,7 @@ impl Seat {
                     ring,
                     listener: Some(listeners.listener(shard)),
                     mesh: Mesh::new(shard, queues),
-                    acceptor,
-                    verifier,
+                    settings,
                     store: store.map(|(config, path)| (config, store_directory(path))),
                     events: Box::new(move |event| voice.tell(event)),
                 },
@@ -206,6 +198,14 @@ impl ShardPort for Port {
         self.queues.push_control(self.shard, ControlRequest::Metrics(answer));
     }
 
+    fn apply(&self, settings: ShardSettings, applied: oneshot::Sender<()>) {
+        let applied = Box::new(move || {
+            let _ = applied.send(()); // nobody waits any more
+        });
+        let request = ControlRequest::Apply { settings: Box::new(settings), applied };
+        self.queues.push_control(self.shard, request);
+    }
+
     fn drain(&self, plan: DrainPlan) {
         let DrainPlan { drain_ms_max, reconnect_jitter_ms } = plan;
         let request =
@@ -215,24 +215,11 @@ impl ShardPort for Port {
 }
 
 fn shard_config(shard: u16, plan: &ShardPlan) -> ShardConfig {
-    let frame_bytes_max = plan.config.limits.frame_bytes_max;
-    let wire_limits = Limits {
-        frame_bytes_max: u32::try_from(frame_bytes_max).unwrap_or(u32::MAX),
-        ..Limits::of_protocol()
-    };
-    let limits = LimitSet {
-        connections_max: plan.connections_per_shard_max,
-        ..plan.config.limits.live.clone()
-    };
     ShardConfig {
         shard,
         storage_shards: plan.storage_shards,
-        frame_bytes_max,
-        wire_limits,
-        reconnect_jitter_ms: plan.config.drain.reconnect_jitter_ms,
         confirm_clock: plan.config.confirm_clock,
         random_seed: rand::random(),
-        limits: Arc::new(limits),
     }
 }
 
@@ -243,8 +230,8 @@ pub(crate) fn store_config(shard: u16, store_id: u64, config: &Config) -> StoreC
         segment_bytes: config.storage.segment_bytes,
         cache_bytes: config.storage.cache_bytes,
         reclaim_bytes_per_second: u32::try_from(reclaim).unwrap_or(u32::MAX),
-        mailbox_records_max: config.limits.mailbox_records_max,
-        mailbox_bytes_max: config.limits.mailbox_bytes_max,
+        mailbox_records_max: config.limits.live.mailbox_records_max,
+        mailbox_bytes_max: config.limits.live.mailbox_bytes_max,
         ..StoreConfig::new(shard, store_id)
     }
 }

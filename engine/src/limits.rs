@@ -24,6 +24,11 @@ pub const MESH_CREDITS: u32 = 1024;
 /// Messages drained from the mesh in one turn.
 pub const MESH_BATCH_MAX: usize = 1024;
 
+/// Records that one mailbox holds.
+pub const MAILBOX_RECORDS_MAX: u32 = 1000;
+/// Bytes that one mailbox holds.
+pub const MAILBOX_BYTES_MAX: u32 = 4 << 20;
+
 /// Plaintext that may wait to be sealed on one connection before its mailbox stops being read.
 pub const OUTBOUND_BYTES_MAX: usize = 32 * 1024;
 /// Plaintext that may be received ahead on a connection whose requests wait for room.

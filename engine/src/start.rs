@@ -10,7 +10,6 @@ use std::time::Instant;
 use ringpost_ring::RingFault;
 use ringpost_ring::net::ListenFault;
 use ringpost_storage::Resharded;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -23,6 +22,9 @@ use crate::data_dir::{DataDir, DataDirFault};
 use crate::host::{self, HostFault};
 use crate::launch;
 use crate::progress::WorkProgress;
+use crate::shard::ShardSettings;
+use crate::transport::Acceptor;
+use crate::transport::tls::{self, ServerConfig};
 
 /// Everything that the shards are made from.
 pub struct ShardPlan {
@@ -31,14 +33,11 @@ pub struct ShardPlan {
     pub shards: u16,
     /// The first so many own mailboxes, as recorded in the data directory; never above `shards`.
     pub storage_shards: u16,
-    /// What the host has room for; never above the configured number.
-    pub connections_per_shard_max: usize,
     /// The store directory of each storage shard; it exists and is durable.
     pub store_dirs: Vec<PathBuf>,
     pub store_id: u64,
-    pub verifier: Arc<Verifier>,
-    pub certificates: Vec<CertificateDer<'static>>,
-    pub key: PrivateKeyDer<'static>,
+    /// What the shards begin with.
+    pub settings: ShardSettings,
 }
 
 /// Running shards.
@@ -65,10 +64,6 @@ pub enum ShardStartFault {
     Listen(#[from] ListenFault),
     #[error(transparent)]
     Ring(#[from] RingFault),
-    #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
-    #[error(transparent)]
-    Certificate(#[from] crate::transport::tls::ConfigFault),
     #[error("cannot read the store directory {directory}: {error}", directory = directory.display())]
     Store { directory: PathBuf, error: std::io::Error },
     #[error("cannot start a shard's thread: {0}")]
@@ -80,6 +75,8 @@ pub enum ShardStartFault {
 pub enum StartError {
     #[error(transparent)]
     TlsFiles(#[from] TlsFilesFault),
+    #[error(transparent)]
+    Certificate(#[from] tls::ConfigFault),
     #[error(transparent)]
     KeySet(#[from] KeySetFault),
     #[error(transparent)]
@@ -103,6 +100,7 @@ pub fn run(
     on_serving: impl FnOnce(Serving),
 ) -> Result<ExitReason, StartError> {
     let (certificates, key) = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
+    let acceptor = Acceptor::Tls(ServerConfig::new(certificates, key)?);
     let verifier = Verifier::load(&config.auth.jwks_path, &config.auth.audience)?;
     info!(keys = verifier.key_count(), "key set loaded");
     let storage_shards = config.storage_shards.unwrap_or(config.shards);
@@ -116,15 +114,18 @@ pub fn run(
     let (admin, admin_listen) = listen_admin(config.admin_listen)?;
     let drain = DrainPlan::from(&config.drain);
 
+    let settings = ShardSettings {
+        acceptor,
+        verifier: Arc::new(verifier),
+        limits: Arc::new(config.limits.live.within(host.connections_room)),
+        reconnect_jitter_ms: config.drain.reconnect_jitter_ms,
+    };
     let plan = ShardPlan {
         shards,
         storage_shards: data.storage_shards(),
-        connections_per_shard_max: host.connections_per_shard_max,
         store_dirs: (0..data.storage_shards()).map(|shard| data.shard_dir(shard)).collect(),
         store_id: data.store_id(),
-        verifier: Arc::new(verifier),
-        certificates,
-        key,
+        settings,
         config,
     };
     let (reporters, reports) = shard_reports(shards);
@@ -226,10 +227,10 @@ impl StartError {
             Self::Shards(ShardStartFault::Store { .. }) => {
                 Some("data_dir must belong to the user that runs the gateway".to_owned())
             }
-            Self::Shards(ShardStartFault::Certificate(_)) => {
+            Self::Certificate(_) => {
                 Some("TLS 1.3 needs an ECDSA, Ed25519 or RSA certificate and its key".to_owned())
             }
-            Self::Shards(ShardStartFault::Ring(_) | ShardStartFault::Tls(_)) => None,
+            Self::Shards(ShardStartFault::Ring(_)) => None,
             Self::Control(fault) => Some(fault.fix().to_owned()),
         }
     }
@@ -237,7 +238,7 @@ impl StartError {
     /// 2: the configuration is at fault; 1: the host or the storage.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::TlsFiles(_) | Self::KeySet(_) => 2,
+            Self::TlsFiles(_) | Self::Certificate(_) | Self::KeySet(_) => 2,
             _ => 1,
         }
     }

@@ -227,6 +227,12 @@ impl Store {
         if full(records, held, share) { Room::SenderShare } else { Room::Free }
     }
 
+    /// Changes the bounds of all mailboxes. What a mailbox holds beyond a lower one stays.
+    pub fn set_mailbox_bounds(&mut self, records_max: u32, bytes_max: u32) {
+        self.config.mailbox_records_max = records_max;
+        self.config.mailbox_bytes_max = bytes_max;
+    }
+
     /// Records a device, or replaces its record.
     pub fn put_device(&mut self, device: &DeviceRecord) -> RecordNumber {
         if self.cannot_number() {

@@ -10,16 +10,13 @@ use toml::Spanned;
 use super::ConfigFault;
 use super::raw::Source;
 use crate::limits::{
-    CONNECTIONS_PER_SHARD_MAX, Cidr, HANDSHAKES_PENDING_MAX, LimitSet, RECEIVE_BYTES_PER_TURN,
-    RECEIVE_FRAMES_PER_TURN, Rate, SEND_STALL_MS,
+    CONNECTIONS_PER_SHARD_MAX, Cidr, HANDSHAKES_PENDING_MAX, LimitSet, MAILBOX_BYTES_MAX,
+    MAILBOX_RECORDS_MAX, RECEIVE_BYTES_PER_TURN, RECEIVE_FRAMES_PER_TURN, Rate, SEND_STALL_MS,
 };
 
 /// What the gateway allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
-    pub frame_bytes_max: usize,
-    pub mailbox_records_max: u32,
-    pub mailbox_bytes_max: u32,
     /// Memory of the kernel for what one connection sends.
     pub send_buffer_bytes: u32,
     /// Memory of the kernel for what one connection receives.
@@ -64,21 +61,8 @@ type Number = Option<Spanned<u64>>;
 impl Source<'_> {
     pub(super) fn limits(&self, raw: &RawLimits) -> Result<LimitsConfig, ConfigFault> {
         let mut limits = LimitsConfig::default();
-        let LimitsConfig {
-            frame_bytes_max,
-            mailbox_records_max,
-            mailbox_bytes_max,
-            send_buffer_bytes,
-            receive_buffer_bytes,
-            addresses_max,
-            live,
-        } = &mut limits;
-        let frame = raw.frame_bytes_max.as_ref();
-        self.set(frame_bytes_max, "limits.frame_bytes_max", frame, &FRAME_BYTES)?;
-        let records = raw.mailbox_records_max.as_ref();
-        self.set(mailbox_records_max, "limits.mailbox_records_max", records, &MAILBOX_RECORDS)?;
-        let bytes = raw.mailbox_bytes_max.as_ref();
-        self.set(mailbox_bytes_max, "limits.mailbox_bytes_max", bytes, &MAILBOX_BYTES)?;
+        let LimitsConfig { send_buffer_bytes, receive_buffer_bytes, addresses_max, live } =
+            &mut limits;
         let send = raw.send_buffer_bytes.as_ref();
         self.set(send_buffer_bytes, "limits.send_buffer_bytes", send, &SOCKET_BUFFER_BYTES)?;
         let receive = raw.receive_buffer_bytes.as_ref();
@@ -90,12 +74,23 @@ impl Source<'_> {
         )?;
         let addresses = raw.addresses_max.as_ref();
         self.set(addresses_max, "limits.addresses_max", addresses, &ADDRESSES)?;
+        self.mailboxes(live, raw)?;
         self.rates(live, raw)?;
         self.bounds(live, raw)?;
         if let Some(exempt) = &raw.address_exempt {
             live.address_exempt = self.cidrs("limits.address_exempt", exempt)?;
         }
         Ok(limits)
+    }
+
+    fn mailboxes(&self, live: &mut LimitSet, raw: &RawLimits) -> Result<(), ConfigFault> {
+        let frame = raw.frame_bytes_max.as_ref();
+        self.set(&mut live.frame_bytes_max, "limits.frame_bytes_max", frame, &FRAME_BYTES)?;
+        let records = raw.mailbox_records_max.as_ref();
+        let key = "limits.mailbox_records_max";
+        self.set(&mut live.mailbox_records_max, key, records, &MAILBOX_RECORDS)?;
+        let bytes = raw.mailbox_bytes_max.as_ref();
+        self.set(&mut live.mailbox_bytes_max, "limits.mailbox_bytes_max", bytes, &MAILBOX_BYTES)
     }
 
     fn rates(&self, live: &mut LimitSet, raw: &RawLimits) -> Result<(), ConfigFault> {
@@ -192,9 +187,6 @@ impl Source<'_> {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            frame_bytes_max: FRAME_BYTES_MAX,
-            mailbox_records_max: MAILBOX_RECORDS_MAX,
-            mailbox_bytes_max: MAILBOX_BYTES_MAX,
             send_buffer_bytes: 64 << 10,
             receive_buffer_bytes: 64 << 10,
             addresses_max: 1 << 20,
@@ -202,11 +194,6 @@ impl Default for LimitsConfig {
         }
     }
 }
-
-/// Records that one mailbox holds.
-pub const MAILBOX_RECORDS_MAX: u32 = 1000;
-/// Bytes that one mailbox holds.
-pub const MAILBOX_BYTES_MAX: u32 = 4 << 20;
 
 const CONNECTIONS: RangeInclusive<u64> = 1..=CONNECTIONS_PER_SHARD_MAX as u64;
 // A Hello carries a token, so a frame that cannot hold one would refuse everybody.

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::config::DrainConfig;
 use crate::metrics::ShardMetrics;
+use crate::shard::ShardSettings;
 
 pub mod admin;
 pub mod auth;
@@ -29,6 +30,8 @@ pub mod token;
 pub trait ShardPort: Send {
     /// The shard answers with a copy of its counters; dropping `reply` says that it cannot.
     fn request_metrics(&self, reply: oneshot::Sender<ShardMetrics>);
+    /// The shard takes these settings and answers; dropping `applied` says that it cannot.
+    fn apply(&self, settings: ShardSettings, applied: oneshot::Sender<()>);
     /// The shard stops accepting, sends GoAway, flushes, syncs, and reports itself drained.
     fn drain(&self, plan: DrainPlan);
 }

@@ -22,6 +22,10 @@ impl ShardPort for FakeShard {
         }
     }
 
+    fn apply(&self, _: ShardSettings, applied: oneshot::Sender<()>) {
+        applied.send(()).unwrap();
+    }
+
     fn drain(&self, plan: DrainPlan) {
         self.drains.send(plan).unwrap();
     }

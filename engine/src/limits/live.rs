@@ -1,15 +1,26 @@
 //! The limits that an operator sets, and may set anew while the gateway runs.
 
+use ringpost_protocol::message::Limits;
+
 use super::bucket::Rate;
 use super::cidr::Cidr;
-use super::{RECEIVE_BYTES_PER_TURN, RECEIVE_FRAMES_PER_TURN, SEND_STALL_MS};
+use super::{
+    MAILBOX_BYTES_MAX, MAILBOX_RECORDS_MAX, RECEIVE_BYTES_PER_TURN, RECEIVE_FRAMES_PER_TURN,
+    SEND_STALL_MS,
+};
 
-/// What a shard allows. It is replaced as a whole, and read where it is used: nothing of it is
-/// copied into a connection.
+/// What a shard allows. It is replaced as a whole, and read where it is used: but for the bound of
+/// its frames nothing of it is copied into a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitSet {
     /// Connections of one shard.
     pub connections_max: usize,
+    /// Bytes of one frame, told in Welcome: a connection keeps the bound that it was accepted with.
+    pub frame_bytes_max: u32,
+    /// Messages of one mailbox.
+    pub mailbox_records_max: u32,
+    /// Bytes of the messages of one mailbox.
+    pub mailbox_bytes_max: u32,
     /// Frames that one connection sends; beyond it its socket is not read.
     pub connection_frames: Rate,
     /// Bytes that one connection sends, encrypted; beyond it its socket is not read.
@@ -37,10 +48,20 @@ pub struct LimitSet {
     pub receive_frames_per_turn: u32,
 }
 
+impl LimitSet {
+    /// These limits on a host that has files for so many connections per shard.
+    pub fn within(&self, connections_room: usize) -> Self {
+        Self { connections_max: self.connections_max.min(connections_room), ..self.clone() }
+    }
+}
+
 impl Default for LimitSet {
     fn default() -> Self {
         Self {
             connections_max: 1_000_000,
+            frame_bytes_max: Limits::of_protocol().frame_bytes_max,
+            mailbox_records_max: MAILBOX_RECORDS_MAX,
+            mailbox_bytes_max: MAILBOX_BYTES_MAX,
             connection_frames: Rate { per_second: 500, burst: 5_000 },
             connection_bytes: Rate { per_second: 1 << 20, burst: 32 << 20 },
             user_sends: Rate { per_second: 100, burst: 2_000 },

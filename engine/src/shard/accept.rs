@@ -61,15 +61,13 @@ impl<R: Ring> Shard<R> {
                 return;
             }
         };
-        let key = self.conns.insert(Conn::new(socket, transport, self.time.now_ms));
+        let frame_bytes_max = self.limits.frame_bytes_max;
+        let conn = Conn::new(socket, transport, frame_bytes_max, self.time.now_ms);
+        let key = self.conns.insert(conn);
         self.schedule(key);
         self.rearm.push(key);
-        // What the kernel holds in the backlog waits there until a connection ends.
-        if self.conns.len() >= self.limits.connections_max
-            && let Some(target) = self.accept
-        {
-            self.metrics.bound_hits.add(Bound::ConnectionsPerShard);
-            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+        if self.conns.len() >= self.limits.connections_max {
+            self.stop_accepting();
         }
     }
 

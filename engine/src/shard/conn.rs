@@ -25,6 +25,8 @@ pub struct Conn {
     pub(super) phase: Phase,
     pub(super) transport: Transport,
     pub(super) session: ServerSession,
+    /// Bound of the frames that it sends, as told in Welcome.
+    pub(super) frame_bytes_max: u32,
     /// Plaintext that is not yet a whole frame, or waits for room behind `blocked`.
     pub(super) input: BytesMut,
     /// Frames that are not yet sealed.
@@ -93,12 +95,18 @@ pub struct ConnTable {
 }
 
 impl Conn {
-    pub(super) fn new(socket: Socket, transport: Transport, now_ms: u64) -> Self {
+    pub(super) fn new(
+        socket: Socket,
+        transport: Transport,
+        frame_bytes_max: u32,
+        now_ms: u64,
+    ) -> Self {
         Self {
             socket,
             phase: Phase::Greeting,
             transport,
             session: ServerSession::new(now_ms),
+            frame_bytes_max,
             input: BytesMut::new(),
             out: Vec::new(),
             unsent: Vec::new(),

@@ -28,6 +28,10 @@ impl<R: Ring> Shard<R> {
     pub(super) fn handle_control(&mut self, request: ControlRequest) {
         match request {
             ControlRequest::Metrics(reply) => reply(self.snapshot()),
+            ControlRequest::Apply { settings, applied } => {
+                self.apply(*settings);
+                applied();
+            }
             ControlRequest::Drain { within_ms, jitter_ms } => {
                 self.begin_drain(within_ms, jitter_ms);
             }
@@ -87,7 +91,7 @@ impl<R: Ring> Shard<R> {
 
     /// When a client that is sent away should come back: spread, so that a fleet returns as a ramp.
     pub(super) fn return_time_ms(&mut self) -> u64 {
-        let jitter_ms = self.drain.map_or(self.config.reconnect_jitter_ms, |drain| drain.jitter_ms);
+        let jitter_ms = self.drain.map_or(self.reconnect_jitter_ms, |drain| drain.jitter_ms);
         self.random.below(jitter_ms + 1)
     }
 

@@ -130,7 +130,7 @@ impl<R: Ring> Shard<R> {
             if !conn.takes_frames() {
                 return Ok(());
             }
-            let Some(frame) = split_frame(input, self.config.frame_bytes_max)? else {
+            let Some(frame) = split_frame(input, conn.frame_bytes_max as usize)? else {
                 return Ok(());
             };
             self.metrics.frames_received += 1;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::id::{DeviceAddress, InstallId, MailboxId, SendSeq, Seq, UserId};
 use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, DEVICES_PER_USER_MAX};
-use ringpost_protocol::message::{self, DeliverHead, DeliveredHead, Welcome};
+use ringpost_protocol::message::{self, DeliverHead, DeliveredHead, Limits, Welcome};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::session::ServerSession;
 use ringpost_protocol::window::SendMemory;
@@ -138,7 +138,7 @@ impl<R: Ring> Shard<R> {
             mailbox_id: device.mailbox,
             heartbeat_ms: hello.mode.heartbeat_ms(),
             server_time_ms: self.time.unix_ms,
-            limits: self.config.wire_limits,
+            limits: Limits { frame_bytes_max: conn.frame_bytes_max, ..Limits::of_protocol() },
             capabilities: 0,
         };
         let cursor = attached.cursor;

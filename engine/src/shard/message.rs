@@ -4,6 +4,7 @@ use ringpost_protocol::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, Us
 use ringpost_protocol::message::{Hello, Outcome, Recipient, SendBody};
 
 use super::conn::Conn;
+use super::settings::ShardSettings;
 use crate::control::auth::Claims;
 use crate::metrics::ShardMetrics;
 
@@ -102,6 +103,8 @@ pub struct BlockArmed {
 pub enum ControlRequest {
     /// Hand a copy of the counters to the closure.
     Metrics(Box<dyn FnOnce(ShardMetrics) + Send>),
+    /// Take these settings from now on, then call the closure.
+    Apply { settings: Box<ShardSettings>, applied: Box<dyn FnOnce() + Send> },
     /// Stop accepting, tell every client to come back after a time up to `jitter_ms`, and close all
     /// connections within `within_ms`.
     Drain { within_ms: u64, jitter_ms: u64 },

@@ -9,6 +9,7 @@
 
 mod token;
 pub mod message;
+mod settings;
 mod accept;
 pub mod conn;
 mod inbound;
@@ -27,7 +28,6 @@ mod drain;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use ringpost_protocol::message::Limits;
 use ringpost_ring::{Completion, Listener, OpId, Ring, WOKEN_TOKEN};
 use ringpost_storage::{Store, StoreConfig};
 
@@ -37,6 +37,7 @@ use self::drain::Drain;
 use self::home::Home;
 use self::message::{MeshMessage, ShardEvent};
 use self::route::Lane;
+pub use self::settings::ShardSettings;
 use self::token::Token;
 use self::wheel::Wheel;
 use crate::control::auth::Verifier;
@@ -45,24 +46,17 @@ use crate::mesh::{Mesh, Source};
 use crate::metrics::ShardMetrics;
 use crate::transport::Acceptor;
 
-/// What a shard is told at its start. Bounds are already checked against `limits`.
+/// What a shard is told at its start, once and for all.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
     pub shard: u16,
     /// The first `storage_shards` shards own the slots; the others only accept and hand over.
     pub storage_shards: u16,
-    pub frame_bytes_max: usize,
-    /// What Welcome tells the client.
-    pub wire_limits: Limits,
-    /// Clients sent away for overload come back after a time from zero up to this.
-    pub reconnect_jitter_ms: u64,
     /// The operator says that the host's clock is right: the expiry clock follows it at once, however
     /// far it has to go.
     pub confirm_clock: bool,
     /// Seed of the shard's random numbers: mailbox ids and return times.
     pub random_seed: u64,
-    /// What holds from the start on.
-    pub limits: Arc<LimitSet>,
 }
 
 /// What a shard works with.
@@ -70,8 +64,8 @@ pub struct ShardParts<R> {
     pub ring: R,
     pub listener: Option<Listener>,
     pub mesh: Mesh,
-    pub acceptor: Acceptor,
-    pub verifier: Arc<Verifier>,
+    /// What holds until [`message::ControlRequest::Apply`] brings other ones.
+    pub settings: ShardSettings,
     /// `None` for a shard that owns no slots.
     pub store: Option<(StoreConfig, StoreDirectory)>,
     /// Told of the shard's milestones; called from the shard's thread and must not block.
@@ -104,6 +98,8 @@ pub struct Shard<R> {
     config: ShardConfig,
     /// What is allowed now; replaced as a whole.
     limits: Arc<LimitSet>,
+    /// Clients sent away for overload come back after a time from zero up to this.
+    reconnect_jitter_ms: u64,
     ring: R,
     time: Time,
     completions: Vec<Completion>,
@@ -138,7 +134,8 @@ pub struct Shard<R> {
 
 impl<R: Ring> Shard<R> {
     pub fn new(config: ShardConfig, parts: ShardParts<R>) -> Self {
-        let ShardParts { ring, listener, mesh, acceptor, verifier, store, events } = parts;
+        let ShardParts { ring, listener, mesh, settings, store, events } = parts;
+        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms } = settings;
         assert!(config.storage_shards <= SHARDS_MAX && config.storage_shards <= mesh.shards());
         assert_eq!(store.is_some(), config.shard < config.storage_shards);
         let time = Time { now_ms: ring.now_ns() / 1_000_000, unix_ms: ring.unix_ms() };
@@ -171,14 +168,10 @@ impl<R: Ring> Shard<R> {
             started: false,
             ready: false,
             failed: false,
-            limits: Arc::clone(&config.limits),
+            limits,
+            reconnect_jitter_ms,
             config,
         }
-    }
-
-    /// From now on `limits` hold, also for the connections that are there.
-    pub fn set_limits(&mut self, limits: Arc<LimitSet>) {
-        self.limits = limits;
     }
 
     /// One turn of the loop, and the whole of it: reap, handle, mesh, timers, store, flush, submit.

@@ -263,6 +263,8 @@ impl<R: Ring> Shard<R> {
             let started = open.store.begin_clock(now_ms, self.time.unix_ms, confirmed);
             warn_of_lag(self.id, started);
         }
+        let limits = &self.limits; // those at the start may be outdated by now
+        open.store.set_mailbox_bounds(limits.mailbox_records_max, limits.mailbox_bytes_max);
         home.install(open, self.time.unix_ms);
         if let Some(since_ms) = home.reopening.since_ms.take() {
             let elapsed_ms = now_ms.saturating_sub(since_ms);

@@ -9,10 +9,8 @@ use ringpost_engine::limits::LimitSet;
 use ringpost_engine::mesh::{Mesh, Queues};
 use ringpost_engine::metrics::ShardMetrics;
 use ringpost_engine::shard::message::{ControlRequest, ShardEvent};
-use ringpost_engine::shard::{Shard, ShardConfig, ShardParts, StoreDirectory, Turn};
+use ringpost_engine::shard::{Shard, ShardConfig, ShardParts, ShardSettings, StoreDirectory, Turn};
 use ringpost_engine::transport::Acceptor;
-use ringpost_protocol::limits::FRAME_BYTES_MAX;
-use ringpost_protocol::message::Limits;
 use ringpost_ring::{Group, Listener, Ring};
 use ringpost_storage::limits::SEGMENT_BYTES_MIN;
 use ringpost_storage::{Current, FileId, Store, StoreConfig};
@@ -150,23 +148,33 @@ impl Gateway {
         let config = ShardConfig {
             shard,
             storage_shards: self.shape.storage_shards,
-            frame_bytes_max: FRAME_BYTES_MAX,
-            wire_limits: Limits::of_protocol(),
-            reconnect_jitter_ms: 1_000,
             confirm_clock: false,
             random_seed,
-            limits: Arc::new(LimitSet { connections_max: 64, ..LimitSet::default() }),
         };
         let parts = ShardParts {
             ring: SimRing::new(Rc::clone(&self.host), shard),
             listener: Some(Listener(i32::from(shard))),
             mesh: Mesh::new(shard, queues.clone()),
-            acceptor: Acceptor::Plain,
-            verifier: Arc::clone(&self.verifier),
+            settings: self.settings(),
             store,
             events: Box::new(move |event| events.lock().expect("one thread").push(event)),
         };
         Shard::new(config, parts)
+    }
+
+    fn settings(&self) -> ShardSettings {
+        let limits = LimitSet {
+            connections_max: 64,
+            mailbox_records_max: self.shape.mailbox_records_max,
+            mailbox_bytes_max: 1 << 30,
+            ..LimitSet::default()
+        };
+        ShardSettings {
+            acceptor: Acceptor::Plain,
+            verifier: Arc::clone(&self.verifier),
+            limits: Arc::new(limits),
+            reconnect_jitter_ms: 1_000,
+        }
     }
 
     fn directory(&self, shard: u16) -> StoreDirectory {

@@ -1,0 +1,51 @@
+//! What of a shard can change while it runs: who may connect, and within which limits.
+//!
+//! The control thread sends a whole new set; connections that are open keep what they were told at
+//! their beginning.
+
+use std::sync::Arc;
+
+use ringpost_ring::{Op, Ring};
+
+use super::Shard;
+use super::token::Token;
+use crate::control::auth::Verifier;
+use crate::limits::LimitSet;
+use crate::metrics::Bound;
+use crate::transport::Acceptor;
+
+/// Everything that a reload replaces.
+#[derive(Clone)]
+pub struct ShardSettings {
+    pub acceptor: Acceptor,
+    pub verifier: Arc<Verifier>,
+    pub limits: Arc<LimitSet>,
+    /// Clients sent away for overload come back after a time from zero up to this.
+    pub reconnect_jitter_ms: u64,
+}
+
+impl<R: Ring> Shard<R> {
+    /// Takes a whole new set. Nobody is disconnected: a lower bound holds for what comes.
+    pub(super) fn apply(&mut self, settings: ShardSettings) {
+        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms } = settings;
+        (self.acceptor, self.verifier) = (acceptor, verifier);
+        (self.limits, self.reconnect_jitter_ms) = (limits, reconnect_jitter_ms);
+        let LimitSet { connections_max, mailbox_records_max, mailbox_bytes_max, .. } = *self.limits;
+        if let Some(home) = &mut self.home
+            && let Some(open) = home.state.try_open_mut()
+        {
+            open.store.set_mailbox_bounds(mailbox_records_max, mailbox_bytes_max);
+        }
+        if self.conns.len() >= connections_max {
+            self.stop_accepting();
+        }
+    }
+
+    /// The table is full: what the kernel holds in the backlog waits there until a connection ends.
+    pub(super) fn stop_accepting(&mut self) {
+        if let Some(target) = self.accept {
+            self.metrics.bound_hits.add(Bound::ConnectionsPerShard);
+            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+        }
+    }
+}
