@@ -12,6 +12,7 @@ use ringpost_ring::Group;
 
 use crate::addr::SourceAddresses;
 use crate::client::Identity;
+use crate::cores::CoreList;
 use crate::measure::Measure;
 use crate::swarm::{Swarm, SwarmConfig};
 use crate::traffic::Traffic;
@@ -58,7 +59,12 @@ impl Progress {
 }
 
 impl Fleet {
-    pub fn start(config: &Arc<SwarmConfig>, parts: Vec<Part>) -> Result<Self> {
+    /// `cores`: what the threads are kept on, one core each, dealt round.
+    pub fn start(
+        config: &Arc<SwarmConfig>,
+        cores: Option<&CoreList>,
+        parts: Vec<Part>,
+    ) -> Result<Self> {
         let count = u16::try_from(parts.len()).context("too many threads")?;
         let group = Group::new(count).context("make the rings' group")?;
         let mut fleet = Self { threads: Vec::new(), progress: Vec::new() };
@@ -69,10 +75,12 @@ impl Fleet {
             fleet.threads.push(commands);
             fleet.progress.push(Arc::clone(&progress));
             let (group, config, ready) = (group.clone(), Arc::clone(config), ready.clone());
+            let core = cores.map(|cores| cores.of_thread(usize::from(thread)));
             let run = move || {
-                let Part { identities, traffic, sources } = part;
-                let swarm =
-                    Swarm::new(&group, thread, config, identities, traffic, sources, progress);
+                let pinned = core.as_ref().map_or(Ok(()), CoreList::pin_thread);
+                let swarm = pinned
+                    .context("run on the load generator's cores")
+                    .and_then(|()| Swarm::new(&group, thread, config, part, progress));
                 match swarm {
                     Ok(mut swarm) => {
                         let _ = ready.send(Ok(()));

@@ -6,12 +6,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::random_range;
 
+use crate::cores::CoreList;
 use crate::host::{filesystem, is_memory_filesystem};
 use crate::report::ServerUse;
 use crate::tokens;
@@ -19,10 +20,22 @@ use crate::tokens;
 /// A running gateway; killed when dropped.
 pub struct Gateway {
     binary: PathBuf,
+    cores: Option<CoreList>,
     directory: tempfile::TempDir,
     child: Child,
     target: SocketAddr,
     admin: SocketAddr,
+}
+
+/// What a gateway of our own is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct GatewayConfig {
+    /// None: what the gateway thinks best for its cores.
+    pub shards: Option<u16>,
+    /// None: all.
+    pub cores: Option<CoreList>,
+    /// Lines of the section `[limits]`.
+    pub limits: Vec<(&'static str, u64)>,
 }
 
 /// How to end a gateway.
@@ -35,17 +48,18 @@ pub enum Stop {
 }
 
 impl Gateway {
-    /// Starts `binary` with fresh keys, a fresh store and, if given, this many shards.
-    pub fn start(binary: PathBuf, shards: Option<u16>) -> Result<Self> {
+    /// Starts `binary` with fresh keys and a fresh store.
+    pub fn start(binary: PathBuf, config: GatewayConfig) -> Result<Self> {
         let directory = temporary_directory()?;
         let data = directory.path();
         tokens::write_credentials(data)?;
         let target = free_port()?;
         let admin = free_port()?;
-        fs::write(data.join(CONFIG_FILE), config_text(data, target, admin, shards))
+        fs::write(data.join(CONFIG_FILE), config_text(data, target, admin, &config))
             .context("write the configuration")?;
-        let child = spawn(&binary, data)?;
-        let mut gateway = Self { binary, directory, child, target, admin };
+        let cores = config.cores;
+        let child = spawn(&binary, data, cores.as_ref())?;
+        let mut gateway = Self { binary, cores, directory, child, target, admin };
         gateway.wait_ready()?;
         Ok(gateway)
     }
@@ -58,6 +72,11 @@ impl Gateway {
     /// Address of `/metrics`.
     pub fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// The present process; another one after [`Gateway::restart`].
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     /// Holds `ca.pem`, `token-key.pem`, `jwks.json` and the store.
@@ -97,7 +116,7 @@ impl Gateway {
     pub fn restart(&mut self) -> Result<Duration> {
         let started = Instant::now();
         loop {
-            self.child = spawn(&self.binary, self.data())?;
+            self.child = spawn(&self.binary, self.data(), self.cores.as_ref())?;
             match self.wait_ready() {
                 Ok(()) => return Ok(started.elapsed()),
                 Err(_)
@@ -201,7 +220,13 @@ pub fn read_metrics(admin: SocketAddr, path: &str) -> Result<ServerUse> {
     };
     let rss_bytes = value("process_resident_memory_bytes")?;
     #[expect(clippy::cast_possible_truncation, reason = "a size: not negative, whole, below 2^53")]
-    Ok(ServerUse { cpu_seconds: value("process_cpu_seconds_total")?, rss_bytes: rss_bytes as u64 })
+    let bytes = |value: f64| value as u64;
+    Ok(ServerUse {
+        cpu_seconds: value("process_cpu_seconds_total")?,
+        rss_bytes: bytes(rss_bytes),
+        index_bytes: metric(&page, "ringpost_store_index_bytes").map(bytes),
+        queued_records: metric(&page, "ringpost_queued_records").map(bytes),
+    })
 }
 
 /// Splits `http://HOST:PORT/PATH`; the path defaults to `/metrics`.
@@ -221,12 +246,20 @@ pub fn resolve(text: &str) -> Result<SocketAddr> {
         .with_context(|| format!("{text:?} has no address"))
 }
 
-fn config_text(data: &Path, target: SocketAddr, admin: SocketAddr, shards: Option<u16>) -> String {
+fn config_text(
+    data: &Path,
+    target: SocketAddr,
+    admin: SocketAddr,
+    config: &GatewayConfig,
+) -> String {
     let path = |name: &str| toml_string(&data.join(name));
-    let shards = shards.map_or_else(String::new, |count| format!("shards = {count}\n"));
+    let shards = config.shards.map_or_else(String::new, |count| format!("shards = {count}\n"));
+    let limits: String =
+        config.limits.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
     format!(
         "listen = \"{target}\"\nadmin_listen = \"{admin}\"\ndata_dir = {}\n{shards}\n\
-         [tls]\ncertificate_path = {}\nkey_path = {}\n\n[auth]\njwks_path = {}\n",
+         [tls]\ncertificate_path = {}\nkey_path = {}\n\n[auth]\njwks_path = {}\n\n\
+         [limits]\n{limits}",
         path(STORE_DIRECTORY),
         path("cert.pem"),
         path("key.pem"),
@@ -239,7 +272,19 @@ fn toml_string(path: &Path) -> String {
     serde_json::Value::from(path.display().to_string()).to_string()
 }
 
-fn spawn(binary: &Path, data: &Path) -> Result<Child> {
+/// The new process inherits the cores of the thread that starts it: a thread of its own for that.
+fn spawn(binary: &Path, data: &Path, cores: Option<&CoreList>) -> Result<Child> {
+    let Some(cores) = cores else { return spawn_here(binary, data) };
+    thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            cores.pin_thread().with_context(|| format!("run on cores {cores}"))?;
+            spawn_here(binary, data)
+        });
+        started.join().expect("starting a process does not panic")
+    })
+}
+
+fn spawn_here(binary: &Path, data: &Path) -> Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
@@ -378,7 +423,7 @@ mod tests {
     fn metrics_are_read_over_http() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let server = std::thread::spawn(move || {
+        let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut request = [0; 512];
             let length = stream.read(&mut request).unwrap();
@@ -388,7 +433,8 @@ mod tests {
                 .unwrap();
         });
         let server_use = read_metrics(address, "/metrics").unwrap();
-        assert_eq!(server_use, ServerUse { cpu_seconds: 2.25, rss_bytes: 4096 });
+        let wanted = ServerUse { cpu_seconds: 2.25, rss_bytes: 4096, ..ServerUse::default() };
+        assert_eq!(server_use, wanted);
         server.join().unwrap();
     }
 

@@ -17,6 +17,10 @@ pub struct Host {
     pub kernel: String,
     /// Type of the file system that the gateway's data is on; null when it is not ours.
     pub data_filesystem: Option<String>,
+    /// Cores that our own gateway is kept on; null when it may use all.
+    pub server_cores: Option<Vec<usize>>,
+    /// Cores that the load generator is kept on; null when it may use all.
+    pub client_cores: Option<Vec<usize>>,
     /// UTC, ISO 8601.
     pub date: String,
 }
@@ -37,10 +41,12 @@ impl Host {
         Self {
             machine: kernel("arch"),
             cpu_model: field(&cpu, "model name").unwrap_or("unknown").to_owned(),
-            cores: cores(),
+            cores: cpu.lines().filter(|line| line.starts_with("processor")).count().max(1),
             memory_bytes: kibibytes * 1024,
             kernel: kernel("osrelease"),
             data_filesystem: data.and_then(filesystem),
+            server_cores: None,
+            client_cores: None,
             date: iso_8601(seconds),
         }
     }

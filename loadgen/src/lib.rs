@@ -4,7 +4,8 @@
 //! Modules in the order in which a run passes them: [`scenario`], what is run, with a server from
 //! [`gateway`], users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
 //! thread's connections, from the addresses of [`addr`]; [`traffic`], what they say; [`client`],
-//! one of them; [`measure`], what was seen; [`report`], how it is told, with facts from [`host`].
+//! one of them; [`measure`] and [`timeline`], what was seen; [`sample`], what it cost; [`report`], how
+//! it is told, with facts from [`host`]; [`cores`], who runs where.
 #![forbid(unsafe_code)]
 
 pub mod scenario;
@@ -17,5 +18,8 @@ pub mod addr;
 pub mod traffic;
 pub mod client;
 pub mod measure;
+pub mod timeline;
+pub mod sample;
 pub mod report;
 pub mod host;
+pub mod cores;

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use ringpost_loadgen::cores::CoreList;
 use ringpost_loadgen::gateway::Stop;
 use ringpost_loadgen::measure::Measure;
 use ringpost_loadgen::plan::{ChatPlan, OfflinePlan};
+use ringpost_loadgen::report::page::Story;
 use ringpost_loadgen::scenario::chat::Pauses;
 use ringpost_loadgen::scenario::{Options, chat, offline};
 use serde::Serialize;
@@ -104,6 +106,15 @@ struct CommonFlags {
     /// Shards of the gateway to start; one per core if not given.
     #[arg(long, value_name = "N", conflicts_with = "target")]
     shards: Option<u16>,
+    /// Cores of the gateway to start, for example 0 or 0,2-3; it gets as many shards.
+    #[arg(long, value_name = "LIST", conflicts_with = "target")]
+    server_cores: Option<CoreList>,
+    /// Cores of the load generator, which starts a thread on each.
+    #[arg(long, value_name = "LIST")]
+    client_cores: Option<CoreList>,
+    /// Where to write the report as one HTML page.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Where to write the report as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -150,8 +161,7 @@ fn run_chat(flags: &ChatFlags) -> Result<ExitCode> {
     let pauses = Pauses { settle: flags.settle, grace: flags.grace };
     let result = chat::run(&plan, pauses, &options)?;
     println!("{:<30} {:.2} s", "ramp", result.ramp.as_secs_f64());
-    print!("{}", result.report.table());
-    write_json(flags.common.json.as_deref(), &result.report)?;
+    flags.common.publish(&result.story(), &result.report)?;
     if result.unsent > 0 {
         eprintln!("warning: {} planned messages were not sent: overload", result.unsent);
     }
@@ -172,8 +182,7 @@ fn run_offline(flags: &OfflineFlags) -> Result<ExitCode> {
     }
     let how = if flags.kill { Stop::Kill } else { Stop::Drain };
     let result = offline::run(&plan, how, &options)?;
-    print!("{}", result.report.table());
-    write_json(flags.common.json.as_deref(), &result.report)?;
+    flags.common.publish(&result.story(), &result.report)?;
     explain(&result.measure, result.unanswered);
     Ok(verdict(result.is_clean() && result.measure.sent == plan.messages))
 }
@@ -187,11 +196,31 @@ impl CommonFlags {
             server_name: self.server_name.clone(),
             gateway: self.gateway.clone(),
             shards: self.shards,
+            server_cores: self.server_cores.clone(),
+            client_cores: self.client_cores.clone(),
             threads: self.threads,
             seed: self.seed,
             connecting_max: self.connecting_max,
             tick: Duration::from_micros(self.tick_us),
         }
+    }
+}
+
+impl CommonFlags {
+    /// The table to the terminal, the rest where it is wanted.
+    fn publish(&self, story: &Story, report: &impl Serialize) -> Result<()> {
+        let write = |path: &Path, text: String| {
+            std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+        };
+        print!("{}", story.rows);
+        if let Some(path) = &self.json {
+            let text = serde_json::to_string_pretty(report).context("write the report as JSON")?;
+            write(path, text + "\n")?;
+        }
+        if let Some(path) = &self.report {
+            write(path, story.html())?;
+        }
+        Ok(())
     }
 }
 
@@ -207,13 +236,6 @@ fn explain(measure: &Measure, unanswered: u64) {
     for (count, what) in faults.iter().filter(|(count, _)| *count > 0) {
         eprintln!("warning: {count} {what}");
     }
-}
-
-fn write_json(path: Option<&Path>, report: &impl Serialize) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let mut text = serde_json::to_string_pretty(report).context("write the report as JSON")?;
-    text.push('\n');
-    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
 fn verdict(clean: bool) -> ExitCode {

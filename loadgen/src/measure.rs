@@ -8,6 +8,7 @@ use bytes::BufMut;
 use hdrhistogram::Histogram;
 
 use crate::plan::mix;
+use crate::timeline::Timeline;
 
 /// One direction between two clients of the same thread.
 #[derive(Debug, Default)]
@@ -108,6 +109,8 @@ pub struct Measure {
     pub reconnects: u64,
     pub accepted_us: Histogram<u64>,
     pub delivered_us: Histogram<u64>,
+    /// The deliveries again, second by second.
+    pub timeline: Timeline,
 }
 
 impl Measure {
@@ -130,6 +133,7 @@ impl Measure {
             reconnects: 0,
             accepted_us: histogram(),
             delivered_us: histogram(),
+            timeline: Timeline::default(),
         }
     }
 
@@ -138,8 +142,10 @@ impl Measure {
         self.accepted_us.saturating_record(latency_ns / 1_000);
     }
 
-    pub fn delivered(&mut self, latency_ns: u64) {
+    /// `now_ns`: on the monotonic clock.
+    pub fn delivered(&mut self, now_ns: u64, latency_ns: u64) {
         self.delivered += 1;
+        self.timeline.record(now_ns, latency_ns / 1_000);
         self.delivered_us.saturating_record(latency_ns / 1_000);
     }
 
@@ -165,6 +171,7 @@ impl Measure {
         self.reconnects += other.reconnects;
         self.accepted_us += &other.accepted_us;
         self.delivered_us += &other.delivered_us;
+        self.timeline.add(&other.timeline);
     }
 
     /// Every message arrived once, whole and in order, and none was refused.
@@ -330,7 +337,7 @@ mod tests {
         let mut part = Measure::new();
         part.sent = 2;
         part.accepted(1_500_000);
-        part.delivered(9_000_000);
+        part.delivered(0, 9_000_000);
         sum.add(&part);
         sum.add(&part);
         assert_eq!((sum.sent, sum.accepted, sum.delivered), (4, 2, 2));

@@ -15,10 +15,13 @@ use ringpost_ring::host::raise_open_files;
 use rustls::pki_types::ServerName;
 
 use crate::client::Identity;
-use crate::gateway::{self, Gateway};
+use crate::cores::CoreList;
+use crate::fleet::Totals;
+use crate::gateway::{self, Gateway, GatewayConfig, Stop};
 use crate::host::{Host, Settings, cores};
 use crate::plan::mix;
 use crate::report::ServerUse;
+use crate::sample::{Sample, Sampler};
 use crate::swarm::SwarmConfig;
 use crate::tokens::{self, TokenMint};
 
@@ -37,7 +40,11 @@ pub struct Options {
     pub gateway: Option<PathBuf>,
     /// Shards of our own gateway.
     pub shards: Option<u16>,
-    /// None: half of the cores, the server has the other half.
+    /// Where our own gateway runs; it then has as many shards, if `shards` does not say otherwise.
+    pub server_cores: Option<CoreList>,
+    /// Where the load generator runs.
+    pub client_cores: Option<CoreList>,
+    /// None: one per client core; without those half of the cores, the server has the other half.
     pub threads: Option<usize>,
     pub seed: u64,
     pub connecting_max: u32,
@@ -52,17 +59,28 @@ pub struct Server {
     mint: TokenMint,
     tls: Arc<rustls::ClientConfig>,
     server_name: ServerName<'static>,
+    server_cores: Option<CoreList>,
+    client_cores: Option<CoreList>,
+    sampler: Sampler,
 }
 
 impl Server {
     /// Finds the server, or starts one.
     pub fn reach(options: &Options) -> Result<Self> {
+        Self::reach_limited(options, Vec::new())
+    }
+
+    /// `limits`: for a gateway of our own, lines of its section `[limits]`.
+    pub fn reach_limited(options: &Options, limits: Vec<(&'static str, u64)>) -> Result<Self> {
         let (own, target, data) = match (&options.target, &options.data) {
             (Some(target), Some(data)) => (None, gateway::resolve(target)?, data.clone()),
             (Some(_), None) => anyhow::bail!("--target needs --data"),
             (None, _) => {
                 let binary = gateway::find_binary(options.gateway.clone())?;
-                let own = Gateway::start(binary, options.shards)?;
+                let cores = options.server_cores.clone();
+                let per_core = cores.as_ref().and_then(|cores| u16::try_from(cores.count()).ok());
+                let shards = options.shards.or(per_core);
+                let own = Gateway::start(binary, GatewayConfig { shards, cores, limits })?;
                 let (target, data) = (own.target(), own.data().to_owned());
                 (Some(own), target, data)
             }
@@ -75,7 +93,13 @@ impl Server {
         let host = options.target.as_deref().and_then(|target| Some(target.rsplit_once(':')?.0));
         let name = options.server_name.as_deref().or(host).unwrap_or("127.0.0.1");
         let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+        if let Some(cores) = &options.client_cores {
+            cores.pin_thread().context("run on the load generator's cores")?;
+        }
         Ok(Self {
+            sampler: Sampler::new(own.as_ref().map(Gateway::process), target),
+            server_cores: options.server_cores.clone().filter(|_| own.is_some()),
+            client_cores: options.client_cores.clone(),
             own,
             metrics,
             target,
@@ -112,13 +136,41 @@ impl Server {
     }
 
     pub fn host(&self) -> Host {
-        Host::read(self.own.as_ref().map(Gateway::data))
+        let cores = |list: &Option<CoreList>| list.as_ref().map(|list| list.as_slice().to_vec());
+        Host {
+            server_cores: cores(&self.server_cores),
+            client_cores: cores(&self.client_cores),
+            ..Host::read(self.own.as_ref().map(Gateway::data))
+        }
+    }
+
+    /// Ends our own gateway and starts it again on its store; how long each took. None when the
+    /// gateway is not ours.
+    pub fn restart(&mut self, how: Stop) -> Result<Option<(Duration, Duration)>> {
+        let Some(own) = &mut self.own else { return Ok(None) };
+        let times = (own.stop(how)?, own.restart()?);
+        self.sampler.set_process(own.process());
+        Ok(Some(times))
+    }
+
+    /// Takes a sample of the machine when one is due; called while a run goes on.
+    pub fn watch(&mut self, totals: Totals) {
+        self.sampler.poll(totals);
+    }
+
+    /// Takes a sample now.
+    pub fn sample(&mut self) -> Sample {
+        self.sampler.take(Totals::default())
+    }
+
+    pub fn samples(&self) -> &[Sample] {
+        self.sampler.samples()
     }
 
     /// Drains a gateway of our own; it must exit with 0.
     pub fn finish(mut self) -> Result<()> {
         match &mut self.own {
-            Some(own) => own.stop(gateway::Stop::Drain).map(drop),
+            Some(own) => own.stop(Stop::Drain).map(drop),
             None => Ok(()),
         }
     }
@@ -139,7 +191,9 @@ impl Server {
 impl Options {
     /// Never more threads than there are pairs or devices.
     fn thread_count(&self, units: u32) -> usize {
-        self.threads.unwrap_or_else(|| (cores() / 2).max(1)).clamp(1, units.max(1) as usize)
+        let of_cores = || self.client_cores.as_ref().map(CoreList::count);
+        let threads = self.threads.or_else(of_cores).unwrap_or_else(|| (cores() / 2).max(1));
+        threads.clamp(1, units.max(1) as usize)
     }
 
     fn settings(&self, scenario: &str, threads: usize) -> Settings {
@@ -148,6 +202,8 @@ impl Options {
             ("scenario", scenario.into()),
             ("gateway", if own { "own" } else { "external" }.into()),
             ("shards", self.shards.into()),
+            ("server_cores", self.server_cores.as_ref().map(CoreList::to_string).into()),
+            ("client_cores", self.client_cores.as_ref().map(CoreList::to_string).into()),
             ("threads", threads.into()),
             ("seed", self.seed.into()),
             ("connecting_max", self.connecting_max.into()),
@@ -184,6 +240,10 @@ impl Options {
     pub fn check(&self) -> Result<()> {
         anyhow::ensure!(self.connecting_max >= 1, "--connecting-max must be at least 1");
         anyhow::ensure!(self.threads != Some(0), "--threads must be at least 1");
+        for cores in [&self.server_cores, &self.client_cores].into_iter().flatten() {
+            let unusable = cores.unusable().context("ask for the usable cores")?;
+            anyhow::ensure!(unusable.is_empty(), "cores {unusable:?} may not be used here");
+        }
         if let Some(data) = &self.data {
             anyhow::ensure!(
                 is_data_directory(data),

@@ -17,7 +17,7 @@ use rustls::pki_types::ServerName;
 
 use crate::addr::SourceAddresses;
 use crate::client::{Client, Identity};
-use crate::fleet::Progress;
+use crate::fleet::{Part, Progress};
 use crate::measure::Measure;
 use crate::traffic::Traffic;
 
@@ -94,11 +94,10 @@ impl Swarm {
         group: &Group,
         thread: u16,
         config: Arc<SwarmConfig>,
-        identities: Vec<Identity>,
-        traffic: Traffic,
-        sources: SourceAddresses,
+        part: Part,
         progress: Arc<Progress>,
     ) -> Result<Self> {
+        let Part { identities, traffic, sources } = part;
         let sizes = UringConfig { receive_buffer_count: 1024, ..UringConfig::default() };
         Ok(Self {
             ring: Uring::new(group, thread, sizes)?,

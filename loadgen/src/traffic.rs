@@ -300,7 +300,7 @@ impl Swarm {
     fn handle_delivery(&mut self, head: &PayloadHead) {
         let now_ns = self.now_ns();
         self.traffic.last_delivery_ns = now_ns;
-        self.traffic.measure.delivered(now_ns.saturating_sub(head.intended_ns));
+        self.traffic.measure.delivered(now_ns, now_ns.saturating_sub(head.intended_ns));
         if let Load::Closed { end_ns } = self.traffic.load
             && now_ns < end_ns
         {

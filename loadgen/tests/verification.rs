@@ -23,6 +23,8 @@ fn options(data: &Path, fault: Fault) -> Options {
         server_name: None,
         gateway: None,
         shards: None,
+        server_cores: None,
+        client_cores: None,
         threads: Some(2),
         seed: 3,
         connecting_max: 4,

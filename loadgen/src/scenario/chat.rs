@@ -4,13 +4,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rand::random;
+use ringpost_ring::host::monotonic_ns;
 
 use crate::addr::SourceAddresses;
-use crate::fleet::{Fleet, Part};
+use crate::fleet::{Fleet, Part, Totals};
 use crate::gateway::Stop;
 use crate::measure::{Measure, PayloadPattern, Stream};
 use crate::plan::{ChatPlan, Schedule, connections_of};
-use crate::report::{ChatReport, round};
+use crate::report::chat::ChatReport;
+use crate::report::page::Story;
+use crate::report::{charts, round};
+use crate::sample::Sample;
 use crate::scenario::{Options, Server, allow_connections, bar};
 use crate::traffic::Traffic;
 
@@ -31,11 +35,30 @@ pub struct ChatResult {
     /// Messages that were planned and could not be sent: the server was slower than the rate.
     pub unsent: u64,
     pub unanswered: u64,
+    samples: Vec<Sample>,
+    /// When the load began, monotonic.
+    origin_s: f64,
+    /// When the gateway was killed, in seconds of the load.
+    kills_s: Vec<f64>,
 }
 
 impl ChatResult {
     pub fn is_clean(&self) -> bool {
         self.measure.is_clean() && self.unanswered == 0
+    }
+
+    /// For the HTML page.
+    pub fn story(&self) -> Story {
+        let mut charts = charts::of_run(&self.measure, &self.samples, self.origin_s);
+        charts::mark(&mut charts, "kill -9", &self.kills_s);
+        Story {
+            scenario: "chat",
+            clean: self.is_clean(),
+            rows: self.report.rows(),
+            host: self.report.host.clone(),
+            settings: self.report.settings.clone(),
+            charts,
+        }
     }
 }
 
@@ -48,7 +71,7 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
     let parts = (0..threads)
         .map(|thread| part(plan, &server, run, thread, threads))
         .collect::<Result<Vec<_>>>()?;
-    let fleet = Fleet::start(&server.swarm_config(options), parts)?;
+    let fleet = Fleet::start(&server.swarm_config(options), options.client_cores.as_ref(), parts)?;
 
     let started = Instant::now();
     let progress = bar(plan.connections.into(), "connect");
@@ -62,22 +85,23 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
     let planned = planned(plan, threads);
     let progress = bar(planned.unwrap_or_default(), "deliver");
     let mut kills = plan.kill_times().into_iter().peekable();
-    let mut restarts = Vec::new();
+    let (mut restarts, mut kills_s) = (Vec::new(), Vec::new());
     let started = Instant::now();
-    let loaded = load(&fleet, plan, pauses, threads, |delivered| {
-        if let (Some(own), Some(_)) =
-            (server.own(), kills.next_if(|&time| time <= started.elapsed()))
-        {
-            restarts.push(own.stop(Stop::Kill).and_then(|_| own.restart()));
+    let origin_s = monotonic_ns() as f64 / 1e9;
+    let loaded = load(&fleet, plan, pauses, threads, |totals| {
+        if kills.next_if(|&time| time <= started.elapsed()).is_some() {
+            kills_s.push(started.elapsed().as_secs_f64());
+            restarts.push(server.restart(Stop::Kill));
         }
+        server.watch(totals);
         if planned.is_none() {
-            progress.set_length(delivered);
+            progress.set_length(totals.delivered);
         }
-        progress.set_position(delivered);
+        progress.set_position(totals.delivered);
     });
     progress.finish_and_clear();
     // A gateway that did not come back explains why the clients gave up.
-    let restarts = restarts.into_iter().collect::<Result<Vec<Duration>>>()?;
+    let restarts = restarts.into_iter().collect::<Result<Vec<_>>>()?;
     let measures = loaded?;
     let after = server.read_use();
     // A new process counts its CPU time from zero.
@@ -99,11 +123,12 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
         ("ramp_s", round(ramp.as_secs_f64()).into()),
     ]);
     let host = server.host();
+    let samples = server.samples().to_vec();
     let report = ChatReport::new(plan.connections, &measure, before, after, host, settings);
     server.finish()?;
     let unsent = planned.map_or(0, |planned| planned.saturating_sub(measure.sent));
     let unanswered = measure.sent - measure.accepted - measure.rejected;
-    Ok(ChatResult { report, measure, ramp, unsent, unanswered })
+    Ok(ChatResult { report, measure, ramp, unsent, unanswered, samples, origin_s, kills_s })
 }
 
 /// The users of one thread: client i sends on stream i to its partner i ^ 1.
@@ -127,7 +152,7 @@ fn load(
     plan: &ChatPlan,
     pauses: Pauses,
     threads: usize,
-    mut watch: impl FnMut(u64),
+    watch: impl FnMut(Totals),
 ) -> Result<Vec<Measure>> {
     let plan = plan.clone();
     let (duration_ns, grace_ns) = (nanoseconds(plan.duration), nanoseconds(pauses.grace));
@@ -143,7 +168,7 @@ fn load(
         }
         Ok(swarm.finish())
     };
-    fleet.run(job, |totals| watch(totals.delivered))
+    fleet.run(job, watch)
 }
 
 fn planned(plan: &ChatPlan, threads: usize) -> Option<u64> {

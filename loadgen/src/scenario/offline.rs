@@ -4,13 +4,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rand::random;
+use ringpost_ring::host::monotonic_ns;
 
 use crate::addr::SourceAddresses;
 use crate::fleet::{Fleet, Part};
 use crate::gateway::Stop;
+use crate::host::{Host, Settings};
 use crate::measure::{Measure, PayloadPattern, Stream};
 use crate::plan::OfflinePlan;
-use crate::report::{OfflineReport, round};
+use crate::report::offline::OfflineReport;
+use crate::report::page::Story;
+use crate::report::{ServerUse, charts, round};
+use crate::sample::Sample;
 use crate::scenario::{Options, Server, allow_connections, bar};
 use crate::traffic::Traffic;
 
@@ -19,11 +24,30 @@ pub struct OfflineResult {
     pub report: OfflineReport,
     pub measure: Measure,
     pub unanswered: u64,
+    samples: Vec<Sample>,
+    /// When the first device connected, monotonic.
+    origin_s: f64,
+    /// When the gateway was restarted, in seconds after that.
+    restart_s: Option<f64>,
 }
 
 impl OfflineResult {
     pub fn is_clean(&self) -> bool {
         self.measure.is_clean() && self.unanswered == 0
+    }
+
+    /// For the HTML page.
+    pub fn story(&self) -> Story {
+        let mut charts = charts::of_run(&self.measure, &self.samples, self.origin_s);
+        charts::mark(&mut charts, "restart", self.restart_s.as_slice());
+        Story {
+            scenario: "offline",
+            clean: self.is_clean(),
+            rows: self.report.rows(),
+            host: self.report.host.clone(),
+            settings: self.report.settings.clone(),
+            charts,
+        }
     }
 }
 
@@ -69,7 +93,8 @@ pub fn run(plan: &OfflinePlan, how: Stop, options: &Options) -> Result<OfflineRe
     let parts = (0..threads)
         .map(|thread| part(plan, &server, run, thread, threads))
         .collect::<Result<Vec<_>>>()?;
-    let fleet = Fleet::start(&server.swarm_config(options), parts)?;
+    let fleet = Fleet::start(&server.swarm_config(options), options.client_cores.as_ref(), parts)?;
+    let origin_s = monotonic_ns() as f64 / 1e9;
 
     // A device exists from its first Welcome.
     let progress = bar(plan.devices.into(), "register");
@@ -78,16 +103,19 @@ pub fn run(plan: &OfflinePlan, how: Stop, options: &Options) -> Result<OfflineRe
         swarm.connect(devices_of(&all_devices, thread, threads))?;
         swarm.disconnect()
     };
-    fleet.run(register, |totals| progress.set_position(totals.open))?;
+    fleet.run(register, |totals| {
+        server.watch(totals);
+        progress.set_position(totals.open);
+    })?;
     progress.finish_and_clear();
 
-    let fill_s = fill(&fleet, plan, threads)?;
+    let fill_s = fill(&fleet, plan, threads, &mut server)?;
     let store_bytes = server.own().map(|own| own.store_bytes());
-    let restart = match server.own() {
-        Some(own) => Some((own.stop(how)?, own.restart()?)),
-        None => None,
-    };
-    let drain_s = drain(&fleet, plan, threads, restart.is_some() && how == Stop::Kill)?;
+    let restart = server.restart(how)?;
+    let restart_s = restart.map(|_| monotonic_ns() as f64 / 1e9 - origin_s);
+    let queued = server.read_use();
+    let crashed = restart.is_some() && how == Stop::Kill;
+    let drain_s = drain(&fleet, plan, threads, crashed, &mut server)?;
     let after = server.read_use();
     let parts = fleet.run(
         |_, swarm| {
@@ -99,6 +127,8 @@ pub fn run(plan: &OfflinePlan, how: Stop, options: &Options) -> Result<OfflineRe
 
     let mut measure = Measure::new();
     parts.iter().for_each(|part| measure.add(part));
+    let times = Times { fill_s, restart, drain_s };
+    let report = report(plan, &measure, times, store_bytes, [queued, after], server.host());
     let mut settings = options.settings("offline", threads);
     settings.extend([
         ("payload_bytes", plan.payload_bytes.into()),
@@ -106,17 +136,41 @@ pub fn run(plan: &OfflinePlan, how: Stop, options: &Options) -> Result<OfflineRe
         ("fill_s", round(fill_s).into()),
         ("drain_s", round(drain_s).into()),
     ]);
+    let report = OfflineReport { settings, ..report };
+    let samples = server.samples().to_vec();
+    server.finish()?;
+    let unanswered = measure.sent - measure.accepted - measure.rejected;
+    Ok(OfflineResult { report, measure, unanswered, samples, origin_s, restart_s })
+}
+
+/// How long each part took.
+struct Times {
+    fill_s: f64,
+    /// To stop, and to start again until ready.
+    restart: Option<(Duration, Duration)>,
+    drain_s: f64,
+}
+
+/// `uses`: of the server with all mailboxes full, and at the end.
+fn report(
+    plan: &OfflinePlan,
+    measure: &Measure,
+    times: Times,
+    store_bytes: Option<u64>,
+    [queued, after]: [Option<ServerUse>; 2],
+    host: Host,
+) -> OfflineReport {
     let payload_bytes = measure.accepted * plan.payload_bytes as u64;
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let report = OfflineReport {
+    OfflineReport {
         devices: plan.devices,
         messages: plan.messages,
         accepted: measure.accepted,
         rejected: measure.rejected,
-        filled_per_second: round(measure.accepted as f64 / fill_s),
-        stop_ms: restart.map(|(stop, _)| milliseconds(stop)),
-        restart_ms: restart.map(|(_, restart)| milliseconds(restart)),
-        drained_per_second: round(measure.delivered as f64 / drain_s),
+        filled_per_second: round(measure.accepted as f64 / times.fill_s),
+        stop_ms: times.restart.map(|(stop, _)| milliseconds(stop)),
+        restart_ms: times.restart.map(|(_, restart)| milliseconds(restart)),
+        drained_per_second: round(measure.delivered as f64 / times.drain_s),
         delivered: measure.delivered,
         duplicated: measure.duplicated,
         duplicated_on_wire: measure.duplicated_on_wire,
@@ -125,17 +179,16 @@ pub fn run(plan: &OfflinePlan, how: Stop, options: &Options) -> Result<OfflineRe
         disk_bytes_per_payload_byte: store_bytes
             .filter(|_| payload_bytes > 0)
             .map(|bytes| round(bytes as f64 / payload_bytes as f64)),
+        memory_bytes_per_queued_record: queued.and_then(|server| server.index_bytes_per_record()),
+        server_rss_bytes_queued: queued.map(|server| server.rss_bytes),
         server_rss_bytes: after.map(|server| server.rss_bytes),
-        host: server.host(),
-        settings,
-    };
-    server.finish()?;
-    let unanswered = measure.sent - measure.accepted - measure.rejected;
-    Ok(OfflineResult { report, measure, unanswered })
+        host,
+        settings: Settings::new(),
+    }
 }
 
 /// Seconds from the first Send to the last answer; the logins of the senders come before.
-fn fill(fleet: &Fleet, plan: &OfflinePlan, threads: usize) -> Result<f64> {
+fn fill(fleet: &Fleet, plan: &OfflinePlan, threads: usize, server: &mut Server) -> Result<f64> {
     let all_devices = plan.clone();
     let login = move |thread: usize, swarm: &mut crate::swarm::Swarm| {
         let share = Share::new(&all_devices, thread, threads);
@@ -149,14 +202,23 @@ fn fill(fleet: &Fleet, plan: &OfflinePlan, threads: usize) -> Result<f64> {
         swarm.run_fill(&Share::new(&all_devices, thread, threads).counts)?;
         Ok(swarm.seconds_until_last_answer())
     };
-    let seconds = fleet.run(send, |totals| progress.set_position(totals.answered))?;
+    let seconds = fleet.run(send, |totals| {
+        server.watch(totals);
+        progress.set_position(totals.answered);
+    })?;
     progress.finish_and_clear();
     fleet.run(|_, swarm| swarm.disconnect(), |_| ())?;
     Ok(seconds.into_iter().fold(f64::EPSILON, f64::max))
 }
 
 /// Seconds from the first login of a returning device to the last message.
-fn drain(fleet: &Fleet, plan: &OfflinePlan, threads: usize, crashed: bool) -> Result<f64> {
+fn drain(
+    fleet: &Fleet,
+    plan: &OfflinePlan,
+    threads: usize,
+    crashed: bool,
+    server: &mut Server,
+) -> Result<f64> {
     let progress = bar(plan.messages, "drain");
     let all_devices = plan.clone();
     let receive = move |thread: usize, swarm: &mut crate::swarm::Swarm| {
@@ -168,7 +230,10 @@ fn drain(fleet: &Fleet, plan: &OfflinePlan, threads: usize, crashed: bool) -> Re
         swarm.run_drain()?;
         Ok(swarm.seconds_until_last_delivery(started_ns))
     };
-    let seconds = fleet.run(receive, |totals| progress.set_position(totals.delivered))?;
+    let seconds = fleet.run(receive, |totals| {
+        server.watch(totals);
+        progress.set_position(totals.delivered);
+    })?;
     progress.finish_and_clear();
     Ok(seconds.into_iter().fold(f64::EPSILON, f64::max))
 }

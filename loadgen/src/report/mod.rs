@@ -1,0 +1,53 @@
+//! The end of a run: a table to read, JSON to keep and an HTML page to show. The keys of the JSON are
+//! an interface; they are the same in every run, and null where a value is not known.
+
+pub mod charts;
+pub mod chat;
+pub mod offline;
+pub mod page;
+pub mod rows;
+pub mod svg;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// Latency, in microseconds from the intended send time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Percentiles {
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub p999: u64,
+    pub max: u64,
+}
+
+impl Percentiles {
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: histogram.max() }
+    }
+}
+
+/// What the server's metrics said before and after a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ServerUse {
+    pub cpu_seconds: f64,
+    pub rss_bytes: u64,
+    /// Memory of the indexes of the mailboxes.
+    pub index_bytes: Option<u64>,
+    /// Records in the mailboxes.
+    pub queued_records: Option<u64>,
+}
+
+impl ServerUse {
+    /// Bytes of the index for each record in a mailbox.
+    pub fn index_bytes_per_record(&self) -> Option<f64> {
+        let (bytes, records) = self.index_bytes.zip(self.queued_records)?;
+        (records > 0).then(|| round(bytes as f64 / records as f64))
+    }
+}
+
+/// Two decimals are more than such a number can bear.
+pub fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
