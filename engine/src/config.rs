@@ -13,7 +13,8 @@ use crate::control::dev;
 use crate::limits::SHARDS_MAX;
 
 mod limits;
-mod raw;
+mod read;
+mod source;
 
 pub use limits::LimitsConfig;
 
@@ -85,26 +86,31 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     #[default]
     Text,
     Json,
 }
 
+/// What is wrong with a configuration: at least one fault, in the order of the file.
+#[derive(Debug)]
+pub struct ConfigFaults(pub Vec<ConfigFault>);
+
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFault {
     #[error("cannot read configuration {}: {error}", path.display())]
     Unreadable { path: PathBuf, error: std::io::Error },
-    /// Not TOML, an unknown key, a value of the wrong type, or a missing table.
+    /// Not TOML.
     #[error("{place}: {text}")]
     Syntax { place: Place, text: String },
-    #[error("{place}: {key} = {value} is not allowed")]
-    OutOfRange { place: Place, key: &'static str, value: String, allowed: String },
+    #[error("{place}: there is no key {key}")]
+    UnknownKey { place: Place, key: String, similar: Option<String> },
+    #[error("{place}: {key} = {value} is not allowed; it takes {allowed}")]
+    NotAllowed { place: Place, key: String, value: String, allowed: String },
     #[error("{}: {key} is missing", path.display())]
-    Missing { path: PathBuf, key: &'static str, meaning: &'static str },
+    Missing { path: PathBuf, key: String, meaning: &'static str },
 }
 
 /// A position in a file, as editors understand it.
@@ -113,19 +119,22 @@ pub struct Place {
     pub path: PathBuf,
     /// Counted from 1.
     pub line: usize,
+    /// Counted from 1, in characters.
+    pub column: usize,
 }
 
 impl Config {
     /// Reads and checks the file at `path`. Relative paths in it count from its directory.
-    pub fn load(path: &Path) -> Result<Self, ConfigFault> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigFault::Unreadable { path: path.to_owned(), error })?;
+    pub fn load(path: &Path) -> Result<Self, ConfigFaults> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            ConfigFaults(vec![ConfigFault::Unreadable { path: path.to_owned(), error }])
+        })?;
         Self::parse(path, &text)
     }
 
     /// Checks `text`; `path` is where it came from.
-    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigFault> {
-        raw::parse(path, text)
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigFaults> {
+        read::parse(path, text)
     }
 
     /// The configuration of a gateway that made its own keys in `data_dir` (see [`dev`]).
@@ -155,16 +164,47 @@ impl ConfigFault {
             Self::Unreadable { .. } => {
                 "give --config a readable file; engine/reference.toml is a start".to_owned()
             }
-            Self::Syntax { .. } => "see engine/reference.toml for every key".to_owned(),
-            Self::OutOfRange { key, allowed, .. } => format!("set {key} to {allowed}"),
+            Self::UnknownKey { similar: Some(similar), .. } => {
+                format!("perhaps {similar} is meant; engine/reference.toml has every key")
+            }
+            Self::Syntax { .. } | Self::UnknownKey { similar: None, .. } => {
+                "see engine/reference.toml for every key".to_owned()
+            }
+            Self::NotAllowed { key, allowed, .. } => format!("set {key} to {allowed}"),
             Self::Missing { key, meaning, .. } => format!("set {key} to {meaning}"),
         }
     }
+
+    /// Where it is, if it is at one place of the file.
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Syntax { place, .. }
+            | Self::UnknownKey { place, .. }
+            | Self::NotAllowed { place, .. } => Some(place),
+            Self::Unreadable { .. } | Self::Missing { .. } => None,
+        }
+    }
+
+    /// What is missing comes last.
+    fn position(&self) -> (usize, usize) {
+        self.place().map_or((usize::MAX, 0), |place| (place.line, place.column))
+    }
 }
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.0.iter().enumerate() {
+            write!(f, "{}{fault}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigFaults {}
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.path.display(), self.line)
+        write!(f, "{}:{}:{}", self.path.display(), self.line, self.column)
     }
 }
 

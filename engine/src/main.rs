@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
-use ringpost_engine::config::{Config, DEFAULT_AUDIENCE, LogConfig, LogFormat};
+use ringpost_engine::config::{
+    Config, ConfigFault, ConfigFaults, DEFAULT_AUDIENCE, LogConfig, LogFormat,
+};
 use ringpost_engine::control::dev;
 use ringpost_engine::control::token::TokenKey;
 use ringpost_engine::launch;
@@ -91,9 +93,13 @@ enum Command {
 
 /// What goes to standard error before a non-zero exit.
 struct Failure {
+    problems: Vec<Problem>,
+    exit_code: u8,
+}
+
+struct Problem {
     text: String,
     fix: Option<String>,
-    exit_code: u8,
 }
 
 fn main() -> ExitCode {
@@ -109,9 +115,11 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("error: {}", failure.text);
-            if let Some(fix) = failure.fix {
-                eprintln!("fix: {fix}");
+            for Problem { text, fix } in failure.problems {
+                eprintln!("error: {text}");
+                if let Some(fix) = fix {
+                    eprintln!("fix: {fix}");
+                }
             }
             ExitCode::from(failure.exit_code)
         }
@@ -133,7 +141,7 @@ fn develop(options: &Development) -> Result<(), Failure> {
 }
 
 fn serve(path: &Path, clock: &Clock) -> Result<(), Failure> {
-    let mut config = Config::load(path).map_err(|fault| Failure::new(&fault, fault.fix(), 2))?;
+    let mut config = Config::load(path)?;
     config.confirm_clock = clock.confirm_clock;
     start_logs(&config.log);
     run(config, announce)
@@ -185,20 +193,29 @@ fn start_logs(log: &LogConfig) {
 }
 
 impl Failure {
-    fn new(error: &dyn std::error::Error, fix: String, exit_code: u8) -> Self {
-        Self { text: error.to_string(), fix: Some(fix), exit_code }
+    fn new(error: &dyn std::error::Error, fix: impl Into<Option<String>>, exit_code: u8) -> Self {
+        let problem = Problem { text: error.to_string(), fix: fix.into() };
+        Self { problems: vec![problem], exit_code }
+    }
+}
+
+impl From<ConfigFaults> for Failure {
+    fn from(faults: ConfigFaults) -> Self {
+        let problem =
+            |fault: ConfigFault| Problem { text: fault.to_string(), fix: Some(fault.fix()) };
+        Self { problems: faults.0.into_iter().map(problem).collect(), exit_code: 2 }
     }
 }
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        Self { text: error.to_string(), fix: error.fix(), exit_code: error.exit_code() }
+        Self::new(&error, error.fix(), error.exit_code())
     }
 }
 
 impl From<StoreToolFault> for Failure {
     fn from(fault: StoreToolFault) -> Self {
-        Self { text: fault.to_string(), fix: Some(fault.fix()), exit_code: fault.exit_code() }
+        Self::new(&fault, fault.fix(), fault.exit_code())
     }
 }
 

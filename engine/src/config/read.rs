@@ -1,0 +1,90 @@
+//! The tables of the file, but for `[limits]`.
+
+use std::path::Path;
+
+use tracing_subscriber::EnvFilter;
+
+use super::source::{Section, Source};
+use super::{
+    AuthConfig, CACHE_BYTES, Config, ConfigFaults, DEFAULT_ADMIN_LISTEN, DEFAULT_AUDIENCE,
+    DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS, LogConfig, LogFormat,
+    RECLAIM_BYTES_PER_SECOND, SEGMENT_BYTES, SHARDS, StorageConfig, TlsConfig, default_shards,
+    limits,
+};
+
+pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigFaults> {
+    Source::new(path, text).read(config).map_err(ConfigFaults)
+}
+
+pub(super) fn config(file: &mut Section<'_>) -> Config {
+    let shards = file.optional_number("shards", SHARDS).unwrap_or_else(default_shards);
+    Config {
+        listen: file.address("listen", DEFAULT_LISTEN),
+        admin_listen: file.address("admin_listen", DEFAULT_ADMIN_LISTEN),
+        data_dir: file.path("data_dir", "the directory of the store"),
+        shards,
+        storage_shards: file.optional_number("storage_shards", 1..=u64::from(shards)),
+        confirm_clock: false,
+        tls: file.table("tls", tls),
+        auth: file.table("auth", auth),
+        limits: file.table("limits", limits::read),
+        storage: file.table("storage", storage),
+        drain: file.table("drain", drain),
+        log: file.table("log", log),
+    }
+}
+
+fn tls(tls: &mut Section<'_>) -> TlsConfig {
+    let certificate = "the PEM file of the certificate chain, the server's own first";
+    let key = "the PEM file of the private key of the certificate";
+    TlsConfig {
+        certificate_path: tls.path("certificate_path", certificate),
+        key_path: tls.path("key_path", key),
+    }
+}
+
+fn auth(auth: &mut Section<'_>) -> AuthConfig {
+    let keys = "the JSON file of the public keys (JWK set) that sign tokens";
+    let audience = "a word that the token's aud contains";
+    let not_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    AuthConfig {
+        jwks_path: auth.path("jwks_path", keys),
+        audience: auth
+            .text("audience", audience, not_empty)
+            .unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned()),
+    }
+}
+
+fn storage(storage: &mut Section<'_>) -> StorageConfig {
+    let StorageConfig { segment_bytes, cache_bytes, reclaim_bytes_per_second } =
+        StorageConfig::default();
+    StorageConfig {
+        segment_bytes: storage.number("segment_bytes", SEGMENT_BYTES, segment_bytes),
+        cache_bytes: storage.number("cache_bytes", CACHE_BYTES, cache_bytes),
+        reclaim_bytes_per_second: storage.number(
+            "reclaim_bytes_per_second",
+            RECLAIM_BYTES_PER_SECOND,
+            reclaim_bytes_per_second,
+        ),
+    }
+}
+
+fn drain(drain: &mut Section<'_>) -> DrainConfig {
+    let DrainConfig { drain_ms_max, reconnect_jitter_ms } = DrainConfig::default();
+    DrainConfig {
+        drain_ms_max: drain.number("drain_ms_max", DRAIN_MS, drain_ms_max),
+        reconnect_jitter_ms: drain.number("reconnect_jitter_ms", JITTER_MS, reconnect_jitter_ms),
+    }
+}
+
+fn log(log: &mut Section<'_>) -> LogConfig {
+    let allowed = "a level (error, warn, info, debug, trace), or MODULE=LEVEL pairs separated by \
+                   commas";
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let checked = |text: &str| EnvFilter::try_new(text).is_ok().then(|| text.to_owned());
+    let filter = log.text("filter", allowed, checked);
+    LogConfig {
+        filter: filter.unwrap_or_else(|| LogConfig::default().filter),
+        format: log.word("format", &formats, LogFormat::default()),
+    }
+}
