@@ -113,6 +113,11 @@ impl Seq {
         assert!(open_count < 1 << 24 && record_number < 1 << Self::RECORD_BITS);
         Self(u64::from(open_count) << Self::RECORD_BITS | record_number)
     }
+
+    /// The open of the store that gave it, if a store gave it.
+    pub fn open_count(self) -> u32 {
+        u32::try_from(self.0 >> Self::RECORD_BITS).expect("24 bits remain")
+    }
 }
 
 impl SlotId {

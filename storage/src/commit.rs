@@ -107,9 +107,14 @@ impl Forming {
         self.buffer.is_empty() && self.closed.is_empty()
     }
 
+    /// The batch that commands join holds something.
+    pub(crate) fn is_begun(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
     /// The last batch that something waits for.
     pub(crate) fn last_number(&self) -> u64 {
-        if self.buffer.is_empty() { self.number - 1 } else { self.number }
+        if self.is_begun() { self.number } else { self.number - 1 }
     }
 
     pub(crate) fn queued_bytes(&self) -> usize {

@@ -48,6 +48,9 @@ pub enum OpenFault {
     Version { segment: SegmentId, found: u16, supported: u16 },
     #[error("{segment} offset {offset}: record type {kind} ({name}) version {version} is unknown")]
     UnknownRecord { segment: SegmentId, offset: u32, kind: u8, name: &'static str, version: u8 },
+    /// Seqs are never given twice, so what is stored must not be above what will be given.
+    #[error("{segment} offset {offset}: a record with a seq of open {found}, later than its batch")]
+    LaterOpen { segment: SegmentId, offset: u32, found: u32 },
     #[error("{segment} has {bytes} bytes, more than any segment")]
     TooLong { segment: SegmentId, bytes: u64 },
     #[error("{first} and {last} are not of one log: it has fewer than 2^20 segments")]

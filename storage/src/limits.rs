@@ -57,6 +57,27 @@ impl StoreConfig {
             fill_chunk_bytes: FILL_CHUNK_BYTES_MAX,
         }
     }
+
+    /// What is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let whole = |bytes: u32| bytes.is_multiple_of(BLOCK_BYTES);
+        let segment_bytes = SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX;
+        if !segment_bytes.contains(&self.segment_bytes) || !whole(self.segment_bytes) {
+            return Err("segment_bytes: 128 KiB to 1 GiB, a multiple of 4096");
+        }
+        let chunk = self.fill_chunk_bytes;
+        if !(2 * BLOCK_BYTES..=FILL_CHUNK_BYTES_MAX).contains(&chunk) || !whole(chunk) {
+            return Err("fill_chunk_bytes: 8 KiB to 1 MiB, a multiple of 4096");
+        }
+        if !(BLOCK_BYTES..=BATCH_BYTES_MAX).contains(&self.batch_bytes_max) {
+            return Err("batch_bytes_max: 4 KiB to 16 MiB");
+        }
+        let chunk_bytes = CHECKPOINT_CHUNK_BYTES_MIN..=CHECKPOINT_CHUNK_BYTES_MAX;
+        if !chunk_bytes.contains(&self.checkpoint_chunk_bytes) {
+            return Err("checkpoint_chunk_bytes: 512 to 262144");
+        }
+        Ok(())
+    }
 }
 
 /// Format of segments and `CURRENT`; another number is refused by name.

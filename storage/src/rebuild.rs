@@ -46,6 +46,17 @@ pub(crate) struct Rebuild {
     is_pushed: bool,
 }
 
+/// What a checkpoint knew in segments that are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Dropped {
+    /// Entries that were deleted since.
+    pub(crate) outdated: u64,
+    /// Seq and mailbox of those that cannot have been: each leaves a gap.
+    pub(crate) lost: Vec<(u64, u64)>,
+    /// Written again.
+    devices: Vec<DeviceRecord>,
+}
+
 impl Rebuild {
     pub(crate) fn new(hash_seed: u64) -> Self {
         let seed = HashSeed(hash_seed);
@@ -80,8 +91,9 @@ impl Rebuild {
         self.log.extend(segment, bytes.max(end));
     }
 
-    pub(crate) fn drop_segment(&self) {
-        assert!(!self.is_pushed, "an unused segment holds no batch");
+    /// Nothing was found in `segment`, and its file goes.
+    pub(crate) fn drop_segment(&mut self, segment: SegmentId) {
+        self.log.forget(segment);
     }
 
     fn push_segment(&mut self) {
@@ -111,6 +123,10 @@ impl Rebuild {
                 break;
             }
             let view = raw.parse().map_err(|fault| refuse(place, raw, fault))?;
+            let found = view.highest_seq().open_count();
+            if found > head.open_count {
+                return Err(OpenFault::LaterOpen { segment, offset: place.offset, found });
+            }
             self.record(view, raw, place);
             rest = next;
         }
@@ -214,48 +230,58 @@ impl Rebuild {
         self.expiries.push((segment, earliest_expiry_ms));
     }
 
-    /// Counts what is needed of each segment. What a checkpoint knew in a segment that is gone was
-    /// deleted since: the number of such entries. A device is never deleted: one whose newer record
-    /// is missing was in a damaged range, and can be written again.
-    fn count(&mut self) -> (u64, Vec<DeviceRecord>) {
+    /// Counts what is needed of each segment, and drops what a checkpoint knew in a segment that is
+    /// gone: it was deleted since, or is lost. `newest`: the last segment that was ever named. A
+    /// device is never deleted: one whose newer record is missing can be written again.
+    fn count(&mut self, newest: SegmentId) -> Dropped {
         let mut tally = self.log.tally();
+        let mut dropped = Dropped::default();
         let mut is_outdated = false;
-        for (_, queue) in self.mailboxes.iter() {
+        for (mailbox, queue) in self.mailboxes.iter() {
             for entry in &queue.entries {
-                is_outdated |= !tally.add_entry(entry);
+                if !tally.add_entry(entry) {
+                    is_outdated = true;
+                    if tally.has_lost(entry, newest) {
+                        dropped.lost.push((entry.seq(), mailbox));
+                    }
+                }
             }
         }
-        let mut homeless = Vec::new();
         for (address, slot) in self.devices.iter() {
             if !tally.add(slot.place.segment.0, slot.length) {
-                homeless.push(DeviceRecord {
+                dropped.devices.push(DeviceRecord {
                     address: address.clone(),
                     mailbox: MailboxId(slot.mailbox),
                     created_unix_ms: slot.created_unix_ms,
                 });
             }
         }
-        homeless.sort_unstable_by(|a, b| a.address.cmp(&b.address));
-        for device in &homeless {
+        // The order of a hash table must not decide.
+        dropped.lost.sort_unstable();
+        dropped.devices.sort_unstable_by(|a, b| a.address.cmp(&b.address));
+        for device in &dropped.devices {
             self.devices.remove(&device.address);
         }
         self.log.set_live(&tally);
-        let outdated =
-            if is_outdated { self.mailboxes.retain_entries(|entry| tally.knows(entry)) } else { 0 };
-        (outdated, homeless)
+        if is_outdated {
+            let gone = self.mailboxes.retain_entries(|entry| tally.knows(entry));
+            dropped.outdated = gone - dropped.lost.len() as u64;
+        }
+        dropped
     }
 
-    /// The store, about to begin the segment after `last`, and how many entries of a checkpoint
-    /// were outdated.
+    /// The store, about to begin a segment behind all that are there and all up to `named`, and what
+    /// a checkpoint knew in vain.
     pub(crate) fn finish(
         mut self,
         config: StoreConfig,
         open_count: u32,
         next_batch: u64,
-        last: SegmentId,
+        named: SegmentId,
         checkpoints: Found,
-    ) -> (Store, u64) {
-        let (outdated, homeless) = self.count();
+    ) -> (Store, Dropped) {
+        let last = self.log.newest().map_or(named, |newest| newest.max(named));
+        let dropped = self.count(last);
         for (segment, earliest_expiry_ms) in &self.expiries {
             self.log.note_expiry(*segment, *earliest_expiry_ms);
         }
@@ -295,10 +321,13 @@ impl Rebuild {
             config,
         };
         store.start_segment();
-        for device in &homeless {
+        for device in &dropped.devices {
             store.put_device(device);
         }
-        (store, outdated)
+        for (seq, mailbox) in &dropped.lost {
+            store.give_up_entry(*mailbox, *seq);
+        }
+        (store, dropped)
     }
 }
 

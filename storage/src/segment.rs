@@ -328,8 +328,18 @@ impl Log {
         self.file_bytes -= u64::from(oldest.used_bytes);
     }
 
+    /// A segment that nothing was counted in does not count itself.
+    pub(crate) fn forget(&mut self, id: SegmentId) {
+        self.file_bytes -= u64::from(self.get_mut(id).used_bytes);
+        self.segments.retain(|segment| segment.id != id);
+    }
+
     pub(crate) fn oldest(&self) -> Option<&Segment> {
         self.segments.front()
+    }
+
+    pub(crate) fn newest(&self) -> Option<SegmentId> {
+        self.segments.back().map(|segment| segment.id)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -448,6 +458,13 @@ impl Tally {
             return true;
         }
         false
+    }
+
+    /// Whether `entry`, whose segment is not there, is of a log that goes from the oldest one here
+    /// to `newest`: older segments were reclaimed, this one is lost.
+    pub(crate) fn has_lost(&self, entry: &Entry, newest: SegmentId) -> bool {
+        let ahead = entry.segment_low().wrapping_sub(self.oldest) % SEGMENT_SPAN_MAX;
+        self.live_bytes.is_empty() || ahead <= newest.0.saturating_sub(self.oldest)
     }
 
     pub(crate) fn knows(&mut self, entry: &Entry) -> bool {

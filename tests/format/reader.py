@@ -119,6 +119,10 @@ class Segment:
             and u16(data, at + 52) == self.shard
         )
 
+    def is_blank(self):
+        """Nothing but zeros behind the header."""
+        return not any(self.data[BLOCK:])
+
     def batches(self):
         """(offset, number, length) of every good batch."""
         at = BLOCK
@@ -145,15 +149,20 @@ class Shard:
         self.read([Segment(path, store_id, shard) for path in paths])
 
     def read(self, segments):
-        expected = None
+        expected, held_more = None, False
         for index, segment in enumerate(segments):
             first = segment.first_batch
             if first is not None:
+                if expected is None and held_more:
+                    expected = max(first - 1, 1)
                 expected = self.expect(expected, first)
+            held_more = held_more or not segment.is_blank()
             later = (after.first_batch for after in segments[index + 1 :])
             limit = next((number for number in later if number is not None), 1 << 64)
             for offset, number, length in segment.batches():
                 if number < limit and (expected is None or number >= expected):
+                    if expected is None and offset > BLOCK:
+                        expected = max(number - 1, 1)
                     self.expect(expected, number)
                     self.apply_batch(segment, offset, length)
                     expected = number + 1
@@ -167,6 +176,7 @@ class Shard:
 
     def apply_batch(self, segment, offset, length):
         at, end = offset + 56, offset + length
+        self.batch_open_count = u32(segment.data, offset + 48)
         while at < end:
             if end - at < 12:
                 raise Unreadable(f"no record at {at} of segment {segment.number}")
@@ -179,23 +189,31 @@ class Shard:
             self.apply(record, place)
             at += padded
 
+    def check_seqs(self, *seqs):
+        if max(seqs) >> 40 > self.batch_open_count:
+            raise Unreadable("a seq of a later open than its batch")
+
     def apply(self, record, place):
         kind, version = record[0], record[1]
         if version != 1 or kind not in (MESSAGE, ACK, RECEIPT, GAP, DEVICE, CLOCK):
             raise Unreadable(f"a record of kind {kind}, version {version}")
         if kind == MESSAGE:
+            self.check_seqs(u64(record, 12))
             for index in range(u16(record, 64)):
                 self.put(u64(record, 66 + 8 * index), u64(record, 12), kind, place)
         elif kind == ACK:
             mailbox, up_to = u64(record, 12), u64(record, 20)
+            self.check_seqs(up_to)
             self.acked[mailbox] = max(self.acked.get(mailbox, 0), up_to)
             queue = self.queues.get(mailbox, {})
             for seq in [seq for seq in queue if seq <= up_to]:
                 del queue[seq]
         elif kind == RECEIPT:
+            self.check_seqs(u64(record, 20))
             self.replace(u64(record, 12), u64(record, 20), kind, u64(record, 28), place)
         elif kind == GAP:
             mailbox = u64(record, 12)
+            self.check_seqs(u64(record, 20), u64(record, 28))
             self.queues.get(mailbox, {}).pop(u64(record, 28), None)
             self.replace(mailbox, u64(record, 20), kind, record[36], place)
         elif kind == DEVICE:

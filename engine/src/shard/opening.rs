@@ -235,6 +235,14 @@ impl<R: Ring> Shard<R> {
         match opening.finish() {
             Ok((store, report)) => {
                 tracing::info!(shard = self.id, ?report, "store opened");
+                if !report.damaged.is_empty() || report.lost_entries > 0 {
+                    tracing::error!(
+                        shard = self.id,
+                        damaged = ?report.damaged,
+                        lost_entries = report.lost_entries,
+                        "parts of the store are damaged or missing; `ringpost store verify` names them"
+                    );
+                }
                 self.store_opened(store, disk);
             }
             Err(fault) => {

@@ -10,7 +10,8 @@
 //!               | user | device
 //!     3 segment segment u32 | earliest expiry of its messages u64, Unix milliseconds
 //!   2 end      replay: batch u64, segment, offset u32 | attested batch u64 | entries, devices u64
-//!              | expiry clock u64, Unix milliseconds, and its segment u32 | zeros up to 128 bytes
+//!              | expiry clock u64, Unix milliseconds, and its segment u32 | newest segment u32
+//!              | zeros up to 128 bytes
 //! ```
 //!
 //! Little-endian. The crc (CRC32C) covers all that follows it; a length counts its whole chunk.
@@ -49,6 +50,8 @@ pub(crate) struct End {
     pub(crate) devices: u64,
     /// The expiry clock as the log holds it, and where.
     pub(crate) clock: (u64, SegmentId),
+    /// The segment of the attested batch: nothing in the image names a newer one.
+    pub(crate) newest: SegmentId,
 }
 
 /// The place of a chunk's head.
@@ -103,6 +106,14 @@ pub(super) fn open(chunk: &[u8]) -> Option<(ChunkHead, Fields<'_>)> {
 }
 
 impl End {
+    /// The last segment that the image may name, whether or not its file is still there.
+    pub(crate) fn last_named(&self) -> SegmentId {
+        let Replay { segment, offset, .. } = self.replay;
+        // At its beginning: perhaps it never came to be.
+        let held = segment.0.saturating_sub(u32::from(offset <= BLOCK_BYTES));
+        self.newest.max(SegmentId(held))
+    }
+
     pub(super) fn encode(&self, stamp: &Stamp, number: u32) -> Vec<u8> {
         let mut chunk = begin();
         chunk.extend_from_slice(&self.replay.batch.to_le_bytes());
@@ -112,6 +123,7 @@ impl End {
             chunk.extend_from_slice(&value.to_le_bytes());
         }
         chunk.extend_from_slice(&self.clock.1.0.to_le_bytes());
+        chunk.extend_from_slice(&self.newest.0.to_le_bytes());
         chunk.resize(END_BYTES, 0);
         seal(stamp, END, number, &mut chunk);
         chunk
@@ -124,9 +136,12 @@ impl End {
         let replay = Replay { batch, segment: SegmentId(fields.u32()?), offset: fields.u32()? };
         let [attested, entries, devices, clock_ms] = fields.u64s()?;
         let clock = (clock_ms, SegmentId(fields.u32()?));
-        let end = Self { replay, attested, entries, devices, clock };
+        let newest = SegmentId(fields.u32()?);
+        let end = Self { replay, attested, entries, devices, clock, newest };
         // Zero: no batch yet.
-        let sane = is_batch_number(attested.max(1)) && replay.offset.is_multiple_of(BLOCK_BYTES);
+        let sane = is_batch_number(attested.max(1))
+            && (1..=attested + 1).contains(&replay.batch)
+            && replay.offset.is_multiple_of(BLOCK_BYTES);
         (head.kind == END && sane).then_some((head.stamp, head.number, end))
     }
 }

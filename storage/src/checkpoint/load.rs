@@ -1,11 +1,12 @@
 //! Reads a checkpoint back into the index. Knows no disk.
 
 use bytes::Bytes;
+use ringpost_protocol::id::Seq;
 
 use super::encode::{self, DEVICE, END_BYTES, End, ITEMS, QUEUE, SEGMENT, Stamp};
 use crate::batch::{Origin, index};
 use crate::disk::{CheckpointId, SegmentId};
-use crate::entry::{ENTRY_BYTES, Place};
+use crate::entry::{ENTRY_BYTES, Entry, Place, SEGMENT_SPAN_MAX};
 use crate::rebuild::Rebuild;
 use crate::record::Fields;
 use crate::store::DeviceSlot;
@@ -45,6 +46,14 @@ impl Load {
             devices: 0,
             rest: Bytes::new(),
         })
+    }
+
+    /// Whether it is of a log whose oldest segment is `oldest`: entries name segments by their low
+    /// bits, and the next one must be above all that they name.
+    pub(crate) fn fits(&self, oldest: Option<SegmentId>) -> bool {
+        let newest = self.end.last_named().max(self.end.replay.segment).0;
+        let oldest = oldest.map_or(newest, |oldest| oldest.0);
+        newest < u32::MAX && newest.saturating_sub(oldest) < SEGMENT_SPAN_MAX - 1
     }
 
     /// Takes the next bytes of the file. `None`: the file is damaged, and `rebuild` useless.
@@ -102,6 +111,11 @@ impl Load {
         let count = fields.u32()?;
         let (entries, _) = fields.take(index(count).checked_mul(ENTRY_BYTES)?)?.as_chunks();
         self.entries += u64::from(count);
+        // They rise. No later open can have given them.
+        let last = entries.last().and_then(Entry::from_bytes).map_or(0, |entry| entry.seq());
+        if Seq(last.max(acked)).open_count() > self.stamp.open_count {
+            return None;
+        }
         rebuild.restore_queue(mailbox, acked, entries)
     }
 

@@ -38,6 +38,9 @@
 //!   in the log, and segments go from the old end; so no entry of a segment that is there can have
 //!   lost the record that removes it. (`reclaim.rs` argues the same for acks.) Hence an image may
 //!   be as old as it likes.
+//! - **Segments lost since**: what names a missing segment though an older one is there was not
+//!   reclaimed. Its mailbox gets a gap. The end states the newest segment that the image names, and
+//!   new ones are above it: a place in a lost file must not become one in a new file.
 //! - **A removal that a crash undid** leaves one segment too many, which nothing refers to.
 //! - **Needed bytes of each segment** are counted once, from the finished index.
 //!

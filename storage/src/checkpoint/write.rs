@@ -9,6 +9,7 @@ use super::items::Cursor;
 use super::{Found, Replay};
 use crate::commit::Task;
 use crate::disk::{CheckpointId, DiskOp, SegmentId};
+use crate::limits::BLOCK_BYTES;
 use crate::store::Store;
 
 /// The checkpoints of an open store.
@@ -50,6 +51,8 @@ struct Image {
     cursor: Cursor,
     /// The highest that the log holds when all is encoded, and where.
     clock: (u64, SegmentId),
+    /// The last segment that anything encoded is in.
+    newest: SegmentId,
     /// `batch_bytes_written` when it began.
     began_bytes: u64,
     /// Chunks and bytes written.
@@ -234,6 +237,7 @@ impl Store {
             replay: Replay { segment, offset, batch: self.durable_batch + 1 },
             cursor: Cursor::default(),
             clock: (0, SegmentId(0)),
+            newest: SegmentId(0),
             began_bytes: self.stats.batch_bytes_written,
             chunks: 0,
             offset: 0,
@@ -258,6 +262,7 @@ impl Store {
             Some(write(&mut image, chunk))
         } else {
             image.clock = self.clock.logged();
+            image.newest = self.last_segment();
             image.step = Step::End(self.forming.last_number());
             None
         };
@@ -268,9 +273,19 @@ impl Store {
 
     fn write_end(&self, image: &mut Image, attested: u64) -> (Task, DiskOp) {
         let (entries, devices) = (image.cursor.entries, image.cursor.devices);
-        let end = End { replay: image.replay, attested, entries, devices, clock: image.clock };
+        let Image { replay, clock, newest, .. } = *image;
+        let end = End { replay, attested, entries, devices, clock, newest };
         image.step = Step::Sync;
         write(image, end.encode(&self.stamp(image.id), image.chunks))
+    }
+
+    /// The segment of the last batch that was commanded.
+    fn last_segment(&self) -> SegmentId {
+        if !self.forming.is_begun() {
+            let used = self.log.segments().filter(|segment| segment.used_bytes > BLOCK_BYTES);
+            return used.last().map_or(SegmentId(0), |segment| segment.id);
+        }
+        self.forming.segment
     }
 
     fn stamp(&self, checkpoint: CheckpointId) -> Stamp {

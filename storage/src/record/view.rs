@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ringpost_protocol::id::{
-    DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, UserId,
+    DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId,
 };
 
 use super::encode::{MESSAGE_FIXED_BYTES, MessageFields, padded};
@@ -68,6 +68,19 @@ pub(crate) struct DeviceView<'a> {
     pub(crate) created_unix_ms: u64,
     pub(crate) user: &'a str,
     pub(crate) device: &'a str,
+}
+
+impl View<'_> {
+    /// The highest seq that the record speaks of; zero when of none.
+    pub(crate) fn highest_seq(&self) -> Seq {
+        Seq(match self {
+            View::Message(view) => view.seq,
+            View::Receipt(view) => view.seq,
+            View::Gap(view) => view.seq.max(view.replaces),
+            View::Ack { up_to, .. } => *up_to,
+            View::Device(_) | View::Clock { .. } => 0,
+        })
+    }
 }
 
 impl<'a> MessageView<'a> {

@@ -4,7 +4,9 @@
 use bytes::Bytes;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
-use super::{DamagedRange, File, Next, Opening, State};
+use std::mem;
+
+use super::{File, Next, Opening, State};
 use crate::checkpoint::{END_BYTES, Load};
 use crate::disk::{DiskOp, DiskOpId, FileId};
 use crate::limits::BLOCK_BYTES;
@@ -30,7 +32,9 @@ impl Opening {
 
     pub(super) fn begin_load(&mut self, checkpoint: usize, tail: &[u8]) -> State {
         let (id, bytes) = self.checkpoints[checkpoint];
-        let Some(load) = Load::new(tail, self.config.origin(), id) else {
+        let oldest = self.files.first().map(|file| file.segment);
+        let load = Load::new(tail, self.config.origin(), id);
+        let Some(load) = load.filter(|load| load.fits(oldest)) else {
             return State::Tail { checkpoint: checkpoint + 1 };
         };
         self.reads.begin(id.into(), 0, bytes);
@@ -89,40 +93,59 @@ impl Opening {
             self.report.segments += 1;
             self.progress.bytes_total -= u64::from(bytes.saturating_sub(BLOCK_BYTES));
         }
-        match self.files.get(first) {
-            Some(file) if file.segment == replay.segment => {
-                let batch = if is_active(Mutant::CheckpointReplayedTooLate) {
-                    loaded.end.attested + 1
-                } else {
-                    replay.batch
-                };
-                self.expected = Some(batch);
-                let skipped = replay.offset.min(file.bytes).saturating_sub(BLOCK_BYTES);
-                self.progress.bytes_total -= u64::from(skipped);
-                self.begin_scan(first, replay.offset.max(BLOCK_BYTES))
-            }
-            // That segment was reclaimed since, or never came to be.
-            _ => self.begin_scan(first, BLOCK_BYTES),
+        let next = self.files.get(first);
+        let held = next.filter(|file| file.segment == replay.segment);
+        let is_whole = held.is_some_and(|file| file.bytes >= replay.offset);
+        let was_begun = replay.offset > BLOCK_BYTES && replay.batch > 1;
+        self.skips_log = first > 0 || (is_whole && was_begun);
+        // While an older one is there, that segment was not reclaimed: it never came to be, or is
+        // lost.
+        let is_reclaimed = first == 0
+            && held.is_none()
+            && next.is_some_and(|file| file.first_batch.is_some_and(|it| it >= replay.batch));
+        if !is_reclaimed {
+            // With what stood in it before the position: the batch before at least.
+            let is_lost = was_begun && !is_whole;
+            self.expected = Some(replay.batch - u64::from(is_lost));
         }
+        if is_active(Mutant::CheckpointReplayedTooLate) && held.is_some() {
+            self.expected = Some(loaded.end.attested + 1);
+        }
+        let from = if held.is_some() { replay.offset.max(BLOCK_BYTES) } else { BLOCK_BYTES };
+        let skipped = held.map_or(0, |file| from.min(file.bytes).saturating_sub(BLOCK_BYTES));
+        self.progress.bytes_total -= u64::from(skipped);
+        self.begin_scan(first, from)
     }
 
     /// All is read. The checkpoint attests batches like a later batch would.
     pub(super) fn end_replay(&mut self) -> State {
-        let Some(loaded) = self.loaded else { return State::Rewrite };
-        let attested = loaded.end.attested;
-        if let (Some(expected), Some((segment, good_end, bytes))) = (self.expected, self.last)
-            && expected <= attested
-        {
-            self.report.damaged.push(DamagedRange {
-                segment,
-                offset: u64::from(good_end),
-                end: u64::from(bytes),
-                first_batch: expected,
-                last_batch: attested,
-            });
-            self.report.cut_at = None;
+        if let Some(loaded) = self.loaded {
+            let attested = loaded.end.attested;
+            let mut missing = self.expected.unwrap_or(loaded.end.replay.batch);
+            // The last batch is always there: reclaim waits for a later one.
+            if !self.skips_log && self.report.batches == 0 {
+                missing = missing.min(attested);
+            }
+            if missing <= attested && attested > 0 {
+                self.note_lost(missing.max(1), attested);
+            }
+            self.expected = self.expected.max(Some(attested + 1));
         }
-        self.expected = self.expected.max(Some(attested + 1));
+        self.drop_blank();
         State::Rewrite
+    }
+
+    /// Segments that hold nothing go, unless something is missing: what is there when damage is
+    /// judged must be there when it is judged again.
+    fn drop_blank(&mut self) {
+        if !self.report.damaged.is_empty() {
+            return;
+        }
+        for segment in mem::take(&mut self.blank) {
+            self.rebuild.drop_segment(segment);
+            self.unused.push_back(segment.into());
+            self.report.segments -= 1;
+            self.report.unused_segments += 1;
+        }
     }
 }

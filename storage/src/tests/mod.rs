@@ -5,6 +5,7 @@ mod world;
 mod crash;
 mod checkpoint;
 mod damage;
+mod missing;
 mod gaps;
 mod expiry;
 mod full;
