@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::control::dev;
 use crate::limits::SHARDS_MAX;
 
+mod changes;
 mod limits;
 mod read;
 mod source;

@@ -12,9 +12,10 @@ use ringpost_engine::config::{
     Config, ConfigFault, ConfigFaults, DEFAULT_AUDIENCE, LogConfig, LogFormat,
 };
 use ringpost_engine::control::dev;
+use ringpost_engine::control::reload::SetLogFilter;
 use ringpost_engine::control::token::TokenKey;
 use ringpost_engine::launch;
-use ringpost_engine::start::{self, Serving, StartError};
+use ringpost_engine::start::{self, Reloading, Serving, StartError};
 use ringpost_engine::store_tool::{StoreCommand, StoreToolFault};
 use ringpost_protocol::id::{DeviceId, UserId};
 use tracing_subscriber::EnvFilter;
@@ -132,9 +133,9 @@ fn develop(options: &Development) -> Result<(), Failure> {
     config.listen = options.listen.unwrap_or(config.listen);
     config.admin_listen = options.admin_listen.unwrap_or(config.admin_listen);
     config.confirm_clock = options.clock.confirm_clock;
-    start_logs(&config.log);
+    let _ = start_logs(&config.log);
     let data = options.data.clone();
-    run(config, move |serving| {
+    run(config, None, move |serving| {
         announce(serving);
         say(&format!("\n{}", dev::guide(&data, serving.listen, serving.admin_listen)));
     })
@@ -143,12 +144,16 @@ fn develop(options: &Development) -> Result<(), Failure> {
 fn serve(path: &Path, clock: &Clock) -> Result<(), Failure> {
     let mut config = Config::load(path)?;
     config.confirm_clock = clock.confirm_clock;
-    start_logs(&config.log);
-    run(config, announce)
+    let set_log_filter = start_logs(&config.log);
+    run(config, Some(Reloading { path: path.to_owned(), set_log_filter }), announce)
 }
 
-fn run(config: Config, on_serving: impl FnOnce(Serving)) -> Result<(), Failure> {
-    start::run(config, launch::start_shards, on_serving)?;
+fn run(
+    config: Config,
+    reloading: Option<Reloading>,
+    on_serving: impl FnOnce(Serving),
+) -> Result<(), Failure> {
+    start::run(config, reloading, launch::start_shards, on_serving)?;
     Ok(())
 }
 
@@ -167,7 +172,7 @@ fn token(user: &str, device: &str, data: &Path, audience: &str, ttl_s: u64) -> R
 }
 
 fn store(command: &StoreCommand) -> Result<u8, Failure> {
-    start_logs(&LogConfig::default());
+    let _ = start_logs(&LogConfig::default());
     Ok(command.run()?)
 }
 
@@ -180,15 +185,26 @@ fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-fn start_logs(log: &LogConfig) {
+/// Gives what changes the filter later.
+fn start_logs(log: &LogConfig) -> SetLogFilter {
     let filter = EnvFilter::new(&log.filter); // checked by the configuration
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match log.format {
-        LogFormat::Text => logs.init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => {
+            let logs = logs.with_filter_reloading();
+            let filter = logs.reload_handle();
+            logs.init();
+            Box::new(move |text| filter.reload(EnvFilter::new(text)).map_err(|e| e.to_string()))
+        }
+        LogFormat::Json => {
+            let logs = logs.json().with_filter_reloading();
+            let filter = logs.reload_handle();
+            logs.init();
+            Box::new(move |text| filter.reload(EnvFilter::new(text)).map_err(|e| e.to_string()))
+        }
     }
 }
 
@@ -228,4 +244,5 @@ Examples:
   curl http://127.0.0.1:7480/readyz            whether it serves
 
 SIGTERM or Ctrl-C drains it: clients are told to come back, everything accepted is on disk.
+SIGHUP makes `serve` read its file again, with certificate and keys; nobody is disconnected.
 Exit codes: 0 drained, 1 the host or the storage failed, 2 wrong usage or configuration.";

@@ -289,6 +289,20 @@ pub fn expose_gauge(out: &mut String, name: &str, help: &str, value: u64) {
     write_line(out, format_args!("{name} {value}"));
 }
 
+/// Appends one counter for each value of a label, of the process.
+pub fn expose_counts(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    label: &str,
+    counts: &[(&str, u64)],
+) {
+    expose_head(out, name, help, "counter");
+    for (value, count) in counts {
+        write_line(out, format_args!("{name}{{{label}=\"{value}\"}} {count}"));
+    }
+}
+
 fn expose_head(out: &mut String, name: &str, help: &str, kind: &str) {
     write_line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
 }

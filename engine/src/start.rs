@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::auth::{KeySetFault, Verifier};
+use crate::control::reload::{Reloader, SetLogFilter};
 use crate::control::tls_files::{self, TlsFilesFault};
 use crate::control::{
     Control, ControlFault, DrainPlan, ExitReason, ShardPort, ShardReporter, shard_reports,
@@ -25,6 +26,12 @@ use crate::progress::WorkProgress;
 use crate::shard::ShardSettings;
 use crate::transport::Acceptor;
 use crate::transport::tls::{self, ServerConfig};
+
+/// Where the configuration came from, so that it can be read again while the gateway runs.
+pub struct Reloading {
+    pub path: PathBuf,
+    pub set_log_filter: SetLogFilter,
+}
 
 /// Everything that the shards are made from.
 pub struct ShardPlan {
@@ -93,14 +100,16 @@ pub enum StartError {
 
 /// Runs a gateway until it is told to drain. `start_shards` starts `plan.shards` threads, gives one
 /// reporter to each in order, and returns at once: shards recover their stores on their own time.
-/// `on_serving` is called when all of them serve.
+/// `on_serving` is called when all of them serve. Without `reloading` SIGHUP ends it like SIGTERM.
 pub fn run(
     config: Config,
+    reloading: Option<Reloading>,
     start_shards: impl FnOnce(ShardPlan, Vec<ShardReporter>) -> Result<Shards, ShardStartFault>,
     on_serving: impl FnOnce(Serving),
 ) -> Result<ExitReason, StartError> {
-    let (certificates, key) = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
-    let acceptor = Acceptor::Tls(ServerConfig::new(certificates, key)?);
+    let files = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
+    tls_files::tell_validity(&config.tls.certificate_path, &files.validity);
+    let acceptor = Acceptor::Tls(ServerConfig::new(files.certificates, files.key)?);
     let verifier = Verifier::load(&config.auth.jwks_path, &config.auth.audience)?;
     info!(keys = verifier.key_count(), "key set loaded");
     let storage_shards = config.storage_shards.unwrap_or(config.shards);
@@ -120,6 +129,13 @@ pub fn run(
         limits: Arc::new(config.limits.live.within(host.connections_room)),
         reconnect_jitter_ms: config.drain.reconnect_jitter_ms,
     };
+    let reloader = reloading.map(|Reloading { path, set_log_filter }| Reloader {
+        path,
+        started: config.clone(),
+        settings: settings.clone(),
+        connections_room: host.connections_room,
+        set_log_filter,
+    });
     let plan = ShardPlan {
         shards,
         storage_shards: data.storage_shards(),
@@ -130,7 +146,8 @@ pub fn run(
     };
     let (reporters, reports) = shard_reports(shards);
     let Shards { listen, ports, threads } = start_shards(plan, reporters)?;
-    let control = Control { admin, ports, reports, drain };
+    let certificate = files.validity;
+    let control = Control { admin, ports, reports, drain, certificate, reloader };
     let reason = control.run(|| on_serving(Serving { listen, admin_listen }))?;
     for thread in threads {
         // It reported itself drained, and an end after that has nothing left to lose.
@@ -262,7 +279,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let config = Config::development(directory.path());
         let no_shards = |_: ShardPlan, _: Vec<ShardReporter>| unreachable!("no keys");
-        let fault = run(config, no_shards, |_| {}).unwrap_err();
+        let fault = run(config, None, no_shards, |_| {}).unwrap_err();
         assert!(matches!(fault, StartError::TlsFiles(_)), "{fault}");
         assert_eq!(fault.exit_code(), 2);
 

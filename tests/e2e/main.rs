@@ -23,5 +23,6 @@ mod faults;
 mod tls;
 mod openssl;
 mod refusal;
+mod reload;
 mod admin;
 mod chat;

@@ -16,15 +16,21 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tracing::{error, info, warn};
 
+use self::counts::ControlMetrics;
+use self::reload::Reloader;
+use self::validity::Validity;
 use crate::config::DrainConfig;
 use crate::metrics::ShardMetrics;
 use crate::shard::ShardSettings;
 
 pub mod admin;
 pub mod auth;
+mod counts;
 pub mod dev;
+pub mod reload;
 pub mod tls_files;
 pub mod token;
+pub mod validity;
 
 /// What control asks of one shard. Neither call blocks or waits.
 pub trait ShardPort: Send {
@@ -166,6 +172,10 @@ pub struct Control {
     pub ports: Vec<Box<dyn ShardPort>>,
     pub reports: ShardReports,
     pub drain: DrainPlan,
+    /// Of the certificate in use.
+    pub certificate: Validity,
+    /// `None`: there is no file to read again, and SIGHUP ends the gateway as SIGTERM does.
+    pub reloader: Option<Reloader>,
 }
 
 /// Whether clients are served, as `/readyz` says.
@@ -184,6 +194,8 @@ struct State {
     shards_ready: Cell<usize>,
     reopening: Vec<Arc<AtomicBool>>,
     started: Instant,
+    drain: Cell<DrainPlan>,
+    metrics: ControlMetrics,
 }
 
 impl State {
@@ -206,6 +218,7 @@ impl Control {
 
     async fn run_on_runtime(self, on_serving: impl FnOnce()) -> Result<ExitReason, ControlFault> {
         let mut stop = StopSignals::new().map_err(ControlFault::Runtime)?;
+        let hangup = signal(SignalKind::hangup()).map_err(ControlFault::Runtime)?;
         let listener = admin::listen(self.admin).map_err(ControlFault::Runtime)?;
         let shards = self.ports.len();
         let ShardReports { mut reports, reopening } = self.reports;
@@ -216,10 +229,18 @@ impl Control {
             shards_ready: Cell::new(0),
             reopening,
             started: Instant::now(),
+            drain: Cell::new(self.drain),
+            metrics: ControlMetrics::new(reload::unix_s(), self.certificate),
         });
         tokio::task::spawn_local(admin::serve(listener, Rc::clone(&state)));
+        match self.reloader {
+            Some(reloader) => {
+                tokio::task::spawn_local(reloader.run(Rc::clone(&state), hangup));
+            }
+            None => stop.hangup = Some(hangup),
+        }
         serve_until_stopped(&state, &mut reports, &mut stop, on_serving).await?;
-        drain(&state, &mut reports, &mut stop, self.drain).await?;
+        drain(&state, &mut reports, &mut stop).await?;
         Ok(ExitReason::Drained)
     }
 }
@@ -258,8 +279,8 @@ async fn drain(
     state: &State,
     reports: &mut mpsc::Receiver<ShardReport>,
     stop: &mut StopSignals,
-    plan: DrainPlan,
 ) -> Result<(), ControlFault> {
+    let plan = state.drain.get();
     state.phase.set(Phase::Draining);
     for port in state.ports.borrow().iter() {
         port.drain(plan);
@@ -319,10 +340,11 @@ impl ControlFault {
     }
 }
 
-/// SIGTERM (service managers) and SIGINT (Ctrl-C).
+/// SIGTERM (service managers) and SIGINT (Ctrl-C); SIGHUP (a closed terminal) if nothing is reloaded.
 struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Option<Signal>,
 }
 
 impl StopSignals {
@@ -330,6 +352,7 @@ impl StopSignals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: None,
         })
     }
 
@@ -337,7 +360,17 @@ impl StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            () = received(&mut self.hangup) => "SIGHUP",
         }
+    }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }
 

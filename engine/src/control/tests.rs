@@ -52,7 +52,14 @@ fn world(silent: Option<u16>) -> World {
     };
     let ports = (0..2).map(port).collect();
     World {
-        control: Control { admin, ports, reports, drain: PLAN },
+        control: Control {
+            admin,
+            ports,
+            reports,
+            drain: PLAN,
+            certificate: Validity { not_before_unix_s: 1, not_after_unix_s: 77 },
+            reloader: None,
+        },
         admin: address,
         reporters,
         drains,
@@ -108,6 +115,9 @@ fn a_gateway_starts_serves_and_drains() {
     let (status, answer) = request(admin, "GET /metrics");
     assert!(status == 200 && answer.contains("\nringpost_connections 21\n"), "{answer}");
     assert!(answer.contains("\nringpost_shards_silent 1\n"), "{answer}");
+    let expiry = "\nringpost_certificate_not_after_timestamp_seconds 77\n";
+    assert!(answer.contains(expiry), "{answer}");
+    assert!(answer.contains("\nringpost_reloads_total{result=\"ok\"} 0\n"), "{answer}");
     assert!(answer.contains("\nprocess_cpu_seconds_total "), "{answer}");
     assert_eq!(request(admin, "GET /").0, 404);
     let (status, answer) = request(admin, "POST /metrics");

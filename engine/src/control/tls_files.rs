@@ -6,6 +6,9 @@ use std::sync::Arc;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use tracing::{error, warn};
+
+use super::validity::{Standing, Validity};
 
 /// Why certificate and key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,13 +27,21 @@ pub enum TlsFilesFault {
         certificate.display()
     )]
     Mismatch { certificate: PathBuf, key: PathBuf },
+    #[error("the certificate {} has expired {days_ago} days ago", path.display())]
+    Expired { path: PathBuf, days_ago: u64 },
 }
 
-/// Reads the chain (the server's own certificate first) and its private key.
-pub fn load(
-    certificate_path: &Path,
-    key_path: &Path,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFilesFault> {
+/// A chain, the server's own certificate first, and its private key.
+#[derive(Debug)]
+pub struct TlsFiles {
+    pub certificates: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+    /// Of the server's own certificate. Not checked: see [`Validity::now`].
+    pub validity: Validity,
+}
+
+/// Reads certificates and key and checks that they belong together.
+pub fn load(certificate_path: &Path, key_path: &Path) -> Result<TlsFiles, TlsFilesFault> {
     let certificates = load_certificates(certificate_path)?;
     let key = load_key(key_path)?;
     let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|error| {
@@ -46,7 +57,26 @@ pub fn load(
             text: other.to_string(),
         },
     })?;
-    Ok((certificates, key))
+    let validity = Validity::of(&certificates[0]).ok_or_else(|| {
+        let text = "its time of validity cannot be read".to_owned();
+        TlsFilesFault::CertificateInvalid { path: certificate_path.to_owned(), text }
+    })?;
+    Ok(TlsFiles { certificates, key, validity })
+}
+
+/// Warns of a certificate that will not do for long.
+pub fn tell_validity(path: &Path, validity: &Validity) {
+    let path = path.display();
+    match validity.now() {
+        Standing::Valid { days } if days < EXPIRY_WARNING_DAYS => {
+            warn!(%path, days, "the certificate expires soon; renew it and send SIGHUP");
+        }
+        Standing::Valid { .. } => {}
+        Standing::NotYet => warn!(%path, "the certificate is not valid yet; clients refuse it"),
+        Standing::Expired { days_ago } => {
+            error!(%path, days_ago, "the certificate has expired; clients refuse it");
+        }
+    }
 }
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFilesFault> {
@@ -101,6 +131,9 @@ impl TlsFilesFault {
                 "the file must hold one unencrypted RSA, ECDSA or Ed25519 key as a BEGIN PRIVATE \
                  KEY block (PKCS#8)"
             }
+            Self::Expired { .. } => {
+                "renew it: no client accepts it; or set this host's clock right"
+            }
             Self::Mismatch { .. } => {
                 "use the key that the certificate was issued for, and put the server's own \
                  certificate first in the chain"
@@ -109,6 +142,9 @@ impl TlsFilesFault {
         .to_owned()
     }
 }
+
+/// Before that a certificate should have been renewed: authorities do so 30 days ahead.
+pub const EXPIRY_WARNING_DAYS: u64 = 14;
 
 #[cfg(test)]
 mod tests {
@@ -144,8 +180,8 @@ mod tests {
     #[test]
     fn a_pair_is_loaded() {
         let files = files();
-        let (certificates, _) = load(&files.certificate, &files.key).unwrap();
-        assert_eq!(certificates.len(), 1);
+        let loaded = load(&files.certificate, &files.key).unwrap();
+        assert_eq!(loaded.certificates.len(), 1);
     }
 
     #[test]

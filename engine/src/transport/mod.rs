@@ -8,6 +8,8 @@ pub mod plain;
 
 use bytes::BytesMut;
 
+use crate::control::tls_files::TlsFiles;
+
 /// What encrypts one connection.
 pub enum Transport {
     Tls(Box<tls::Tls>),
@@ -40,6 +42,17 @@ pub enum Peer {
 }
 
 impl Acceptor {
+    /// The same with another certificate, for connections that are accepted from now on.
+    pub fn with_certificate(&self, files: TlsFiles) -> Result<Self, tls::ConfigFault> {
+        match self {
+            Self::Tls(config) => {
+                Ok(Self::Tls(config.with_certificate(files.certificates, files.key)?))
+            }
+            #[cfg(feature = "plain-transport")]
+            Self::Plain => Ok(Self::Plain),
+        }
+    }
+
     pub fn accept(&self) -> Result<Transport, TransportFault> {
         match self {
             Self::Tls(config) => Ok(Transport::Tls(Box::new(tls::Tls::accept(config)?))),

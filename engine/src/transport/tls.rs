@@ -38,8 +38,7 @@ impl ServerConfig {
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, ConfigFault> {
         let provider = Arc::new(provider());
-        let key = CertifiedKey::from_der(certificates, key, &provider)?;
-        let resolver = Arc::new(RequireAlpn(Arc::new(key)));
+        let resolver = RequireAlpn::new(certificates, key, &provider)?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_no_client_auth()
@@ -48,6 +47,17 @@ impl ServerConfig {
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         config.send_tls13_tickets = 1;
         config.max_early_data_size = 0;
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// The same with another certificate. Tickets that were given out go on.
+    pub fn with_certificate(
+        &self,
+        certificates: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, ConfigFault> {
+        let mut config = rustls::ServerConfig::clone(&self.0);
+        config.cert_resolver = RequireAlpn::new(certificates, key, config.crypto_provider())?;
         Ok(Self(Arc::new(config)))
     }
 }
@@ -66,6 +76,17 @@ fn provider() -> rustls::crypto::CryptoProvider {
 /// none, before any signature is made.
 #[derive(Debug)]
 struct RequireAlpn(Arc<CertifiedKey>);
+
+impl RequireAlpn {
+    fn new(
+        certificates: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        provider: &rustls::crypto::CryptoProvider,
+    ) -> Result<Arc<Self>, ConfigFault> {
+        let key = CertifiedKey::from_der(certificates, key, provider)?;
+        Ok(Arc::new(Self(Arc::new(key))))
+    }
+}
 
 impl ResolvesServerCert for RequireAlpn {
     fn resolve(&self, client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {

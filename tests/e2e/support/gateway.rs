@@ -212,6 +212,26 @@ impl Gateway {
         text
     }
 
+    /// Has the configuration read again, now with this text; says whether it was taken.
+    pub fn reload(&self, config: &str) -> bool {
+        let counts = || {
+            ["ok", "refused"].map(|result| {
+                self.metric(&format!("ringpost_reloads_total{{result=\"{result}\"}}"))
+            })
+        };
+        let [taken, refused] = counts();
+        std::fs::write(self.config_path(), config).unwrap();
+        self.hang_up();
+        let after = || Some(counts()).filter(|&counts| counts != [taken, refused]);
+        wait_until("the reload is done", after) == [taken + 1.0, refused]
+    }
+
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        let running = self.running.as_ref().expect("it runs");
+        signal(&running.child, "HUP");
+    }
+
     /// GET on the admin endpoint: status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect_timeout(&self.admin, PATIENCE).unwrap();
@@ -252,9 +272,15 @@ impl Drop for Gateway {
     }
 }
 
-/// SIGTERM without unsafe code, from the shell that every system has.
+/// SIGTERM.
 pub fn terminate(child: &Child) {
-    let status = Command::new("sh").args(["-c", "kill -TERM $0", &child.id().to_string()]).status();
+    signal(child, "TERM");
+}
+
+/// Without unsafe code, from the shell that every system has.
+fn signal(child: &Child, name: &str) {
+    let id = child.id().to_string();
+    let status = Command::new("sh").args(["-c", "kill -$0 $1", name, &id]).status();
     assert!(status.unwrap().success(), "the process is gone");
 }
 

@@ -23,8 +23,12 @@ pub struct Raw {
 
 /// What rustls needs; its session cache lives here.
 pub fn tls_config(gateway: &Gateway, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    tls_config_trusting(&gateway.keys.roots_pem, alpn)
+}
+
+pub fn tls_config_trusting(roots_pem: &[u8], alpn: &[&[u8]]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&gateway.keys.roots_pem) {
+    for certificate in CertificateDer::pem_slice_iter(roots_pem) {
         roots.add(certificate.unwrap()).unwrap();
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -1,0 +1,65 @@
+//! What the control thread counts, beside what the shards do.
+
+use std::cell::Cell;
+
+use super::validity::Validity;
+use crate::metrics::{expose_counts, expose_gauge};
+
+/// Reloads and the certificate in use.
+#[derive(Debug)]
+pub(super) struct ControlMetrics {
+    reloads_ok: Cell<u64>,
+    reloads_refused: Cell<u64>,
+    /// The last reload, or the start, was taken.
+    last_reload_ok: Cell<bool>,
+    last_reload_unix_s: Cell<u64>,
+    certificate: Cell<Validity>,
+}
+
+impl ControlMetrics {
+    pub(super) fn new(now_unix_s: u64, certificate: Validity) -> Self {
+        Self {
+            reloads_ok: Cell::default(),
+            reloads_refused: Cell::default(),
+            last_reload_ok: Cell::new(true),
+            last_reload_unix_s: Cell::new(now_unix_s),
+            certificate: Cell::new(certificate),
+        }
+    }
+
+    pub(super) fn reloaded(&self, now_unix_s: u64, certificate: Validity) {
+        self.reloads_ok.set(self.reloads_ok.get() + 1);
+        self.last_reload_ok.set(true);
+        self.last_reload_unix_s.set(now_unix_s);
+        self.certificate.set(certificate);
+    }
+
+    pub(super) fn reload_refused(&self) {
+        self.reloads_refused.set(self.reloads_refused.get() + 1);
+        self.last_reload_ok.set(false);
+    }
+
+    pub(super) fn expose(&self, out: &mut String) {
+        let reloads = [("ok", self.reloads_ok.get()), ("refused", self.reloads_refused.get())];
+        let help = "Configurations read again on SIGHUP; a refused one changed nothing.";
+        expose_counts(out, "ringpost_reloads_total", help, "result", &reloads);
+        expose_gauge(
+            out,
+            "ringpost_config_last_reload_successful",
+            "1 if the configuration in use is the one of the last attempt to load it.",
+            u64::from(self.last_reload_ok.get()),
+        );
+        expose_gauge(
+            out,
+            "ringpost_config_last_reload_success_timestamp_seconds",
+            "When the configuration in use was loaded.",
+            self.last_reload_unix_s.get(),
+        );
+        expose_gauge(
+            out,
+            "ringpost_certificate_not_after_timestamp_seconds",
+            "When the certificate in use expires.",
+            self.certificate.get().not_after_unix_s,
+        );
+    }
+}
