@@ -245,6 +245,61 @@ fn a_refused_message_is_retried_under_a_new_number_with_what_stood_behind_it() {
     assert_eq!(sent, Some(SendSeq(4)), "the same id, the new number");
 }
 
+/// A recipient that fetches six messages in every second, and a sender with many.
+#[test]
+fn what_a_mailbox_takes_in_a_round_goes_out_in_one_flight_and_little_more() {
+    let mut world = World::new();
+    world.connect();
+    world.settle();
+    for index in 0..96 {
+        world.send("bob", &index.to_string());
+    }
+    let mut rounds = 0;
+    while world.ledger.outbox_len() > 0 {
+        world.server.room.insert(user("bob"), 6);
+        let before = world.server.sends_seen.len();
+        world.commit();
+        world.exchange();
+        if rounds > 0 {
+            let flight = &world.server.sends_seen[before..];
+            assert_eq!(flight.len(), 6, "at once, without an answer to the first");
+            assert!(flight[0].1 && flight[1..].iter().all(|(_, after_reject)| !after_reject));
+        }
+        world.settle();
+        world.now_ms += 1_000;
+        rounds += 1;
+    }
+    assert_eq!(rounds, 16);
+    let expected: Vec<String> = (0..96).map(|index| index.to_string()).collect();
+    assert_eq!(world.stored("bob"), expected);
+    assert!(world.server.sends_seen.len() < 96 + 3 * 96, "{}", world.server.sends_seen.len());
+}
+
+#[test]
+fn a_mailbox_that_stays_full_is_asked_with_one_message_at_a_time() {
+    let mut world = World::new();
+    world.connect();
+    world.settle();
+    world.server.room.insert(user("bob"), 3);
+    for index in 0..20 {
+        world.send("bob", &index.to_string());
+    }
+    world.settle();
+    assert_eq!(world.server.sends_seen.len(), 20);
+    let mut flights = Vec::new();
+    for _ in 0..5 {
+        world.now_ms += 60_000;
+        let before = world.server.sends_seen.len();
+        world.settle();
+        flights.push(world.server.sends_seen.len() - before);
+    }
+    assert_eq!(flights, [3, 1, 1, 1, 1]);
+    world.server.room.clear();
+    world.now_ms += 60_000;
+    world.settle();
+    assert_eq!(world.stored("bob").len(), 20);
+}
+
 #[test]
 fn what_stood_behind_a_refusal_does_not_overtake_on_the_next_connection() {
     let mut world = World::new();

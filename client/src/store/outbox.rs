@@ -6,7 +6,12 @@
 //!
 //! A lane whose entry was refused for now is closed: the server refuses everything behind it too,
 //! until a Send carries `after_reject`. When all of those answers are in and the wait is over, the
-//! first entry alone goes out as a probe; when it is accepted the lane opens again.
+//! first entry goes out again as a probe that carries it, and the lane is open.
+//!
+//! What goes out behind a probe travels in vain when there is still no room. So a lane that was
+//! closed has a window: as many entries as got their final answer since the probe before, and one
+//! more with each. A mailbox that stays full is asked with one envelope at a time; one that takes a
+//! few in a round gets those few in one round trip; and in vain goes at most as much as was taken.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -30,7 +35,7 @@ pub(super) struct Outbox {
     rows: BTreeMap<SendId, Row>,
     /// Order is kept per user and per group.
     lanes: BTreeMap<Recipient, Lane>,
-    /// First waiting entry of each open lane.
+    /// First waiting entry of each open lane whose window has room.
     ready: BTreeMap<SendId, Recipient>,
     /// Closed lanes whose answers are all in, by the time of their probe.
     probes: BTreeSet<(u64, Recipient)>,
@@ -49,19 +54,18 @@ struct Row {
     after_reject: bool,
 }
 
-#[derive(Default)]
 struct Lane {
     /// Not numbered, in the app's order.
     waiting: VecDeque<SendId>,
     in_flight_count: usize,
-    closed: Option<Closed>,
-}
-
-#[derive(Clone, Copy)]
-struct Closed {
-    retry_at_ms: u64,
-    /// Refusals in a row.
+    /// So many may be in flight.
+    window: usize,
+    /// Accepted, or refused for good, since the last probe.
+    final_count: usize,
+    /// Probes refused in a row.
     refused_count: u32,
+    /// Closed; when its probe is due.
+    retry_at_ms: Option<u64>,
 }
 
 /// A numbered entry as it goes out.
@@ -153,6 +157,9 @@ impl Outbox {
         while self.in_flight.len() < SENDS_UNANSWERED_MAX {
             let Some((key, after_reject)) = self.next_lane(now_ms) else { return };
             let lane = self.lanes.get_mut(&key).expect("a scheduled lane exists");
+            if after_reject {
+                lane.open();
+            }
             let id = lane.waiting.pop_front().expect("a scheduled lane has something waiting");
             lane.in_flight_count += 1;
             let send_seq = SendSeq(self.next_send_seq);
@@ -185,13 +192,12 @@ impl Outbox {
                 None
             }
             Outcome::Rejected { code, .. } => {
+                self.lanes.get_mut(&key).expect("its lane exists").note_final(was_probe);
                 let to = self.remove(id, changes);
                 Some(News::Refused(Refused { id, to, code }))
             }
             Outcome::Accepted { server_time_ms, skipped } => {
-                if was_probe {
-                    self.lanes.get_mut(&key).expect("its lane exists").closed = None;
-                }
+                self.lanes.get_mut(&key).expect("its lane exists").note_final(was_probe);
                 let to = self.remove(id, changes);
                 Some(News::Sent(Sent { id, send_seq, to, server_time_ms, skipped }))
             }
@@ -279,15 +285,14 @@ impl Outbox {
         retry_after_ms: Option<u64>,
     ) {
         let lane = self.lanes.get_mut(key).expect("its lane exists");
-        let refused_count = match lane.closed {
-            None => 0,
-            Some(closed) if was_probe => closed.refused_count + 1,
-            // Refused because it stood behind the one that closed the lane: the wait is set.
-            Some(_) => return,
-        };
-        let own_wait_ms = RETRY_MS_MIN << refused_count.min(RETRY_DOUBLINGS_MAX);
-        let retry_at_ms = now_ms.saturating_add(own_wait_ms.max(retry_after_ms.unwrap_or(0)));
-        lane.closed = Some(Closed { retry_at_ms, refused_count });
+        if was_probe {
+            lane.refused_count += 1;
+        } else if lane.retry_at_ms.is_some() {
+            return; // refused because it stood behind the one that closed the lane
+        }
+        let own_wait_ms = RETRY_MS_MIN << lane.refused_count.min(RETRY_DOUBLINGS_MAX);
+        let wait_ms = own_wait_ms.max(retry_after_ms.unwrap_or(0));
+        lane.retry_at_ms = Some(now_ms.saturating_add(wait_ms));
         if let Some(first) = lane.waiting.front() {
             self.ready.remove(first);
         }
@@ -315,17 +320,47 @@ impl Outbox {
     fn schedule(&mut self, key: &Recipient) {
         let lane = self.lanes.get(key).expect("its lane exists");
         let first = lane.waiting.front().copied();
-        match (first, lane.closed) {
+        match (first, lane.retry_at_ms) {
             (None, _) if lane.in_flight_count == 0 => {
                 self.lanes.remove(key);
             }
-            (Some(first), None) => {
+            (Some(first), None) if lane.in_flight_count < lane.window => {
                 self.ready.insert(first, key.clone());
             }
-            (Some(_), Some(closed)) if lane.in_flight_count == 0 => {
-                self.probes.insert((closed.retry_at_ms, key.clone()));
+            (Some(_), Some(retry_at_ms)) if lane.in_flight_count == 0 => {
+                self.probes.insert((retry_at_ms, key.clone()));
             }
             _ => {}
+        }
+    }
+}
+
+impl Lane {
+    /// Its probe goes out.
+    fn open(&mut self) {
+        self.retry_at_ms = None;
+        self.window = self.final_count.clamp(1, SENDS_UNANSWERED_MAX);
+        self.final_count = 0;
+    }
+
+    fn note_final(&mut self, was_probe: bool) {
+        self.final_count += 1;
+        self.window = (self.window + 1).min(SENDS_UNANSWERED_MAX);
+        if was_probe {
+            self.refused_count = 0;
+        }
+    }
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            in_flight_count: 0,
+            window: SENDS_UNANSWERED_MAX,
+            final_count: 0,
+            refused_count: 0,
+            retry_at_ms: None,
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct FakeServer {
     pub(crate) outcomes: BTreeMap<SendSeq, Outcome>,
     /// Mailboxes that are full.
     pub(crate) full: BTreeSet<Recipient>,
+    /// Mailboxes that take so many more.
+    pub(crate) room: BTreeMap<Recipient, usize>,
     /// Users that do not exist.
     pub(crate) unknown: BTreeSet<Recipient>,
     /// Whether a Send is processed, but its answer is lost.
@@ -59,6 +61,7 @@ impl FakeServer {
             stored: Vec::new(),
             outcomes: BTreeMap::new(),
             full: BTreeSet::new(),
+            room: BTreeMap::new(),
             unknown: BTreeSet::new(),
             is_mute: false,
             lost_answers: BTreeSet::new(),
@@ -172,7 +175,7 @@ impl FakeServer {
         let refused = |code| Outcome::Rejected { code, retry_after_ms: Some(1_000) };
         let outcome = if self.unknown.contains(&send.to) {
             Outcome::Rejected { code: RejectCode::UnknownRecipient, retry_after_ms: None }
-        } else if conn.blocked.contains(&send.to) || self.full.contains(&send.to) {
+        } else if conn.blocked.contains(&send.to) || !self.takes(&send.to) {
             conn.blocked.insert(send.to.clone());
             refused(RejectCode::MailboxFull)
         } else {
@@ -183,6 +186,17 @@ impl FakeServer {
         };
         self.outcomes.insert(send.send_seq, outcome.clone());
         outcome
+    }
+
+    /// Whether a mailbox has room, which is then used.
+    fn takes(&mut self, to: &Recipient) -> bool {
+        if self.full.contains(to) {
+            return false;
+        }
+        let Some(room) = self.room.get_mut(to) else { return true };
+        let takes = *room > 0;
+        *room = room.saturating_sub(1);
+        takes
     }
 
     fn drop_entries(&mut self, up_to: Seq) {
