@@ -10,12 +10,20 @@ use ringpost_tests::sim::world::{Crash, Options, Report, World};
 /// Seeds that once failed, each with what it found. A seed names a world only as long as worlds
 /// are made the same way: what older ones found is among the deliberate bugs of the binary
 /// `mutants`.
+#[rustfmt::skip]
 const REGRESSION_SEEDS: &[u64] = &[
     // A receipt for an expired message, when the Hello of the next connection acknowledged its gap.
     2, 7,
     // Reclaim reckoned with fewer bytes in the log than were live, while batches wait for the disk.
-    121, 134, // The client spun while a retry was due and its window was full.
+    121, 134,
+    // The client spun while a retry was due and its window was full.
     705,
+    // Connections that crossed: the newer one by the gateway was the older one by the client.
+    6479,
+    // A mailbox that is full was drained by a few messages in two round trips of a slow link.
+    6812, 7013,
+    // A receipt was awaited of a device that the sender was told is skipped.
+    118,
 ];
 
 /// Names the seed also when production code panics.

@@ -8,7 +8,7 @@ use ringpost_client::store::Batch;
 use ringpost_client::store::disk::MemoryDisk;
 use ringpost_client::{Event as AppEvent, EventId, News};
 use ringpost_protocol::id::DeviceAddress;
-use ringpost_protocol::message::{ClientEvent, ErrorCode, Mode};
+use ringpost_protocol::message::{ClientEvent, Mode};
 
 use super::app::Brought;
 use super::clock::{MS, Stream};
@@ -102,6 +102,10 @@ impl Client {
         format!("client {}: outbox {}, {conn:?}", self.index, self.ledger().outbox_len())
     }
 
+    pub fn outbox_len(&self) -> usize {
+        self.ledger().outbox_len()
+    }
+
     pub(super) fn ledger(&self) -> &Ledger {
         self.ledger.as_ref().expect("open but for the moment of a crash")
     }
@@ -162,7 +166,7 @@ impl Client {
             while let Some(event) = conn.session.poll_event() {
                 conn.watch(oracle, index, &event);
             }
-            return;
+            return self.note_replaced(host);
         }
         let Some(conn) = self.conn.as_mut().filter(|conn| conn.link == link) else { return };
         let now_ms = host.clock.now_ms();
@@ -174,11 +178,7 @@ impl Client {
             match &event {
                 ClientEvent::Welcome(_) => {
                     self.failure_count = 0;
-                    let now_ns = host.clock.now_ns();
-                    // One that was never welcomed may still come, and then it is the newer one.
-                    for left in self.left.iter_mut().filter(|left| left.welcomed) {
-                        left.replaced_ns.get_or_insert(now_ns);
-                    }
+                    self.note_replaced(host);
                 }
                 ClientEvent::Deliver(delivery) => {
                     self.brought.push(Brought::of(conn.mailbox, delivery));
@@ -189,10 +189,6 @@ impl Client {
                 ClientEvent::Error { fatal: true, code, .. } => {
                     let is_token = format!("{code:?}").starts_with("Token");
                     host.coverage.tokens_refused += u64::from(is_token);
-                    if *code == ErrorCode::Replaced {
-                        // By one whose Hello came later, though it was made before.
-                        self.left.iter_mut().for_each(|left| left.replaced_ns = None);
-                    }
                     // Replaced by a connection of its own that was slow: the app asks again.
                     let wait_ms = self.random.between(0, 3_000);
                     self.end(host, wait_ms);
@@ -216,6 +212,16 @@ impl Client {
             let wait_ms = wait_ms.unwrap_or_else(|| self.backoff_ms());
             self.end(host, wait_ms);
             self.drive(host, oracle);
+        }
+    }
+
+    /// Of the connections that were left, those that the gateway attached before the present one get
+    /// nothing that was sent from now on.
+    fn note_replaced(&mut self, host: &Host) {
+        let Some(conn) = &self.conn else { return };
+        let (now_ns, clock_steps) = (host.clock.now_ns(), host.faults.counts.clock_steps);
+        for left in self.left.iter_mut().filter(|left| left.came_before(conn, clock_steps)) {
+            left.replaced_ns.get_or_insert(now_ns);
         }
     }
 
@@ -381,7 +387,8 @@ impl Client {
         let device = self.address.device.clone();
         host.coverage.connections += 1;
         host.coverage.background_connections += u64::from(login.mode != Mode::Foreground);
-        self.conn = Some(Connection::new(link, host.clock.now_ms(), login, device, identity));
+        let (now_ms, clock_steps) = (host.clock.now_ms(), host.faults.counts.clock_steps);
+        self.conn = Some(Connection::new(link, now_ms, clock_steps, login, device, identity));
         self.drive(host, oracle);
     }
 

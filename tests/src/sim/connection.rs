@@ -31,6 +31,10 @@ pub struct Connection {
     /// The last entry of the mailbox that came.
     last_seq: Seq,
     pub welcomed: bool,
+    /// When the gateway welcomed it, by the gateway's clock.
+    welcomed_unix_ms: u64,
+    /// Times that the gateway's clock was set before this connection was made.
+    clock_steps: u64,
     pub caught_up: bool,
     /// Wait that the server asked for, and when to leave.
     pub leaving: Option<(u64, u64)>,
@@ -43,6 +47,7 @@ impl Connection {
     pub fn new(
         link: LinkId,
         now_ms: u64,
+        clock_steps: u64,
         login: Login,
         device: DeviceId,
         identity: Identity,
@@ -66,11 +71,23 @@ impl Connection {
             said: (identity.mailbox_id, identity.acked_up_to),
             last_seq: Seq::default(),
             welcomed: false,
+            welcomed_unix_ms: 0,
+            clock_steps,
             caught_up: false,
             leaving: None,
             replaced_ns: None,
             settled: 0,
         }
+    }
+
+    /// Whether the gateway attached this connection before `newer`, as far as its Welcomes tell: not
+    /// when they are of one moment, or when the gateway's clock was set meanwhile. The order in
+    /// which a client makes its connections, or hears of them, says nothing.
+    pub fn came_before(&self, newer: &Self, clock_steps: u64) -> bool {
+        self.welcomed
+            && newer.welcomed
+            && self.clock_steps.min(newer.clock_steps) == clock_steps
+            && self.welcomed_unix_ms < newer.welcomed_unix_ms
     }
 
     /// Takes what arrived; the events are in the session then.
@@ -88,6 +105,7 @@ impl Connection {
         match event {
             ClientEvent::Welcome(welcome) => {
                 self.welcomed = true;
+                self.welcomed_unix_ms = welcome.server_time_ms;
                 self.mailbox = welcome.mailbox_id;
                 oracle.require(!self.is_forged, || {
                     format!("client {client} was welcomed with a token of another device")

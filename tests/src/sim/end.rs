@@ -7,24 +7,6 @@ use super::oracle::Violation;
 use super::world::World;
 
 impl World {
-    pub(super) fn is_settled(&self) -> bool {
-        self.gateway.queued_records().is_some()
-            && !self.gateway.draining
-            && self.clients.iter().all(|client| client.is_idle())
-            && self.oracle.missing().is_empty()
-    }
-
-    pub(super) fn why_unsettled(&self) -> String {
-        let clients: Vec<String> = self.clients.iter().map(|client| client.state()).collect();
-        let mut missing = self.oracle.missing();
-        missing.truncate(8);
-        format!(
-            "not settled after {SETTLE_MS_MAX} ms without faults: {}; {}",
-            missing.join(", "),
-            clients.join("; ")
-        )
-    }
-
     pub(super) fn end(&mut self) -> Result<(), Violation> {
         self.crash = None; // nobody would come back to take what it makes undone
         // The last acknowledgements arrive, become durable and set off their receipts.
@@ -93,9 +75,6 @@ impl World {
     }
 }
 
-/// Virtual time in which everything must be delivered once nothing goes wrong any more. Long: a
-/// sender whose share of a mailbox is full sends six messages in a round of many seconds.
-pub(super) const SETTLE_MS_MAX: u64 = 1_200_000;
 /// Two and a half of the longest heartbeat, and two turns of the timer wheel.
 const BACKGROUND_MS_MAX: u64 = HEARTBEAT_BACKGROUND_MS_MAX / 2 * 5 + 300_000;
 /// The same for the usual heartbeat, and the timers of the last connection behind it.

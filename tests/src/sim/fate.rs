@@ -37,11 +37,11 @@ pub struct Told {
 }
 
 /// What a client has taken of a sender.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Taken {
     pub highest: SendSeq,
-    /// The highest that cannot have expired before it was acknowledged.
-    pub sure: SendSeq,
+    /// Those that cannot have expired before they were acknowledged.
+    sure: BTreeMap<SendSeq, MessageIndex>,
 }
 
 /// Why something may be missing for a client.
@@ -65,6 +65,10 @@ impl Fate {
             accepted_ns: 0,
             unsure: false,
         }
+    }
+
+    fn has_skipped(&self, client: usize) -> bool {
+        self.skipped_full.contains(&client)
     }
 
     /// The first moment at which it may have expired.
@@ -94,10 +98,10 @@ impl Told {
 }
 
 impl Taken {
-    pub fn note(&mut self, send_seq: SendSeq, is_mortal: bool) {
+    pub fn note(&mut self, send_seq: SendSeq, message: MessageIndex, is_mortal: bool) {
         self.highest = self.highest.max(send_seq);
         if !is_mortal {
-            self.sure = self.sure.max(send_seq);
+            self.sure.insert(send_seq, message);
         }
     }
 }
@@ -116,12 +120,22 @@ impl Oracle {
         for (&(client, from), taken) in &self.taken {
             let told = self.receipts.get(&(from, client)).copied().unwrap_or_default();
             let is_excused = [client, from].iter().any(|end| self.excused.contains_key(end));
-            if told < taken.sure && !is_excused {
-                let sure = taken.sure;
+            let sure = self.receipted(client, taken);
+            if told < sure && !is_excused {
                 missing.push(format!("{from} has a receipt {told:?} of {client}, not {sure:?}"));
             }
         }
         missing
+    }
+
+    /// The highest number of which its sender must be told that `client` has taken it. Not one that the
+    /// sender was told has skipped this client: its first try was stored, and the answer lost.
+    fn receipted(&self, client: usize, taken: &Taken) -> SendSeq {
+        let has_skipped = |message: usize| {
+            self.messages.get(message).is_some_and(|fate| fate.has_skipped(client))
+        };
+        let mut sure = taken.sure.iter().rev();
+        sure.find(|(_, message)| !has_skipped(**message)).map(|(sure, _)| *sure).unwrap_or_default()
     }
 
     fn missing_of(&self, index: MessageIndex, fate: &Fate, missing: &mut Vec<String>) {

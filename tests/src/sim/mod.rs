@@ -29,5 +29,6 @@ pub mod workload;
 pub mod fate;
 pub mod oracle;
 mod strike;
+pub mod settle;
 mod end;
 pub mod world;

@@ -46,6 +46,8 @@ pub struct Oracle {
     pub accepted_count: u64,
     pub refused_count: u64,
     pub gap_count: u64,
+    /// Outcomes, messages and receipts told for the first time: finitely many.
+    pub advances: u64,
     violation: Option<Violation>,
 }
 
@@ -68,6 +70,7 @@ impl Oracle {
             accepted_count: 0,
             refused_count: 0,
             gap_count: 0,
+            advances: 0,
             violation: None,
         }
     }
@@ -146,6 +149,7 @@ impl Oracle {
         });
         let is_new = self.told[client].messages.insert(index);
         self.require(is_new, || format!("client {client} was told message {index} twice"));
+        self.advances += u64::from(is_new);
         let before = self.last_told.insert((client, from), index);
         self.require(before.is_none_or(|before| before < index), || {
             format!("client {client} was told message {index} after {before:?}")
@@ -178,6 +182,7 @@ impl Oracle {
             });
         }
         let before = self.messages[index].outcome.replace(Ok(()));
+        self.advances += u64::from(before.is_none());
         self.require(before.is_none(), || format!("message {index} was settled twice"));
     }
 
@@ -186,6 +191,7 @@ impl Oracle {
         let index = self.by_send[&(client, refused.id)];
         let fate = &mut self.messages[index];
         let before = fate.outcome.replace(Err(refused.code));
+        self.advances += u64::from(before.is_none());
         let excused = &self.excused;
         fate.owed.retain(|owed| !excused.contains_key(owed));
         let owed = fate.owed.clone();
@@ -205,16 +211,17 @@ impl Oracle {
     ) {
         let is_mortal = self.messages.get(message).is_none_or(|fate| fate.ttl_ms > 0);
         let key = (client, self.client_of(from));
-        self.taken.entry(key).or_default().note(send_seq, is_mortal);
+        self.taken.entry(key).or_default().note(send_seq, message, is_mortal);
     }
 
     pub fn receipt(&mut self, client: usize, peer: &DeviceAddress, up_to: SendSeq) {
         let peer = self.client_of(peer);
-        let taken = self.taken.get(&(peer, client)).copied().unwrap_or_default().highest;
+        let taken = self.taken.get(&(peer, client)).map_or(SendSeq(0), |taken| taken.highest);
         self.require(up_to <= taken, || {
             format!("client {client} has a receipt up to {up_to:?}, {peer} only took {taken:?}")
         });
         let receipt = self.receipts.entry((client, peer)).or_default();
+        self.advances += u64::from(*receipt < up_to);
         *receipt = (*receipt).max(up_to);
     }
 

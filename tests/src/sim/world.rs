@@ -10,12 +10,13 @@ use super::client::Client;
 use super::clock::{MS, Stream};
 use super::connection::Login;
 use super::counts::{Coverage, FaultCounts};
-use super::end::{DRAIN_MS_MAX, SETTLE_MS_MAX};
+use super::end::DRAIN_MS_MAX;
 use super::gateway::{Gateway, Reshard};
 use super::keys::Keys;
 use super::net::LinkId;
 use super::oracle::{Oracle, Violation};
 use super::ring::{Host, Ready};
+use super::settle::Settled;
 use super::shape::Shape;
 use super::trace::Trace;
 use super::weights::{Fault, Weights};
@@ -94,6 +95,7 @@ pub struct Report {
     pub completions: u64,
     pub faults: FaultCounts,
     pub coverage: Coverage,
+    pub settled: Settled,
 }
 
 pub struct World {
@@ -114,6 +116,7 @@ pub struct World {
     pub(super) crash: Option<Crash>,
     /// The apps do nothing more.
     pub(super) is_over: bool,
+    pub(super) settled: Settled,
 }
 
 impl World {
@@ -149,6 +152,7 @@ impl World {
             start_ms,
             crash: options.crash,
             is_over: false,
+            settled: Settled::default(),
         }
     }
 
@@ -168,10 +172,7 @@ impl World {
         world.begin();
         world.run_until(world.calm_ns, |_| false)?;
         world.become_kind();
-        let settle_ns = world.calm_ns + SETTLE_MS_MAX * MS;
-        if !world.run_until(settle_ns, Self::is_settled)? {
-            return Err(Violation(world.why_unsettled()));
-        }
+        world.settle()?;
         world.end()?;
         world.oracle.verdict()?;
         Ok(world.report())
@@ -463,6 +464,7 @@ impl World {
             completions: host.completions,
             faults: host.faults.counts,
             coverage,
+            settled: self.settled,
         }
     }
 }

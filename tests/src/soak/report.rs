@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::hunt::Failure;
 use crate::sim::counts::{Coverage, FaultCounts};
+use crate::sim::settle::Settled;
 use crate::sim::world::Report;
 
 /// Sums over the worlds that kept every promise, and the failures of the others.
@@ -25,6 +26,8 @@ pub struct Totals {
     pub gaps: u64,
     pub faults: FaultCounts,
     pub coverage: Coverage,
+    /// The longest of them all, each for itself.
+    pub settled: Settled,
     pub failures: Vec<(u64, Failure)>,
     pub elapsed: Duration,
 }
@@ -44,6 +47,7 @@ impl Totals {
             gaps: 0,
             faults: FaultCounts::default(),
             coverage: Coverage::default(),
+            settled: Settled::default(),
             failures: Vec::new(),
             elapsed: Duration::ZERO,
         }
@@ -61,6 +65,9 @@ impl Totals {
                 self.gaps += report.gaps;
                 self.faults.add(&report.faults);
                 self.coverage.add(&report.coverage);
+                let (longest, settled) = (&mut self.settled, report.settled);
+                longest.whole_ms = longest.whole_ms.max(settled.whole_ms);
+                longest.still_ms = longest.still_ms.max(settled.still_ms);
             }
             Err(failure) => self.failures.push((seed, failure)),
         }
@@ -101,6 +108,12 @@ impl Totals {
                 "messages: {} sent, {} accepted, {} refused, {} gaps told",
                 self.messages, self.accepted, self.refused, self.gaps,
             ),
+            format!(
+                "after the last fault: all delivered within {} simulated seconds, never still for \
+                 more than {}",
+                self.settled.whole_ms / 1_000,
+                self.settled.still_ms / 1_000,
+            ),
             format!("faults: {}", named(&self.faults.named())),
             format!("reached: {}", named(&self.coverage.named())),
         ];
@@ -137,6 +150,8 @@ impl Totals {
             "accepted": self.accepted,
             "refused": self.refused,
             "gaps": self.gaps,
+            "settled_ms_max": self.settled.whole_ms,
+            "still_ms_max": self.settled.still_ms,
             "faults": counts(self.faults.named()),
             "reached": counts(self.coverage.named()),
             "failures": failures,
