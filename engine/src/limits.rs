@@ -31,6 +31,10 @@ pub const MAILBOX_BYTES_MAX: u32 = 4 << 20;
 
 /// Plaintext that may wait to be sealed on one connection before its mailbox stops being read.
 pub const OUTBOUND_BYTES_MAX: usize = 32 * 1024;
+/// Buffers for unsealed plaintext that a shard keeps for whoever needs one next.
+pub const SPARE_BUFFERS_MAX: usize = 64;
+/// Larger ones are given back.
+pub const SPARE_BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Plaintext that may be received ahead on a connection whose requests wait for room.
 pub const INBOUND_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// Records that may be appended and not yet durable before new Sends wait.

@@ -161,7 +161,7 @@ impl SendMemory {
         recipient: RecipientHash,
         after_reject: bool,
     ) -> Result<Admission, PeerFault> {
-        let Ok(index) = self.sends.binary_search_by_key(&send_seq, |send| send.send_seq) else {
+        let Ok(index) = self.position(send_seq) else {
             return Err(PeerFault::SendSeqForgotten { send_seq, mark: self.high_mark });
         };
         if after_reject {
@@ -195,7 +195,7 @@ impl SendMemory {
         if install_id != self.install_id {
             return false;
         }
-        let Ok(index) = self.sends.binary_search_by_key(&send_seq, |send| send.send_seq) else {
+        let Ok(index) = self.position(send_seq) else {
             return false;
         };
         let SendState::Pending { awaited } = self.sends[index].state else { return false };
@@ -219,7 +219,7 @@ impl SendMemory {
         if install_id != self.install_id {
             return false;
         }
-        let Ok(index) = self.sends.binary_search_by_key(&send_seq, |send| send.send_seq) else {
+        let Ok(index) = self.position(send_seq) else {
             return false;
         };
         let SendState::Pending { awaited } = self.sends[index].state else { return false };
@@ -256,7 +256,7 @@ impl SendMemory {
         self.high_mark = self.high_mark.max(send_seq);
         self.forgotten.retain(|&forgotten| forgotten != send_seq);
         // The last, but for the replay of a forgotten one.
-        let index = self.sends.partition_point(|send| send.send_seq < send_seq);
+        let index = self.position(send_seq).expect_err("what is known is not new");
         self.sends.insert(index, Remembered { send_seq, recipient, after_reject, state });
     }
 
@@ -267,11 +267,22 @@ impl SendMemory {
             return;
         }
         let oldest = self.answered.pop_front().expect("more than SEND_OUTCOMES_MAX are answered");
-        let index = self
-            .sends
-            .binary_search_by_key(&oldest, |send| send.send_seq)
-            .expect("every answered Send is remembered");
+        let index = self.position(oldest).expect("every answered Send is remembered");
         self.sends.remove(index);
+    }
+
+    /// Where a Send is, or where it would be. Numbers mostly follow each other, so the distance
+    /// from the last one tells; a search over all would miss the cache at every step.
+    fn position(&self, send_seq: SendSeq) -> Result<usize, usize> {
+        let Some(last) = self.sends.back() else { return Err(0) };
+        let Some(behind) = last.send_seq.0.checked_sub(send_seq.0) else {
+            return Err(self.sends.len());
+        };
+        let guess = usize::try_from(behind).ok().and_then(|back| {
+            let index = self.sends.len().checked_sub(1 + back)?;
+            (self.sends[index].send_seq == send_seq).then_some(index)
+        });
+        guess.map_or_else(|| self.sends.binary_search_by_key(&send_seq, |send| send.send_seq), Ok)
     }
 }
 

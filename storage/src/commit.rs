@@ -39,6 +39,9 @@ pub(crate) struct Forming {
     pub(crate) copies: Vec<Moved>,
     closed: VecDeque<Batch>,
     closed_bytes: usize,
+    /// Memory of a batch that nobody reads any more, for the next one: fresh memory of that size
+    /// would be mapped and cleared page by page.
+    spare: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -99,6 +102,7 @@ impl Forming {
             copies: Vec::new(),
             closed: VecDeque::new(),
             closed_bytes: 0,
+            spare: Vec::new(),
         }
     }
 
@@ -166,7 +170,8 @@ impl Forming {
         }
         let length = to_u32(self.buffer.len());
         let whole = padded(length);
-        let next = Vec::with_capacity(self.buffer.capacity().min(index(whole)));
+        let mut next = std::mem::take(&mut self.spare);
+        next.reserve(self.buffer.capacity().min(index(whole)));
         let mut buffer = std::mem::replace(&mut self.buffer, next);
         buffer.resize(index(whole), 0);
         self.closed_bytes += buffer.len();
@@ -413,7 +418,12 @@ impl Store {
         self.stats.batch_bytes_written += buffer.len() as u64;
         let cost = buffer.capacity();
         let data = Bytes::from(buffer);
-        self.cache.insert(Place { segment, offset: base }, data.clone(), cost);
+        let evicted = self.cache.insert(Place { segment, offset: base }, data.clone(), cost);
+        if let Some(spare) = evicted.and_then(memory_of)
+            && spare.capacity() <= SPARE_SIZES_MAX * cost
+        {
+            self.forming.spare = spare;
+        }
         self.preparations.retain(|known| known.segment >= segment);
         self.commit =
             Commit::Writing(InFlight { number, segment, base, records, last_record, copies });
@@ -467,25 +477,44 @@ impl Cache {
         self.bytes
     }
 
-    fn insert(&mut self, place: Place, batch: Bytes, cost: usize) {
+    /// Gives the last batch that had to leave.
+    fn insert(&mut self, place: Place, batch: Bytes, cost: usize) -> Option<Bytes> {
         self.bytes += cost;
         self.batches.push_back((place, cost, batch));
+        let mut evicted = None;
         while self.bytes > self.bytes_max
-            && let Some((_, cost, _)) = self.batches.pop_front()
+            && let Some((_, cost, batch)) = self.batches.pop_front()
         {
             self.bytes -= cost;
+            evicted = Some(batch);
         }
+        evicted
     }
 
     /// The bytes of one record, shared.
     pub(crate) fn get(&self, place: Place, length: u32) -> Option<Bytes> {
         let key = |place: Place| (place.segment, place.offset);
-        let after = self.batches.partition_point(|(start, ..)| key(*start) <= key(place));
-        let (start, _, batch) = self.batches.get(after.checked_sub(1)?)?;
+        // Most records are read once, as soon as their batch is durable.
+        let newest = self.batches.back().filter(|(start, ..)| key(*start) <= key(place));
+        let (start, _, batch) = if newest.is_some() {
+            newest?
+        } else {
+            let after = self.batches.partition_point(|(start, ..)| key(*start) <= key(place));
+            self.batches.get(after.checked_sub(1)?)?
+        };
         let from = index(place.offset - start.offset.min(place.offset));
         let within = start.segment == place.segment && from + index(length) <= batch.len();
         within.then(|| batch.slice(from..from + index(length)))
     }
+}
+
+/// The empty buffer behind `batch`, if nothing else shares it.
+fn memory_of(mut batch: Bytes) -> Option<Vec<u8>> {
+    if !batch.is_unique() {
+        return None;
+    }
+    batch.truncate(0);
+    Some(batch.into())
 }
 
 pub(crate) fn next_segment(segment: SegmentId) -> SegmentId {
@@ -502,3 +531,6 @@ fn fault(step: &'static str, segment: SegmentId, error: DiskError) -> Fault {
 fn to_u32(length: usize) -> u32 {
     u32::try_from(length).expect("a batch fits its segment")
 }
+
+/// A spare buffer is at most so many times as large as the batch that it may replace.
+const SPARE_SIZES_MAX: usize = 4;

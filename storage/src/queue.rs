@@ -24,6 +24,12 @@ impl Mailbox {
 
     /// The entry after `after`.
     pub(crate) fn next(&self, after: u64) -> Option<&Entry> {
+        // Nearly always the first: what is before it has been acknowledged.
+        let first = self.entries.front()?;
+        if first.seq() > after {
+            return Some(first);
+        }
+        self.entries.back().filter(|last| after < last.seq())?;
         self.entries.get(self.entries.partition_point(|entry| entry.seq() <= after))
     }
 

@@ -34,7 +34,7 @@ impl Store {
         };
         let (place, length) = (self.log.place(&entry), entry.length());
         if let Some(bytes) = self.cache.get(place, length)
-            && let Some(record) = record::read_entry(&bytes, mailbox.0, seq.0)
+            && let Some(record) = record::read_own(&bytes, mailbox.0, seq.0)
         {
             self.stats.reads_from_cache += 1;
             return ReadStart::Ready(record);

@@ -346,6 +346,11 @@ impl Store {
         self.events.pop_front()
     }
 
+    /// Bytes of commands that are not written yet.
+    pub fn queued_bytes(&self) -> usize {
+        self.forming.queued_bytes()
+    }
+
     pub fn stats(&self) -> StoreStats {
         StoreStats {
             segments: self.log.len() as u64,

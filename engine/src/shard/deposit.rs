@@ -1,6 +1,6 @@
 //! A Send at the home of its recipient: into the mailboxes that have room.
 
-use ringpost_protocol::id::{DeviceId, UserId};
+use ringpost_protocol::id::{DeviceId, MailboxId, UserId};
 use ringpost_protocol::message::{Outcome, Recipient, RejectCode, SendBody, SkipReason};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
@@ -28,22 +28,26 @@ impl<R: Ring> Shard<R> {
         if !home.state.is_open() {
             return self.hold(Request::Store(Box::new(request)));
         }
-        let deposited = match home.deposit(&request, self.time) {
-            Ok(deposited) => deposited,
-            Err(refusal) => return self.refuse(&request, refusal),
-        };
-        let Deposited { fresh, full, skipped, .. } = deposited;
+        let mut deposited = std::mem::take(&mut home.deposited);
+        deposited.clear();
+        if let Err(refusal) = home.deposit(&request, self.time, &mut deposited) {
+            home.deposited = deposited;
+            return self.refuse(&request, refusal);
+        }
         let open = home.state.open_mut();
-        for index in fresh.into_iter().chain(full) {
+        for &index in deposited.fresh.iter().chain(&deposited.full) {
             open.await_durable(Awaiting::Fresh(index));
         }
+        let skipped = std::mem::take(&mut deposited.skipped);
+        home.deposited = deposited;
         let outcome = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
         let StoreRequest { origin, to, .. } = request;
         let reply = StoreReply { origin, to: Recipient::User(to), outcome };
         if is_active(Mutant::SpeakBeforeSync) {
             return self.reply(reply);
         }
-        open.await_durable(Awaiting::Stored(reply));
+        let home = self.home.as_mut().expect("requests go to home shards");
+        home.state.open_mut().await_durable(Awaiting::Stored(reply));
     }
 
     /// Nothing of it was stored.
@@ -66,24 +70,28 @@ impl<R: Ring> Shard<R> {
 
 impl Home {
     /// Stores a message in every mailbox that has room. `Err`: none had.
-    fn deposit(&mut self, request: &StoreRequest, time: Time) -> Result<Deposited, Outcome> {
+    fn deposit(
+        &mut self,
+        request: &StoreRequest,
+        time: Time,
+        deposited: &mut Deposited,
+    ) -> Result<(), Outcome> {
         let unknown = rejected(RejectCode::UnknownRecipient, None);
-        let Some(devices) = self.users.get(&request.to).cloned() else { return Err(unknown) };
-        let mut deposited = Deposited::default();
+        let Some(devices) = self.users.get(&request.to) else { return Err(unknown) };
         match &request.body {
             SendBody::Shared(envelope) => {
-                let others = devices
-                    .into_iter()
-                    .filter(|&index| self.device(index).address != request.from)
-                    .collect::<Vec<_>>();
-                self.store_envelope(request, envelope, &others, time, &mut deposited);
+                let mut others = std::mem::take(&mut deposited.others);
+                let others_of = |&&index: &&DeviceIndex| self.device(index).address != request.from;
+                others.extend(devices.iter().filter(others_of));
+                self.store_envelope(request, envelope, &others, time, deposited);
+                deposited.others = others;
             }
             SendBody::PerDevice(envelopes) => {
                 for (name, envelope) in envelopes {
                     let known = self.find(&request.to, name);
                     match known {
                         Some(index) => {
-                            self.store_envelope(request, envelope, &[index], time, &mut deposited);
+                            self.store_envelope(request, envelope, &[index], time, deposited);
                         }
                         None => deposited.skip(&request.to, name, SkipReason::Unknown),
                     }
@@ -95,7 +103,7 @@ impl Home {
                 let mailbox = self.device(index).mailbox;
                 self.state.open_mut().store.append_gap(mailbox, GapReason::Full, None);
             }
-            return Ok(deposited);
+            return Ok(());
         }
         if deposited.disk_full {
             return Err(rejected(RejectCode::StorageFull, Some(STORAGE_FULL_RETRY_MS)));
@@ -123,22 +131,23 @@ impl Home {
         deposited: &mut Deposited,
     ) {
         let sender_hash = request.from.hash32();
-        let mut free = Vec::with_capacity(devices.len());
+        let first = deposited.fresh.len();
+        deposited.mailboxes.clear();
         for &index in devices {
             let device = self.device(index);
             let room = self.store().room(device.mailbox, sender_hash, envelope.len());
             if room == Room::Free || is_active(Mutant::MailboxBoundIgnored) {
-                free.push(index);
+                deposited.fresh.push(index);
+                deposited.mailboxes.push(device.mailbox);
                 continue;
             }
             deposited.any_mailbox_full |= room == Room::Full;
             deposited.skip(&request.to, &device.address.device, SkipReason::Full);
             deposited.full.push(index);
         }
-        if free.is_empty() {
+        if deposited.mailboxes.is_empty() {
             return;
         }
-        let mailboxes: Vec<_> = free.iter().map(|&index| self.device(index).mailbox).collect();
         let store = &mut self.state.open_mut().store;
         let clock_ms = store.expiry_clock_ms(time.now_ms);
         let appended = store.append_message(&NewMessage {
@@ -150,26 +159,23 @@ impl Home {
             expires_at_ms: clock_ms.saturating_add(request.ttl_ms),
             urgent: request.urgent,
             group: None,
-            mailboxes: &mailboxes,
+            mailboxes: &deposited.mailboxes,
             envelope,
         });
-        match appended {
-            Ok(_) => deposited.fresh.extend(free),
-            Err(full) => {
-                for index in free {
-                    let name = self.device(index).address.device.clone();
-                    deposited.skip(&request.to, &name, SkipReason::Full);
-                    deposited.full.push(index);
-                }
-                deposited.overloaded |= full != StoreFull::Disk;
-                deposited.disk_full |= full == StoreFull::Disk;
+        if let Err(full) = appended {
+            for index in deposited.fresh.split_off(first) {
+                let name = &self.device(index).address.device;
+                deposited.skip(&request.to, name, SkipReason::Full);
+                deposited.full.push(index);
             }
+            deposited.overloaded |= full != StoreFull::Disk;
+            deposited.disk_full |= full == StoreFull::Disk;
         }
     }
 }
 
 #[derive(Default)]
-struct Deposited {
+pub(super) struct Deposited {
     /// Devices that got something.
     fresh: Vec<DeviceIndex>,
     /// Devices that got nothing, for want of room in the mailbox or the store.
@@ -181,9 +187,24 @@ struct Deposited {
     overloaded: bool,
     /// The store takes no messages until the disk has room.
     disk_full: bool,
+    /// The recipient's devices, without the sender's own.
+    others: Vec<DeviceIndex>,
+    /// Those of the record being appended.
+    mailboxes: Vec<MailboxId>,
 }
 
 impl Deposited {
+    /// Nothing is deposited yet; the memory stays.
+    fn clear(&mut self) {
+        let Self { fresh, full, skipped, others, mailboxes, .. } = self;
+        fresh.clear();
+        full.clear();
+        skipped.clear();
+        others.clear();
+        mailboxes.clear();
+        (self.any_mailbox_full, self.overloaded, self.disk_full) = (false, false, false);
+    }
+
     fn skip(&mut self, user: &UserId, device: &DeviceId, reason: SkipReason) {
         self.skipped.push((user.clone(), device.clone(), reason));
     }

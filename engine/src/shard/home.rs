@@ -13,6 +13,7 @@ use ringpost_storage::{DeviceRecord, ReadId, RecordNumber, Store, StoreConfig};
 use super::Shard;
 use super::backlog::Backlog;
 use super::conn::ConnKey;
+use super::deposit::Deposited;
 use super::disk::{Disk, StoreDirectory};
 use super::mailbox::Device;
 use super::message::{DeviceIndex, ReceiptRequest, StoreReply};
@@ -30,6 +31,8 @@ pub(super) struct Home {
     /// What has come while the store is not open.
     pub(super) backlog: Backlog,
     pub(super) blocks: Blocks,
+    /// Memory of the last deposit, for the next one.
+    pub(super) deposited: Deposited,
     /// Where the sweep over send memories goes on.
     sweep_next: usize,
 }
@@ -82,6 +85,7 @@ impl Home {
             reopening,
             backlog: Backlog::new(now_ms),
             blocks: Blocks::default(),
+            deposited: Deposited::default(),
             sweep_next: 0,
         }
     }
@@ -156,7 +160,7 @@ impl Home {
     pub(super) fn has_room(&self) -> bool {
         self.state.is_open()
             && self.state.open().unsynced_records() < UNSYNCED_RECORDS_MAX
-            && self.store().stats().queued_bytes < UNSYNCED_BYTES_MAX
+            && (self.store().queued_bytes() as u64) < UNSYNCED_BYTES_MAX
     }
 }
 

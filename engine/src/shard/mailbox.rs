@@ -41,6 +41,8 @@ pub(super) struct Attached {
     /// Delivered on this connection and not yet acknowledged, oldest first.
     pub(super) unacked: VecDeque<Unacked>,
     pub(super) caught_up: bool,
+    /// Who sent the last message: mostly also the next one, whose receipt then shares this address.
+    last_sender: Option<DeviceAddress>,
     /// Delivery goes on when the record of this entry has been read.
     pub(super) reading: Option<(ReadId, Seq)>,
 }
@@ -85,6 +87,7 @@ impl<R: Ring> Shard<R> {
             cursor,
             unacked: VecDeque::new(),
             caught_up: false,
+            last_sender: None,
             reading: None,
         };
         home.attached.insert(mailbox, index);
@@ -194,6 +197,7 @@ impl<R: Ring> Shard<R> {
             };
             match open.store.read(device.mailbox, seq) {
                 ReadStart::Ready(record) => {
+                    self.spare_out.lend(&mut conn.out);
                     let waited_ms =
                         open.hand_out(device.mailbox, attached, conn, seq, &record, self.time);
                     self.metrics.count_delivery(waited_ms);
@@ -312,7 +316,7 @@ impl Attached {
                 };
                 session.deliver(out, &head, &message.envelope);
                 waited_ms = Some(unix_ms.saturating_sub(message.sent_at_ms));
-                Source::of(message)
+                Source::of(message, &mut self.last_sender)
             }
             StoredRecord::Receipt(receipt) => {
                 let head = DeliveredHead {

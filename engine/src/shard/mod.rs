@@ -36,6 +36,7 @@ pub use self::disk::{Listing, StoreDirectory};
 use self::drain::Drain;
 use self::home::Home;
 use self::message::{MeshMessage, ShardEvent};
+use self::outbound::SpareBuffers;
 use self::route::Lane;
 pub use self::settings::ShardSettings;
 use self::token::Token;
@@ -111,6 +112,7 @@ pub struct Shard<R> {
     conns: ConnTable,
     /// Connections with something to flush in this turn.
     dirty: Vec<ConnKey>,
+    spare_out: SpareBuffers,
     /// Connections whose receive may have to be armed in this turn.
     rearm: Vec<ConnKey>,
     wheel: Wheel<ConnKey>,
@@ -154,6 +156,7 @@ impl<R: Ring> Shard<R> {
             verifier,
             conns: ConnTable::default(),
             dirty: Vec::new(),
+            spare_out: SpareBuffers::default(),
             rearm: Vec::new(),
             wheel: Wheel::new(time.now_ms),
             due: Vec::new(),

@@ -12,7 +12,7 @@ use ringpost_ring::{Completion, Op, Outcome, Ring};
 use super::Shard;
 use super::conn::{Closing, ConnKey, Phase, Shutdown};
 use super::token::Token;
-use crate::limits::LINGER_MS;
+use crate::limits::{LINGER_MS, SPARE_BUFFER_BYTES_MAX, SPARE_BUFFERS_MAX};
 
 impl<R: Ring> Shard<R> {
     /// Puts a connection into the queue of this turn's flush.
@@ -59,8 +59,10 @@ impl<R: Ring> Shard<R> {
         let mut data = std::mem::take(&mut conn.unsent);
         if data.is_empty() {
             let plaintext = std::mem::take(&mut conn.out);
-            let mut ciphertext = Vec::with_capacity(plaintext.len() + SEAL_OVERHEAD_BYTES);
+            // Exact for records alone: then the bytes need no block of their own to be shared.
+            let mut ciphertext = Vec::with_capacity(sealed_bytes(plaintext.len()));
             conn.transport.seal(&plaintext, &mut ciphertext);
+            self.spare_out.put(plaintext);
             if ciphertext.is_empty() {
                 return;
             }
@@ -256,8 +258,38 @@ fn rest_of(mut data: Vec<Bytes>, mut sent_bytes: usize) -> Vec<Bytes> {
     data
 }
 
-/// Room for record headers and tags around one flush: 22 bytes per record of up to 16 KiB.
-const SEAL_OVERHEAD_BYTES: usize = 128;
+/// Buffers for frames that are not yet sealed: few connections have any at the same moment, and one
+/// that was just used is still in the processor's cache.
+#[derive(Default)]
+pub(super) struct SpareBuffers(Vec<Vec<u8>>);
+
+impl SpareBuffers {
+    /// Gives `out` memory if it has none.
+    pub(super) fn lend(&mut self, out: &mut Vec<u8>) {
+        if out.capacity() == 0
+            && let Some(buffer) = self.0.pop()
+        {
+            *out = buffer;
+        }
+    }
+
+    fn put(&mut self, mut buffer: Vec<u8>) {
+        let worth_it = (1..=SPARE_BUFFER_BYTES_MAX).contains(&buffer.capacity());
+        if worth_it && self.0.len() < SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.0.push(buffer);
+        }
+    }
+}
+
+/// Length of one flush as TLS 1.3 records (RFC 8446, section 5.2): each has a header, a type and
+/// a tag.
+fn sealed_bytes(plaintext_bytes: usize) -> usize {
+    plaintext_bytes + plaintext_bytes.div_ceil(RECORD_BYTES_MAX) * (5 + 1 + 16)
+}
+
+/// Plaintext of one record.
+const RECORD_BYTES_MAX: usize = 1 << 14;
 
 #[cfg(test)]
 mod tests {

@@ -98,12 +98,17 @@ impl AckWalk {
 
 impl Source {
     /// `None`: the record names nobody that could be told. The store checks its records' checksums;
-    /// what is wrong all the same must not end the process.
-    pub(super) fn of(message: &StoredMessage) -> Option<Self> {
-        let from = DeviceAddress {
-            user: UserId::new(&message.from_user).ok()?,
-            device: DeviceId::new(&message.from_device).ok()?,
-        };
+    /// what is wrong all the same must not end the process. `last`: who sent the
+    /// one before.
+    pub(super) fn of(message: &StoredMessage, last: &mut Option<DeviceAddress>) -> Option<Self> {
+        let (user, device) = (&*message.from_user, &*message.from_device);
+        let is_same =
+            |from: &DeviceAddress| from.user.as_str() == user && from.device.as_str() == device;
+        if !last.as_ref().is_some_and(is_same) {
+            let (user, device) = (UserId::new(user).ok()?, DeviceId::new(device).ok()?);
+            *last = Some(DeviceAddress { user, device });
+        }
+        let from = last.clone()?;
         let group = message.group.as_ref().map(|group| UserId::new(group)).transpose().ok()?;
         let StoredMessage { install_id, mut send_seq, .. } = *message;
         if is_active(Mutant::ReceiptTooFar) {
@@ -311,7 +316,7 @@ impl OpenStore {
         if self.has_expired(message, time) && !is_active(Mutant::ReceiptForExpired) {
             return None;
         }
-        Source::of(message)
+        Source::of(message, &mut None)
     }
 }
 

@@ -157,6 +157,7 @@ impl<R: Ring> Shard<R> {
         if let Some(conn) = self.conns.get_mut(key)
             && conn.device().is_some()
         {
+            self.spare_out.lend(&mut conn.out);
             message::put_outcome(&mut conn.out, origin.send_seq, &outcome);
             self.mark_dirty(key);
         }

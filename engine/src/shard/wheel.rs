@@ -6,6 +6,8 @@ use crate::limits::{WHEEL_SLOTS, WHEEL_TICK_MS};
 /// Timers of one shard, keyed by whatever `K` names.
 pub(super) struct Wheel<K> {
     slots: Box<[Vec<(u64, K)>]>,
+    /// One bit per slot that is not empty: every turn asks for the next deadline.
+    occupied: Box<[u64]>,
     /// Tick up to which everything has fired, exclusive.
     next_tick: u64,
     len: usize,
@@ -14,13 +16,16 @@ pub(super) struct Wheel<K> {
 impl<K: Copy> Wheel<K> {
     pub(super) fn new(now_ms: u64) -> Self {
         let slots = (0..WHEEL_SLOTS).map(|_| Vec::new()).collect();
-        Self { slots, next_tick: now_ms / WHEEL_TICK_MS, len: 0 }
+        let occupied = vec![0; WHEEL_SLOTS / WORD_BITS].into_boxed_slice();
+        Self { slots, occupied, next_tick: now_ms / WHEEL_TICK_MS, len: 0 }
     }
 
     /// Fires `key` at the first tick at or after `deadline_ms`.
     pub(super) fn insert(&mut self, deadline_ms: u64, key: K) {
         let tick = deadline_ms.div_ceil(WHEEL_TICK_MS).max(self.next_tick);
-        self.slots[slot_of(tick)].push((tick, key));
+        let slot = slot_of(tick);
+        self.slots[slot].push((tick, key));
+        self.occupied[slot / WORD_BITS] |= 1 << (slot % WORD_BITS);
         self.len += 1;
     }
 
@@ -34,7 +39,8 @@ impl<K: Copy> Wheel<K> {
         let first = self.next_tick.max(now_tick.saturating_sub(WHEEL_SLOTS as u64 - 1));
         self.next_tick = now_tick + 1;
         for tick in first..=now_tick {
-            let slot = &mut self.slots[slot_of(tick)];
+            let index = slot_of(tick);
+            let slot = &mut self.slots[index];
             let before = slot.len();
             slot.retain(|&(at, key)| {
                 if at <= now_tick {
@@ -43,6 +49,9 @@ impl<K: Copy> Wheel<K> {
                 at > now_tick
             });
             self.len -= before - slot.len();
+            if slot.is_empty() {
+                self.occupied[index / WORD_BITS] &= !(1 << (index % WORD_BITS));
+            }
         }
     }
 
@@ -53,18 +62,30 @@ impl<K: Copy> Wheel<K> {
         if self.len == 0 {
             return None;
         }
-        let turn = self.next_tick..self.next_tick + WHEEL_SLOTS as u64;
-        let tick = turn
-            .clone()
-            .find(|&tick| self.slots[slot_of(tick)].iter().any(|&(at, _)| at <= tick))
-            .unwrap_or(turn.end);
-        Some(tick * WHEEL_TICK_MS)
+        let end = self.next_tick + WHEEL_SLOTS as u64;
+        let mut tick = self.next_tick;
+        while tick < end {
+            let slot = slot_of(tick);
+            let ahead = self.occupied[slot / WORD_BITS] >> (slot % WORD_BITS);
+            if ahead == 0 {
+                tick += (WORD_BITS - slot % WORD_BITS) as u64;
+                continue;
+            }
+            tick += u64::from(ahead.trailing_zeros());
+            if tick < end && self.slots[slot_of(tick)].iter().any(|&(at, _)| at <= tick) {
+                break;
+            }
+            tick += 1;
+        }
+        Some(tick.min(end) * WHEEL_TICK_MS)
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 }
+
+const WORD_BITS: usize = u64::BITS as usize;
 
 fn slot_of(tick: u64) -> usize {
     usize::try_from(tick).expect("64-bit platform") & (WHEEL_SLOTS - 1)
@@ -90,6 +111,22 @@ mod tests {
         assert_eq!(expire(&mut wheel, due_ms), [1]);
         assert_eq!(wheel.len(), 0);
         assert_eq!(wheel.next_deadline_ms(), None);
+    }
+
+    #[test]
+    fn the_next_deadline_is_the_earliest_wherever_the_wheel_stands() {
+        for start in [0, 5, 63, 64, 2_047, 2_048, 99_999] {
+            for after in [1, 2, 63, 64, 65, 2_000, WHEEL_SLOTS as u64 - 1] {
+                let mut wheel = Wheel::new(start * WHEEL_TICK_MS);
+                let due_tick = start + after;
+                // One that waits for a later turn of the wheel, in a slot before the earliest.
+                wheel.insert((due_tick - 1 + WHEEL_SLOTS as u64) * WHEEL_TICK_MS, 2);
+                wheel.insert(due_tick * WHEEL_TICK_MS, 1);
+                assert_eq!(wheel.next_deadline_ms(), Some(due_tick * WHEEL_TICK_MS));
+                assert_eq!(expire(&mut wheel, due_tick * WHEEL_TICK_MS), [1]);
+                assert!(wheel.next_deadline_ms() > Some(due_tick * WHEEL_TICK_MS));
+            }
+        }
     }
 
     #[test]
