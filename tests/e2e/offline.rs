@@ -42,12 +42,6 @@ async fn many_devices_return_after_a_restart() {
     absent_devices(50, 20).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "minutes; run by .ci/run"]
-async fn a_thousand_devices_return_after_a_restart() {
-    absent_devices(1_000, 100).await;
-}
-
 /// Registers them, sends while they are away, restarts, and lets them return.
 async fn absent_devices(device_count: usize, messages_each: usize) {
     let mut gateway = Gateway::start(Settings::default());
