@@ -14,6 +14,8 @@ use ringpost_protocol::message::{Mode, Outcome, Recipient, Welcome};
 use ringpost_protocol::session::{ClientHello, ClientSend, ClientSession, SendContent};
 use rustls::pki_types::ServerName;
 
+use crate::tokens::TokenMint;
+
 /// Who a client is.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -21,6 +23,18 @@ pub struct Identity {
     pub device: DeviceId,
     pub install_id: InstallId,
     pub token: String,
+}
+
+impl Identity {
+    /// The one device of `user`.
+    pub fn new(user: &str, install_id: u64, mint: &TokenMint) -> Result<Self> {
+        Ok(Self {
+            token: mint.mint(user, DEVICE)?,
+            user: UserId::new(user).context("a name of a user")?,
+            device: DeviceId::new(DEVICE).context("a name of a device")?,
+            install_id: InstallId(install_id.max(1)),
+        })
+    }
 }
 
 /// A client, connected or not.
@@ -165,6 +179,13 @@ impl Client {
         }
     }
 
+    /// Whether TLS went on with a session of an earlier connection.
+    pub fn is_resumed(&self) -> bool {
+        self.conn
+            .as_deref()
+            .is_some_and(|conn| conn.tls.handshake_kind() == Some(rustls::HandshakeKind::Resumed))
+    }
+
     /// Finds the Send that this answers; `None` when nobody waits for it.
     pub fn handle_answer(&mut self, send_seq: SendSeq, outcome: &Outcome) -> Option<Unanswered> {
         let oldest = self.last_send_seq + 1 - self.unanswered.len() as u64;
@@ -248,6 +269,15 @@ impl Client {
         }
     }
 
+    /// Seals bytes that are no whole frame: what an honest client never sends.
+    pub fn seal(&mut self, plaintext: &[u8], ciphertext: &mut Vec<u8>) {
+        let Some(conn) = self.conn.as_deref_mut() else { return };
+        conn.tls.writer().write_all(plaintext).expect("the buffer has no limit");
+        while conn.tls.wants_write() {
+            conn.tls.write_tls(ciphertext).expect("writing to memory does not fail");
+        }
+    }
+
     fn put_send(&mut self, send_seq: SendSeq, to: &Recipient, envelope: &[u8], after_reject: bool) {
         let Some(conn) = self.conn.as_deref_mut() else { return };
         let send = ClientSend {
@@ -279,3 +309,6 @@ fn read_plaintext(tls: &mut rustls::ClientConnection, out: &mut BytesMut) -> Res
         reader.consume(length);
     }
 }
+
+/// Each user has one device, of this name.
+pub const DEVICE: &str = "load";

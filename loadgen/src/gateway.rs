@@ -229,6 +229,13 @@ pub fn read_metrics(admin: SocketAddr, path: &str) -> Result<ServerUse> {
     })
 }
 
+/// One number of a Prometheus page, added up over its labels.
+pub fn read_counter(admin: SocketAddr, path: &str, name: &str) -> Option<u64> {
+    let page = http_get(admin, path).ok()?;
+    #[expect(clippy::cast_possible_truncation, reason = "a count: not negative, whole, below 2^53")]
+    metric(&page, name).map(|value| value as u64)
+}
+
 /// Splits `http://HOST:PORT/PATH`; the path defaults to `/metrics`.
 pub fn parse_metrics_url(url: &str) -> Result<(SocketAddr, String)> {
     let rest = url.strip_prefix("http://").context("--metrics must start with http://")?;

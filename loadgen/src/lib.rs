@@ -4,19 +4,23 @@
 //! Modules in the order in which a run passes them: [`scenario`], what is run, with a server from
 //! [`gateway`], users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
 //! thread's connections, from the addresses of [`addr`]; [`traffic`], what they say; [`client`],
-//! one of them; [`measure`] and [`timeline`], what was seen; [`sample`], what it cost; [`report`], how
-//! it is told, with facts from [`host`]; [`cores`], who runs where.
+//! one of them; [`attack`], those that mean no good; [`durable`], apps that are killed; [`measure`]
+//! and [`timeline`], what was seen; [`sample`], what it cost; [`report`], how it is told, with facts
+//! from [`host`]; [`cores`], who runs where.
 #![forbid(unsafe_code)]
 
 pub mod scenario;
 pub mod gateway;
 pub mod tokens;
+mod tickets;
 pub mod plan;
 pub mod fleet;
 pub mod swarm;
 pub mod addr;
 pub mod traffic;
 pub mod client;
+pub mod attack;
+pub mod durable;
 pub mod measure;
 pub mod timeline;
 pub mod sample;

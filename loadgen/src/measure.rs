@@ -107,6 +107,8 @@ pub struct Measure {
     pub gaps: u64,
     /// Connections lost and made again while the load ran.
     pub reconnects: u64,
+    /// Clients that vanished on purpose, and returned.
+    pub vanished: u64,
     pub accepted_us: Histogram<u64>,
     pub delivered_us: Histogram<u64>,
     /// The deliveries again, second by second.
@@ -131,6 +133,7 @@ impl Measure {
             corrupted: 0,
             gaps: 0,
             reconnects: 0,
+            vanished: 0,
             accepted_us: histogram(),
             delivered_us: histogram(),
             timeline: Timeline::default(),
@@ -169,19 +172,41 @@ impl Measure {
         self.corrupted += other.corrupted;
         self.gaps += other.gaps;
         self.reconnects += other.reconnects;
+        self.vanished += other.vanished;
         self.accepted_us += &other.accepted_us;
         self.delivered_us += &other.delivered_us;
         self.timeline.add(&other.timeline);
     }
 
-    /// Every message arrived once, whole and in order, and none was refused.
-    pub fn is_clean(&self) -> bool {
+    /// What came after `before`, an earlier state of this. Counts and latencies; not the seconds.
+    pub fn since(&self, before: &Self) -> Self {
+        let later = |mut all: Histogram<u64>, earlier: &Histogram<u64>| {
+            all.subtract(earlier).expect("the same bounds, and never more than in the whole");
+            all
+        };
+        Self {
+            sent: self.sent - before.sent,
+            accepted: self.accepted - before.accepted,
+            rejected: self.rejected - before.rejected,
+            delivered: self.delivered - before.delivered,
+            accepted_us: later(self.accepted_us.clone(), &before.accepted_us),
+            delivered_us: later(self.delivered_us.clone(), &before.delivered_us),
+            ..self.clone()
+        }
+    }
+
+    /// Every message that was accepted arrived once, whole and in order.
+    pub fn is_kept(&self) -> bool {
         self.lost == 0
             && self.duplicated == 0
             && self.reordered == 0
             && self.corrupted == 0
-            && self.rejected == 0
             && self.gaps == 0
+    }
+
+    /// Every message arrived once, whole and in order, and none was refused.
+    pub fn is_clean(&self) -> bool {
+        self.is_kept() && self.rejected == 0
     }
 }
 

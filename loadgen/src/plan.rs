@@ -1,6 +1,9 @@
 //! What a run does, decided before it starts: who talks to whom, when each message is meant to
 //! leave. Pure and seeded: one plan and one seed give the same messages on any number of threads.
 
+pub mod churn;
+pub mod pressure;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -30,7 +33,27 @@ pub struct OfflinePlan {
     pub devices: u32,
     pub messages: u64,
     pub payload_bytes: usize,
+    /// Most messages that one mailbox holds.
+    pub mailbox_records_max: u64,
     pub seed: u64,
+}
+
+/// Logins without messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandshakePlan {
+    /// Clients that log in again and again.
+    pub connections: u32,
+    /// Of each kind of login.
+    pub duration: Duration,
+    pub seed: u64,
+}
+
+impl HandshakePlan {
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.connections >= 1, "--connections must be at least 1");
+        ensure!(!self.duration.is_zero(), "--duration must be above zero");
+        Ok(())
+    }
 }
 
 impl ChatPlan {
@@ -52,13 +75,7 @@ impl ChatPlan {
 
     /// When to kill the gateway: a random moment in each of equal parts of the duration.
     pub fn kill_times(&self) -> Vec<Duration> {
-        (0..self.kill_rounds)
-            .map(|round| {
-                let random = mix(self.seed ^ mix(KILLS ^ u64::from(round))) % 1_000;
-                let part = f64::from(round) + random as f64 / 1e3;
-                self.duration.mul_f64(part / f64::from(self.kill_rounds))
-            })
-            .collect()
+        random_times(self.seed, self.duration, self.kill_rounds)
     }
 
     /// The time between two messages of one connection, when the loop is open.
@@ -75,8 +92,9 @@ impl OfflinePlan {
         ensure!(self.messages >= 1, "--messages must be at least 1");
         let per_device = self.messages.div_ceil(u64::from(self.devices));
         ensure!(
-            per_device <= MAILBOX_RECORDS_MAX,
-            "{per_device} messages a device do not fit: a mailbox holds {MAILBOX_RECORDS_MAX}"
+            per_device <= self.mailbox_records_max,
+            "{per_device} messages a device do not fit: a mailbox holds {}",
+            self.mailbox_records_max
         );
         let bytes = per_device * self.payload_bytes as u64;
         ensure!(
@@ -96,7 +114,7 @@ impl OfflinePlan {
     /// there are enough of them to stay below that.
     pub fn senders_per_device(&self) -> u32 {
         let per_device = self.messages.div_ceil(u64::from(self.devices));
-        let by_records = per_device.div_ceil(MAILBOX_RECORDS_MAX / 5);
+        let by_records = per_device.div_ceil((self.mailbox_records_max / 5).max(1));
         let by_bytes = (per_device * self.payload_bytes as u64).div_ceil(MAILBOX_BYTES_MAX / 8);
         u32::try_from(by_records.max(by_bytes)).expect("a mailbox bound divided by a fifth of it")
     }
@@ -184,6 +202,17 @@ pub fn connections_of(thread: usize, threads: usize, connections: u32) -> Vec<u3
     (0..connections).filter(|connection| (*connection / 2) as usize % threads == thread).collect()
 }
 
+/// A random moment in each of equal parts of the duration.
+fn random_times(seed: u64, duration: Duration, rounds: u32) -> Vec<Duration> {
+    (0..rounds)
+        .map(|round| {
+            let random = mix(seed ^ mix(KILLS ^ u64::from(round))) % 1_000;
+            let part = f64::from(round) + random as f64 / 1e3;
+            duration.mul_f64(part / f64::from(rounds))
+        })
+        .collect()
+}
+
 /// splitmix64: spreads a counter over 64 bits.
 pub fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -198,7 +227,7 @@ const NS_PER_S: u128 = 1_000_000_000;
 /// Above this a connection's interval would no longer be exact.
 const RATE_PER_S_MAX: u64 = 100_000_000;
 /// The gateway's default bounds of one mailbox.
-const MAILBOX_RECORDS_MAX: u64 = 1_000;
+pub const MAILBOX_RECORDS_MAX: u64 = 1_000;
 const MAILBOX_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 #[cfg(test)]
@@ -283,11 +312,23 @@ mod tests {
 
     #[test]
     fn offline_messages_are_spread_without_loss() {
-        let plan = OfflinePlan { devices: 7, messages: 100, payload_bytes: 200, seed: 1 };
+        let plan = OfflinePlan {
+            devices: 7,
+            messages: 100,
+            payload_bytes: 200,
+            mailbox_records_max: 1_000,
+            seed: 1,
+        };
         assert!(plan.check().is_ok());
         assert_eq!((0..7).map(|device| plan.messages_for(device)).sum::<u64>(), 100);
         assert_eq!(plan.senders_per_device(), 1);
-        let full = OfflinePlan { devices: 1, messages: 1_000, payload_bytes: 200, seed: 1 };
+        let full = OfflinePlan {
+            devices: 1,
+            messages: 1_000,
+            payload_bytes: 200,
+            mailbox_records_max: 1_000,
+            seed: 1,
+        };
         assert_eq!(full.senders_per_device(), 5);
     }
 
@@ -298,7 +339,13 @@ mod tests {
         assert!(chat(2, 1, 0).check().is_err());
         assert!(ChatPlan { window: 257, ..chat(2, 1, 1) }.check().is_err());
         assert!(ChatPlan { payload_bytes: 8, ..chat(2, 1, 1) }.check().is_err());
-        let crowded = OfflinePlan { devices: 1, messages: 1_001, payload_bytes: 200, seed: 1 };
+        let crowded = OfflinePlan {
+            devices: 1,
+            messages: 1_001,
+            payload_bytes: 200,
+            mailbox_records_max: 1_000,
+            seed: 1,
+        };
         assert!(crowded.check().is_err());
     }
 }

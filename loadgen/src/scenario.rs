@@ -1,7 +1,10 @@
 //! What every scenario needs: a server, users, a bar, and numbers from the server.
 
 pub mod chat;
+pub mod churn;
+pub mod handshake;
 pub mod offline;
+pub mod pressure;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +13,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use ringpost_protocol::id::{DeviceId, InstallId, UserId};
 use ringpost_ring::host::raise_open_files;
 use rustls::pki_types::ServerName;
 
@@ -56,6 +58,7 @@ pub struct Server {
     own: Option<Gateway>,
     metrics: Option<(SocketAddr, String)>,
     target: SocketAddr,
+    data: PathBuf,
     mint: TokenMint,
     tls: Arc<rustls::ClientConfig>,
     server_name: ServerName<'static>,
@@ -105,15 +108,24 @@ impl Server {
             target,
             mint: TokenMint::load(&data, TOKEN_LIFETIME)?,
             tls: tokens::tls_config(&data)?,
+            data,
             server_name: ServerName::try_from(name).context("the server's name is not legal")?,
         })
     }
 
     pub fn swarm_config(&self, options: &Options) -> Arc<SwarmConfig> {
+        self.swarm_config_of(options, Arc::clone(&self.tls))
+    }
+
+    fn swarm_config_of(
+        &self,
+        options: &Options,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Arc<SwarmConfig> {
         Arc::new(SwarmConfig {
             target: self.target,
             server_name: self.server_name.clone(),
-            tls: Arc::clone(&self.tls),
+            tls,
             connecting_max: options.connecting_max,
             tick_ns: u64::try_from(options.tick.as_nanos()).unwrap_or(u64::MAX),
         })
@@ -129,6 +141,30 @@ impl Server {
         gateway::read_metrics(*address, path)
             .inspect_err(|error| eprintln!("warning: no metrics: {error:#}"))
             .ok()
+    }
+
+    /// A counter or gauge of the gateway; unknown without metrics.
+    fn read_counter(&self, name: &str) -> Option<u64> {
+        let (address, path) = self.metrics.as_ref()?;
+        gateway::read_counter(*address, path, name)
+    }
+
+    /// A place for files of the run, on a disk if there is one.
+    fn scratch(&self) -> PathBuf {
+        self.own.as_ref().map_or_else(std::env::temp_dir, |own| own.data().to_owned())
+    }
+
+    /// Another copy of what signs tokens.
+    pub fn mint(&self) -> Result<TokenMint> {
+        TokenMint::load(&self.data, TOKEN_LIFETIME)
+    }
+
+    pub fn tls(&self) -> Arc<rustls::ClientConfig> {
+        Arc::clone(&self.tls)
+    }
+
+    pub fn server_name(&self) -> ServerName<'static> {
+        self.server_name.clone()
     }
 
     pub fn own(&mut self) -> Option<&mut Gateway> {
@@ -179,12 +215,7 @@ impl Server {
     /// do not meet each other's mail.
     fn identity(&self, run: u32, role: &str, number: u32) -> Result<Identity> {
         let user = format!("loadgen-{run:08x}-{role}-{number}");
-        Ok(Identity {
-            token: self.mint.mint(&user, DEVICE)?,
-            user: UserId::new(&user).context("a short name")?,
-            device: DeviceId::new(DEVICE).context("a short name")?,
-            install_id: InstallId(mix(u64::from(run) << 32 | u64::from(number)).max(1)),
-        })
+        Identity::new(&user, mix(u64::from(run) << 32 | u64::from(number)), &self.mint)
     }
 }
 
@@ -257,5 +288,4 @@ impl Options {
 
 /// Rings, logs, the standard streams.
 const FILES_BESIDE_CONNECTIONS: u64 = 64;
-const DEVICE: &str = "load";
 const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);

@@ -4,6 +4,14 @@
 //! One turn: due messages -> flush -> one enter -> completions. A client has at most one send in
 //! flight; what comes up meanwhile shares the next one.
 
+mod logins;
+mod reading;
+mod vanish;
+
+pub use logins::Logins;
+pub use reading::Reading;
+pub use vanish::{Churn, GHOST_NS};
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -12,7 +20,9 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use bytes::{Buf, Bytes, BytesMut};
 use ringpost_protocol::message::{ClientEvent, ErrorCode};
-use ringpost_ring::{Completion, Errno, Group, Op, Outcome, Ring, Socket, Uring, UringConfig};
+use ringpost_ring::{
+    Completion, Errno, Group, Op, OpId, Outcome, Ring, Socket, Uring, UringConfig,
+};
 use rustls::pki_types::ServerName;
 
 use crate::addr::SourceAddresses;
@@ -58,6 +68,13 @@ pub struct Swarm {
     sweep_next: usize,
     last_failure: String,
     progress: Arc<Progress>,
+    /// Slow readers between two looks: (monotonic ns, client), in order.
+    resting: VecDeque<(u64, u32)>,
+    churn: Option<Churn>,
+    /// Sockets of clients that vanished: (when to close it, socket), in order.
+    ghosts: VecDeque<(u64, Socket)>,
+    /// Every client logs in, leaves, and logs in again.
+    logins: Option<Logins>,
 }
 
 /// A client and its socket.
@@ -68,8 +85,17 @@ pub(crate) struct Slot {
     /// Operations on the socket without their final completion; it is closed at 0.
     in_flight: u8,
     receiving: bool,
+    /// The receive of `receiving`.
+    receive_op: Option<OpId>,
+    reading: Reading,
+    /// A slow reader between two looks.
+    resting: bool,
     sending: bool,
     dirty: bool,
+    /// When the connection under way began, monotonic.
+    connect_ns: u64,
+    /// When a client that vanished comes back, monotonic.
+    return_ns: u64,
     /// Whether to connect again after a loss.
     wanted: bool,
     failures: u32,
@@ -86,6 +112,8 @@ enum LinkState {
     Leaving,
     /// Shut down; waits for the last completion.
     Closing,
+    /// As good as dead; waits for the last completion, and its socket stays open.
+    Vanishing,
 }
 
 impl Swarm {
@@ -117,6 +145,10 @@ impl Swarm {
             sweep_next: 0,
             last_failure: String::new(),
             progress,
+            resting: VecDeque::new(),
+            churn: None,
+            ghosts: VecDeque::new(),
+            logins: None,
         })
     }
 
@@ -167,9 +199,13 @@ impl Swarm {
     pub fn disconnect(&mut self) -> Result<()> {
         self.waiting.clear();
         self.retries.clear();
+        self.close_ghosts(u64::MAX);
         for client in self.clients() {
             let slot = &mut self.slots[client as usize];
             slot.wanted = false;
+            // A reader that does not read would not see the end.
+            self.read_eagerly(client);
+            let slot = &mut self.slots[client as usize];
             match slot.state {
                 LinkState::Open => {
                     slot.client.bye();
@@ -198,6 +234,8 @@ impl Swarm {
             let now_ns = self.now_ns();
             self.start_connects(now_ns);
             self.send_due(now_ns);
+            self.vanish_due(now_ns);
+            self.read_due(now_ns);
             self.sweep(now_ns);
             self.flush();
             if done(self) {
@@ -226,7 +264,10 @@ impl Swarm {
     /// When something is to be done even if nothing arrives.
     fn next_ns(&self) -> u64 {
         let retry_ns = self.retries.iter().map(|&(at_ns, _)| at_ns).min().unwrap_or(u64::MAX);
-        self.sweep_ns.min(retry_ns).min(self.traffic.next_ns().unwrap_or(u64::MAX))
+        let rest_ns = self.resting.front().map_or(u64::MAX, |&(at_ns, _)| at_ns);
+        let vanish_ns = self.churn.as_ref().map_or(u64::MAX, Churn::next_ns);
+        let send_ns = self.traffic.next_ns().unwrap_or(u64::MAX);
+        self.sweep_ns.min(retry_ns).min(rest_ns).min(vanish_ns).min(send_ns)
     }
 
     fn start_connects(&mut self, now_ns: u64) {
@@ -240,6 +281,7 @@ impl Swarm {
             let slot = &mut self.slots[client as usize];
             assert_eq!(slot.state, LinkState::Down, "a client is queued once");
             slot.state = LinkState::Connecting;
+            slot.connect_ns = now_ns;
             self.connecting += 1;
             let op = Op::Connect { local: self.sources.take(), remote: self.config.target };
             self.ring.submit(token(CONNECT, client), op);
@@ -276,6 +318,7 @@ impl Swarm {
             (RECEIVE, result) => {
                 slot.receiving = completion.more;
                 self.handle_received(client, result)?;
+                self.rest(client);
             }
             (SEND, Ok(Outcome::Sent { sent_bytes, data })) => {
                 self.handle_sent(client, sent_bytes, data);
@@ -353,6 +396,9 @@ impl Swarm {
                     self.connecting -= 1;
                     self.open += 1;
                 }
+                if self.count_login(client) {
+                    return Ok(());
+                }
                 self.resume(client);
             }
             ClientEvent::GoAway { reconnect_after_ms, .. } => {
@@ -383,7 +429,7 @@ impl Swarm {
         data.retain(|chunk| !chunk.is_empty());
         if data.is_empty() {
             self.mark_dirty(client);
-        } else if slot.state != LinkState::Closing {
+        } else if !matches!(slot.state, LinkState::Closing | LinkState::Vanishing) {
             slot.sending = true;
             slot.in_flight += 1;
             let op = Op::Send { socket: slot.socket, data };
@@ -395,7 +441,7 @@ impl Swarm {
     fn lose(&mut self, client: u32, reason: &str) {
         let slot = &mut self.slots[client as usize];
         match slot.state {
-            LinkState::Down | LinkState::Closing => return,
+            LinkState::Down | LinkState::Closing | LinkState::Vanishing => return,
             // A connect in flight has no socket yet; it ends when it has one.
             LinkState::Connecting if slot.socket == NO_SOCKET => return,
             LinkState::Connecting => self.connecting -= 1,
@@ -420,6 +466,10 @@ impl Swarm {
 
     fn close_when_quiet(&mut self, client: u32) {
         let slot = &mut self.slots[client as usize];
+        if slot.state == LinkState::Vanishing && slot.in_flight == 0 {
+            self.leave_ghost(client);
+            return;
+        }
         if slot.state == LinkState::Closing && slot.in_flight == 0 && slot.socket != NO_SOCKET {
             slot.in_flight = 1;
             let op = Op::CloseSocket { socket: slot.socket };
@@ -432,7 +482,14 @@ impl Swarm {
         let slot = &mut self.slots[client as usize];
         slot.state = LinkState::Down;
         slot.sending = false;
-        if slot.wanted { self.connect_later(client) } else { Ok(()) }
+        match slot.wanted {
+            true if self.logins.is_some() => {
+                self.waiting.push_back(client);
+                Ok(())
+            }
+            true => self.connect_later(client),
+            false => Ok(()),
+        }
     }
 
     /// Exponential backoff, or what the server asked for.
@@ -465,9 +522,8 @@ impl Swarm {
         for client in std::mem::take(&mut self.dirty) {
             let slot = &mut self.slots[client as usize];
             slot.dirty = false;
-            if matches!(slot.state, LinkState::Down | LinkState::Closing)
-                || slot.socket == NO_SOCKET
-            {
+            let gone = [LinkState::Down, LinkState::Closing, LinkState::Vanishing];
+            if gone.contains(&slot.state) || slot.socket == NO_SOCKET {
                 continue;
             }
             if !slot.sending {
@@ -482,7 +538,7 @@ impl Swarm {
                     self.ring.submit(token(SEND, client), op);
                 }
             }
-            if !slot.receiving {
+            if !slot.receiving && self.is_due_to_read(client) {
                 self.arm_receive(client);
             }
         }
@@ -493,8 +549,10 @@ impl Swarm {
         let slot = &mut self.slots[client as usize];
         slot.receiving = true;
         slot.in_flight += 1;
-        let op = Op::Recv { socket: slot.socket, multishot: true };
-        self.ring.submit(token(RECEIVE, client), op);
+        let multishot = slot.reading == Reading::Eager;
+        let op = Op::Recv { socket: slot.socket, multishot };
+        let op = self.ring.submit(token(RECEIVE, client), op);
+        self.slots[client as usize].receive_op = Some(op);
     }
 
     fn clients(&self) -> Range<u32> {
@@ -510,6 +568,11 @@ impl Slot {
             socket: NO_SOCKET,
             in_flight: 0,
             receiving: false,
+            receive_op: None,
+            reading: Reading::Eager,
+            resting: false,
+            connect_ns: 0,
+            return_ns: 0,
             sending: false,
             dirty: false,
             wanted: false,
@@ -533,6 +596,8 @@ const RECEIVE: u64 = 2;
 const SEND: u64 = 3;
 const SHUTDOWN: u64 = 4;
 const CLOSE: u64 = 5;
+const CANCEL: u64 = 6;
+const GHOST: u64 = 7;
 
 const NO_SOCKET: Socket = Socket(-1);
 const SCRATCH_BYTES: usize = 64 * 1024;

@@ -10,9 +10,13 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
+
+use crate::tickets::Tickets;
 
 /// Signs tokens with the gateway's development key.
 pub struct TokenMint {
@@ -64,9 +68,27 @@ impl TokenMint {
     }
 }
 
+/// How clients and server agree on keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyExchange {
+    /// X25519 alone.
+    Classic,
+    /// X25519 with ML-KEM-768.
+    PostQuantum,
+}
+
 /// TLS 1.3 only, trusting `ca.pem` alone, with the protocol's ALPN. Every connection makes a full
 /// handshake: thousands of users have no ticket in common.
 pub fn tls_config(data: &Path) -> Result<Arc<rustls::ClientConfig>> {
+    tls_config_of(data, KeyExchange::PostQuantum, false)
+}
+
+/// `resume`: sessions of earlier connections go on, each once, whoever had them.
+pub fn tls_config_of(
+    data: &Path,
+    exchange: KeyExchange,
+    resume: bool,
+) -> Result<Arc<rustls::ClientConfig>> {
     let path = data.join("ca.pem");
     let mut roots = rustls::RootCertStore::empty();
     for certificate in
@@ -74,14 +96,21 @@ pub fn tls_config(data: &Path) -> Result<Arc<rustls::ClientConfig>> {
     {
         roots.add(certificate.context("ca.pem is damaged")?).context("ca.pem is no authority")?;
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![match exchange {
+        KeyExchange::Classic => kx_group::X25519,
+        KeyExchange::PostQuantum => kx_group::X25519MLKEM768,
+    }];
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS 1.3 is always built in")?
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = rustls::client::Resumption::disabled();
+    config.resumption = match resume {
+        true => Resumption::store(Arc::new(Tickets::default())),
+        false => Resumption::disabled(),
+    };
     Ok(Arc::new(config))
 }
 

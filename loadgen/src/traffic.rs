@@ -74,6 +74,10 @@ impl Traffic {
         &self.measure
     }
 
+    pub fn count_vanished(&mut self) {
+        self.measure.vanished += 1;
+    }
+
     pub fn handle_connection_lost(&mut self) {
         self.measure.reconnects += 1;
     }

@@ -5,32 +5,14 @@
 
 mod server;
 
-use std::path::Path;
 use std::time::Duration;
 
 use ringpost_loadgen::gateway::Stop;
 use ringpost_loadgen::plan::{ChatPlan, OfflinePlan};
 use ringpost_loadgen::scenario::chat::{self, ChatResult, Pauses};
-use ringpost_loadgen::scenario::{Options, offline};
+use ringpost_loadgen::scenario::offline;
 
-use server::Fault;
-
-fn options(data: &Path, fault: Fault) -> Options {
-    Options {
-        target: Some(server::start(data, fault).to_string()),
-        data: Some(data.to_owned()),
-        metrics: None,
-        server_name: None,
-        gateway: None,
-        shards: None,
-        server_cores: None,
-        client_cores: None,
-        threads: Some(2),
-        seed: 3,
-        connecting_max: 4,
-        tick: Duration::from_micros(200),
-    }
-}
+use server::{Fault, options};
 
 fn run_chat(rate_per_s: u64, window: u32, fault: Fault) -> ChatResult {
     let data = tempfile::tempdir().unwrap();
@@ -115,7 +97,13 @@ fn a_client_whose_connection_breaks_returns_and_replays() {
 #[test]
 fn absent_devices_get_their_mail_in_order() {
     let data = tempfile::tempdir().unwrap();
-    let plan = OfflinePlan { devices: 20, messages: 3_000, payload_bytes: 100, seed: 3 };
+    let plan = OfflinePlan {
+        devices: 20,
+        messages: 3_000,
+        payload_bytes: 100,
+        mailbox_records_max: 1_000,
+        seed: 3,
+    };
     let result = offline::run(&plan, Stop::Drain, &options(data.path(), Fault::Nothing)).unwrap();
     let report = &result.report;
     assert_eq!((report.accepted, report.delivered), (3_000, 3_000));
@@ -126,7 +114,13 @@ fn absent_devices_get_their_mail_in_order() {
 #[test]
 fn mail_lost_for_an_absent_device_is_found() {
     let data = tempfile::tempdir().unwrap();
-    let plan = OfflinePlan { devices: 4, messages: 40, payload_bytes: 100, seed: 3 };
+    let plan = OfflinePlan {
+        devices: 4,
+        messages: 40,
+        payload_bytes: 100,
+        mailbox_records_max: 1_000,
+        seed: 3,
+    };
     let fault = Fault::Lose(7);
     let result = offline::run(&plan, Stop::Drain, &options(data.path(), fault)).unwrap();
     assert_eq!((result.report.lost, result.report.delivered), (1, 39));

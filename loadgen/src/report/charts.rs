@@ -54,34 +54,45 @@ pub fn latency_over_time(timeline: &Timeline, origin_s: f64) -> Chart {
 
 /// Messages delivered in each second.
 pub fn throughput(timeline: &Timeline, origin_s: f64) -> Chart {
-    let points = timeline
-        .seconds()
-        .filter(|(at, _)| *at as f64 >= origin_s.floor())
-        .map(|(at, second)| ((at as f64 - origin_s).max(0.0), second.count() as f64));
+    let mut points = Vec::new();
+    let mut last = None;
+    for (at, second) in timeline.seconds().filter(|(at, _)| *at as f64 >= origin_s.floor()) {
+        // A second in which nothing came is a zero, not a gap.
+        let silent = last.map_or(at, |last| last + 1)..at;
+        points.extend(silent.map(|at| ((at as f64 - origin_s).max(0.0), 0.0)));
+        points.push(((at as f64 - origin_s).max(0.0), second.count() as f64));
+        last = Some(at);
+    }
     Chart {
         title: "Delivered messages a second".into(),
         x: XAxis::Seconds,
         y_label: "messages/s".into(),
         log_y: false,
-        lines: vec![Line::new("delivered", points.collect())],
+        lines: vec![Line::new("delivered", points)],
         marks: Vec::new(),
     }
 }
 
-/// Memory of the gateway and of the kernel.
+/// Memory of the gateway, and what the kernel holds more than at the start.
 pub fn memory(samples: &[Sample], origin_s: f64) -> Chart {
-    let line = |name: &str, of: fn(&Sample) -> Option<u64>| {
-        let points = samples.iter().filter(|sample| sample.at_s >= origin_s);
-        let points = points.filter_map(|sample| {
+    let samples: Vec<Sample> =
+        samples.iter().filter(|sample| sample.at_s >= origin_s).copied().collect();
+    let first = samples.first().copied().unwrap_or_default();
+    let line = |name: &str, of: &dyn Fn(&Sample) -> Option<u64>| {
+        let points = samples.iter().filter_map(|sample| {
             Some((sample.at_s - origin_s, of(sample)? as f64 / (1024.0 * 1024.0)))
         });
         Line::new(name, points.collect())
     };
     let mut lines = vec![
-        line("gateway RSS", |sample| sample.server_rss_bytes),
-        line("kernel slab (host)", |sample| Some(sample.slab_bytes)),
-        line("TCP buffers (host)", |sample| Some(sample.tcp_bytes)),
-        line("gateway's send queues", |sample| sample.server_send_queue_bytes),
+        line("gateway RSS", &|sample| sample.server_rss_bytes),
+        line("slab of the host, growth", &|sample| {
+            Some(sample.slab_bytes.saturating_sub(first.slab_bytes))
+        }),
+        line("TCP buffers of the host, growth", &|sample| {
+            Some(sample.tcp_bytes.saturating_sub(first.tcp_bytes))
+        }),
+        line("gateway's send queues", &|sample| sample.server_send_queue_bytes),
     ];
     lines.retain(|line| !line.points.is_empty());
     Chart {

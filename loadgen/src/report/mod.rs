@@ -3,8 +3,11 @@
 
 pub mod charts;
 pub mod chat;
+pub mod churn;
+pub mod handshake;
 pub mod offline;
 pub mod page;
+pub mod pressure;
 pub mod rows;
 pub mod svg;
 

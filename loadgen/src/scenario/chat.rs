@@ -132,7 +132,13 @@ pub fn run(plan: &ChatPlan, pauses: Pauses, options: &Options) -> Result<ChatRes
 }
 
 /// The users of one thread: client i sends on stream i to its partner i ^ 1.
-fn part(plan: &ChatPlan, server: &Server, run: u32, thread: usize, threads: usize) -> Result<Part> {
+pub(super) fn part(
+    plan: &ChatPlan,
+    server: &Server,
+    run: u32,
+    thread: usize,
+    threads: usize,
+) -> Result<Part> {
     let connections = connections_of(thread, threads, plan.connections);
     let identities = connections
         .iter()
@@ -147,7 +153,7 @@ fn part(plan: &ChatPlan, server: &Server, run: u32, thread: usize, threads: usiz
     Ok(Part { identities, traffic, sources })
 }
 
-fn load(
+pub(super) fn load(
     fleet: &Fleet,
     plan: &ChatPlan,
     pauses: Pauses,
@@ -171,7 +177,7 @@ fn load(
     fleet.run(job, watch)
 }
 
-fn planned(plan: &ChatPlan, threads: usize) -> Option<u64> {
+pub(super) fn planned(plan: &ChatPlan, threads: usize) -> Option<u64> {
     (plan.rate_per_s > 0).then(|| {
         (0..threads)
             .map(|thread| connections_of(thread, threads, plan.connections))
@@ -180,6 +186,6 @@ fn planned(plan: &ChatPlan, threads: usize) -> Option<u64> {
     })
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

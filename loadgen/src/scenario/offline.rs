@@ -17,6 +17,7 @@ use crate::report::page::Story;
 use crate::report::{ServerUse, charts, round};
 use crate::sample::Sample;
 use crate::scenario::{Options, Server, allow_connections, bar};
+use crate::swarm::Swarm;
 use crate::traffic::Traffic;
 
 /// The report, and what it was made of.
@@ -52,17 +53,23 @@ impl OfflineResult {
 }
 
 /// Clients and streams of one thread: its devices first, then its senders.
-struct Share {
+pub(super) struct Share {
     devices: Vec<u32>,
     senders: u32,
     streams: Vec<Stream>,
     /// (stream, messages).
-    counts: Vec<(u32, u64)>,
+    pub(super) counts: Vec<(u32, u64)>,
 }
 
 impl Share {
+    /// The clients that send.
+    pub(super) fn sender_range(&self) -> std::ops::Range<u32> {
+        let first = u32::try_from(self.devices.len()).expect("devices are counted in u32");
+        first..first + self.senders
+    }
+
     /// Each device gets its messages from `senders_per_device` of the thread's senders.
-    fn new(plan: &OfflinePlan, thread: usize, threads: usize) -> Self {
+    pub(super) fn new(plan: &OfflinePlan, thread: usize, threads: usize) -> Self {
         let devices: Vec<u32> =
             (0..plan.devices).filter(|device| *device as usize % threads == thread).collect();
         let first_sender = u32::try_from(devices.len()).expect("devices are counted in u32");
@@ -96,19 +103,7 @@ pub fn run(plan: &OfflinePlan, how: Stop, options: &Options) -> Result<OfflineRe
     let fleet = Fleet::start(&server.swarm_config(options), options.client_cores.as_ref(), parts)?;
     let origin_s = monotonic_ns() as f64 / 1e9;
 
-    // A device exists from its first Welcome.
-    let progress = bar(plan.devices.into(), "register");
-    let all_devices = plan.clone();
-    let register = move |thread: usize, swarm: &mut crate::swarm::Swarm| {
-        swarm.connect(devices_of(&all_devices, thread, threads))?;
-        swarm.disconnect()
-    };
-    fleet.run(register, |totals| {
-        server.watch(totals);
-        progress.set_position(totals.open);
-    })?;
-    progress.finish_and_clear();
-
+    register(&fleet, plan, threads, &mut server)?;
     let fill_s = fill(&fleet, plan, threads, &mut server)?;
     let store_bytes = server.own().map(|own| own.store_bytes());
     let restart = server.restart(how)?;
@@ -187,18 +182,42 @@ fn report(
     }
 }
 
-/// Seconds from the first Send to the last answer; the logins of the senders come before.
-fn fill(fleet: &Fleet, plan: &OfflinePlan, threads: usize, server: &mut Server) -> Result<f64> {
+/// A device exists from its first Welcome.
+pub(super) fn register(
+    fleet: &Fleet,
+    plan: &OfflinePlan,
+    threads: usize,
+    server: &mut Server,
+) -> Result<()> {
+    let progress = bar(plan.devices.into(), "register");
     let all_devices = plan.clone();
-    let login = move |thread: usize, swarm: &mut crate::swarm::Swarm| {
-        let share = Share::new(&all_devices, thread, threads);
-        let first = u32::try_from(share.devices.len()).expect("devices are counted in u32");
-        swarm.connect(first..first + share.senders)
+    let log_in = move |thread: usize, swarm: &mut Swarm| {
+        swarm.connect(devices_of(&all_devices, thread, threads))?;
+        swarm.disconnect()
+    };
+    fleet.run(log_in, |totals| {
+        server.watch(totals);
+        progress.set_position(totals.open);
+    })?;
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// Seconds from the first Send to the last answer; the logins of the senders come before.
+pub(super) fn fill(
+    fleet: &Fleet,
+    plan: &OfflinePlan,
+    threads: usize,
+    server: &mut Server,
+) -> Result<f64> {
+    let all_devices = plan.clone();
+    let login = move |thread: usize, swarm: &mut Swarm| {
+        swarm.connect(Share::new(&all_devices, thread, threads).sender_range())
     };
     fleet.run(login, |_| ())?;
     let progress = bar(plan.messages, "fill");
     let all_devices = plan.clone();
-    let send = move |thread: usize, swarm: &mut crate::swarm::Swarm| {
+    let send = move |thread: usize, swarm: &mut Swarm| {
         swarm.run_fill(&Share::new(&all_devices, thread, threads).counts)?;
         Ok(swarm.seconds_until_last_answer())
     };
@@ -221,7 +240,7 @@ fn drain(
 ) -> Result<f64> {
     let progress = bar(plan.messages, "drain");
     let all_devices = plan.clone();
-    let receive = move |thread: usize, swarm: &mut crate::swarm::Swarm| {
+    let receive = move |thread: usize, swarm: &mut Swarm| {
         if crashed {
             swarm.handle_crash();
         }
@@ -238,12 +257,16 @@ fn drain(
     Ok(seconds.into_iter().fold(f64::EPSILON, f64::max))
 }
 
-fn devices_of(plan: &OfflinePlan, thread: usize, threads: usize) -> std::ops::Range<u32> {
+pub(super) fn devices_of(
+    plan: &OfflinePlan,
+    thread: usize,
+    threads: usize,
+) -> std::ops::Range<u32> {
     let count = Share::new(plan, thread, threads).devices.len();
     0..u32::try_from(count).expect("devices are counted in u32")
 }
 
-fn part(
+pub(super) fn part(
     plan: &OfflinePlan,
     server: &Server,
     run: u32,
@@ -274,7 +297,13 @@ mod tests {
     #[test]
     fn shares_cover_all_messages_and_no_sender_takes_over_a_mailbox() {
         for (devices, messages) in [(1, 1_000), (10, 10_000), (1_000, 100_000), (7, 20)] {
-            let plan = OfflinePlan { devices, messages, payload_bytes: 200, seed: 1 };
+            let plan = OfflinePlan {
+                devices,
+                messages,
+                payload_bytes: 200,
+                mailbox_records_max: 1_000,
+                seed: 1,
+            };
             let mut total = 0;
             for thread in 0..2 {
                 let share = Share::new(&plan, thread, 2);

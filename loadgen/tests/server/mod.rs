@@ -12,6 +12,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{Bytes, BytesMut};
+use ringpost_loadgen::scenario::Options;
 use ringpost_protocol::frame::split_frame;
 use ringpost_protocol::id::{InstallId, MailboxId, SendSeq, Seq, UserId};
 use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, FRAME_BYTES_MAX, HEARTBEAT_FOREGROUND_MS};
@@ -35,6 +36,24 @@ pub(crate) enum Fault {
     Reject(u64),
     /// Stored, but the connection ends before the answer.
     HangUp(u64),
+}
+
+/// A load generator against a server of its own.
+pub(crate) fn options(data: &Path, fault: Fault) -> Options {
+    Options {
+        target: Some(start(data, fault).to_string()),
+        data: Some(data.to_owned()),
+        metrics: None,
+        server_name: None,
+        gateway: None,
+        shards: None,
+        server_cores: None,
+        client_cores: None,
+        threads: Some(2),
+        seed: 3,
+        connecting_max: 4,
+        tick: Duration::from_micros(200),
+    }
 }
 
 struct Post {
