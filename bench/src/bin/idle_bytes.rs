@@ -14,7 +14,7 @@ use clap::Parser;
 use ringpost_bench::idle::{IdleConnection, Scratch};
 use ringpost_bench::slab::{Growth, Slab};
 use ringpost_loadgen::client::Identity;
-use ringpost_loadgen::gateway::{Gateway, Stop, find_binary, read_metrics};
+use ringpost_loadgen::gateway::{Gateway, GatewayConfig, Stop, find_binary, read_metrics};
 use ringpost_loadgen::host::Host;
 use ringpost_loadgen::tokens::{TokenMint, tls_config};
 use ringpost_protocol::id::{DeviceId, InstallId, UserId};
@@ -51,7 +51,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let cli = Cli::parse();
     println!("{}", ringpost_bench::host_facts("idle_bytes", None));
     raise_open_files()?;
-    let mut gateway = Gateway::start(find_binary(cli.gateway.clone())?, None)?;
+    let binary = find_binary(cli.gateway.clone())?;
+    let mut gateway = Gateway::start(binary, GatewayConfig::default())?;
     let measured = measure(&mut gateway, cli.connections)?;
     gateway.stop(Stop::Drain)?;
     print_table(&cli, &measured);
