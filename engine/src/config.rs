@@ -13,10 +13,12 @@ use crate::control::dev;
 use crate::limits::SHARDS_MAX;
 
 mod changes;
+mod key_set_url;
 mod limits;
 mod read;
 mod source;
 
+pub use key_set_url::KeySetUrl;
 pub use limits::LimitsConfig;
 
 /// Everything that can be configured, checked.
@@ -54,10 +56,17 @@ pub struct TlsConfig {
 /// Who may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthConfig {
-    /// A JWK set with the public keys that sign tokens.
-    pub jwks_path: PathBuf,
+    /// Where the JWK set with the public keys that sign tokens comes from.
+    pub keys: KeySource,
     /// What a token's `aud` must contain.
     pub audience: String,
+}
+
+/// Where the keys come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    File(PathBuf),
+    Url(KeySetUrl),
 }
 
 /// The segment store of one shard.
@@ -149,7 +158,10 @@ impl Config {
             storage_shards: None,
             confirm_clock: false,
             tls: TlsConfig { certificate_path: files.certificate, key_path: files.key },
-            auth: AuthConfig { jwks_path: files.jwks, audience: DEFAULT_AUDIENCE.to_owned() },
+            auth: AuthConfig {
+                keys: KeySource::File(files.jwks),
+                audience: DEFAULT_AUDIENCE.to_owned(),
+            },
             limits: LimitsConfig::default(),
             storage: StorageConfig::default(),
             drain: DrainConfig::default(),

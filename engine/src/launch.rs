@@ -160,6 +160,11 @@ impl Voice {
                     reporter.set_reopening(false);
                 }
             }
+            ShardEvent::UnknownKey { .. } => {
+                if let Some(reporter) = &self.reporter {
+                    reporter.unknown_key();
+                }
+            }
             ShardEvent::Quiet { .. } => {
                 let before = self.quiet.fetch_add(1, Ordering::AcqRel);
                 // Until then a quiet shard still answers the others.

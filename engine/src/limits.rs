@@ -86,6 +86,22 @@ pub const REOPEN_PAUSE_MS_MAX: u64 = 2_000;
 /// A store that was open for so long has got over its last failure.
 pub const REOPEN_CALM_MS: u64 = 10_000;
 
+/// A fetched key set is used so long before it is fetched again, whatever its server says: shorter
+/// would be a load on that server, longer would keep a key that was withdrawn.
+pub const KEY_SET_AGE_S: std::ops::RangeInclusive<u64> = 60..=3_600;
+/// The same when its server says nothing.
+pub const KEY_SET_AGE_S_DEFAULT: u64 = 300;
+/// Longest time of one fetch.
+pub const KEY_SET_FETCH_MS_MAX: u64 = 10_000;
+/// Longest key set that is fetched.
+pub const KEY_SET_BYTES_MAX: usize = 256 << 10;
+/// Pause after a fetch that failed; each failure in a row doubles it.
+pub const KEY_SET_RETRY_MS: u64 = 1_000;
+/// The longest pause.
+pub const KEY_SET_RETRY_MS_MAX: u64 = 300_000;
+/// Tokens with an unknown kid make a fetch come early at most so often.
+pub const KEY_SET_DEMAND_MS: u64 = 10_000;
+
 /// Granularity of the timer wheel.
 pub const WHEEL_TICK_MS: u64 = 64;
 /// Ticks of one turn of the timer wheel; later deadlines wait more than one turn.

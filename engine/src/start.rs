@@ -13,7 +13,7 @@ use ringpost_storage::Resharded;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::control::auth::{KeySetFault, Verifier};
+use crate::control::keys::{self, KeysFault, Obtained};
 use crate::control::reload::{Reloader, SetLogFilter};
 use crate::control::tls_files::{self, TlsFilesFault};
 use crate::control::{
@@ -85,7 +85,7 @@ pub enum StartError {
     #[error(transparent)]
     Certificate(#[from] tls::ConfigFault),
     #[error(transparent)]
-    KeySet(#[from] KeySetFault),
+    Keys(#[from] KeysFault),
     #[error(transparent)]
     Host(#[from] HostFault),
     #[error(transparent)]
@@ -110,10 +110,16 @@ pub fn run(
     let files = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
     tls_files::tell_validity(&config.tls.certificate_path, &files.validity);
     let acceptor = Acceptor::Tls(ServerConfig::new(files.certificates, files.key)?);
-    let verifier = Verifier::load(&config.auth.jwks_path, &config.auth.audience)?;
-    info!(keys = verifier.key_count(), "key set loaded");
+    let keys =
+        keys::obtain_now(&config.auth, &config.data_dir).map_err(ControlFault::Runtime)??;
+    if let Some(fault) = &keys.fault {
+        warn!(%fault, fix = fault.fix(), "no new keys; those kept from the last fetch are used");
+    }
+    info!(keys = keys.verifier.key_count(), "key set loaded");
     let storage_shards = config.storage_shards.unwrap_or(config.shards);
     let mut data = DataDir::open(&config.data_dir, storage_shards)?;
+    keys.keep();
+    let Obtained { verifier, fetched_unix_ms: keys_unix_ms, refresher, .. } = keys;
     let storage_shards = config.storage_shards.unwrap_or_else(|| data.storage_shards());
     let shards = shard_count(&config, storage_shards);
     let host = host::check(&config, shards)?;
@@ -132,7 +138,7 @@ pub fn run(
     let reloader = reloading.map(|Reloading { path, set_log_filter }| Reloader {
         path,
         started: config.clone(),
-        settings: settings.clone(),
+        config: config.clone(),
         connections_room: host.connections_room,
         set_log_filter,
     });
@@ -141,13 +147,23 @@ pub fn run(
         storage_shards: data.storage_shards(),
         store_dirs: (0..data.storage_shards()).map(|shard| data.shard_dir(shard)).collect(),
         store_id: data.store_id(),
-        settings,
+        settings: settings.clone(),
         config,
     };
     let (reporters, reports) = shard_reports(shards);
     let Shards { listen, ports, threads } = start_shards(plan, reporters)?;
     let certificate = files.validity;
-    let control = Control { admin, ports, reports, drain, certificate, reloader };
+    let control = Control {
+        admin,
+        ports,
+        reports,
+        drain,
+        certificate,
+        settings,
+        keys_unix_ms,
+        refresher,
+        reloader,
+    };
     let reason = control.run(|| on_serving(Serving { listen, admin_listen }))?;
     for thread in threads {
         // It reported itself drained, and an end after that has nothing left to lose.
@@ -229,7 +245,7 @@ impl StartError {
     pub fn fix(&self) -> Option<String> {
         match self {
             Self::TlsFiles(fault) => Some(fault.fix()),
-            Self::KeySet(fault) => Some(fault.fix()),
+            Self::Keys(fault) => Some(fault.fix()),
             Self::Host(fault) => fault.fix().map(str::to_owned),
             Self::DataDir(fault) => Some(fault.fix()),
             Self::AdminListen { .. } => {
@@ -244,9 +260,7 @@ impl StartError {
             Self::Shards(ShardStartFault::Store { .. }) => {
                 Some("data_dir must belong to the user that runs the gateway".to_owned())
             }
-            Self::Certificate(_) => {
-                Some("TLS 1.3 needs an ECDSA, Ed25519 or RSA certificate and its key".to_owned())
-            }
+            Self::Certificate(fault) => Some(fault.fix().to_owned()),
             Self::Shards(ShardStartFault::Ring(_)) => None,
             Self::Control(fault) => Some(fault.fix().to_owned()),
         }
@@ -255,7 +269,7 @@ impl StartError {
     /// 2: the configuration is at fault; 1: the host or the storage.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::TlsFiles(_) | Self::Certificate(_) | Self::KeySet(_) => 2,
+            Self::TlsFiles(_) | Self::Certificate(_) | Self::Keys(_) => 2,
             _ => 1,
         }
     }

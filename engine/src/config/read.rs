@@ -1,13 +1,13 @@
 //! The tables of the file, but for `[limits]`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
 use super::source::{Section, Source};
 use super::{
     AuthConfig, CACHE_BYTES, Config, ConfigFaults, DEFAULT_ADMIN_LISTEN, DEFAULT_AUDIENCE,
-    DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS, LogConfig, LogFormat,
+    DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS, KeySetUrl, KeySource, LogConfig, LogFormat,
     RECLAIM_BYTES_PER_SECOND, SEGMENT_BYTES, SHARDS, StorageConfig, TlsConfig, default_shards,
     limits,
 };
@@ -44,14 +44,41 @@ fn tls(tls: &mut Section<'_>) -> TlsConfig {
 }
 
 fn auth(auth: &mut Section<'_>) -> AuthConfig {
-    let keys = "the JSON file of the public keys (JWK set) that sign tokens";
     let audience = "a word that the token's aud contains";
     let not_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     AuthConfig {
-        jwks_path: auth.path("jwks_path", keys),
+        keys: key_source(auth),
         audience: auth
             .text("audience", audience, not_empty)
             .unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned()),
+    }
+}
+
+fn key_source(auth: &mut Section<'_>) -> KeySource {
+    let allowed =
+        "an https URL, or an http URL of this host, as in \"https://id.example/jwks.json\"";
+    let has_path = auth.has("jwks_path");
+    let path = auth.optional_path("jwks_path");
+    let ca_path = auth.optional_path("jwks_ca_path");
+    let given = auth.take("jwks_url");
+    let Some(given) = given else {
+        if !has_path {
+            let meaning = "the JSON file of the public keys (JWK set) that sign tokens, or set \
+                           auth.jwks_url to where they are fetched from";
+            auth.missing("jwks_path", meaning);
+        }
+        return KeySource::File(path.unwrap_or_default());
+    };
+    if has_path {
+        auth.refuse(&given, "nothing beside jwks_path: one of the two");
+    }
+    let url = given.text().and_then(KeySetUrl::parse);
+    match url {
+        Some(url) => KeySource::Url(url.trusting(ca_path)),
+        None => {
+            auth.refuse(&given, allowed);
+            KeySource::File(PathBuf::new())
+        }
     }
 }
 

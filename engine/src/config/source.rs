@@ -178,10 +178,10 @@ impl<'a> Section<'a> {
 
     /// `meaning`: what to set it to.
     pub(super) fn path(&mut self, key: &'static str, meaning: &'static str) -> PathBuf {
-        let is_given = self.entries.contains_key(key);
+        let is_given = self.has(key);
         let path = self.optional_path(key);
         if !is_given {
-            self.missing(&format!("{}{key}", self.prefix), meaning);
+            self.missing(key, meaning);
         }
         path.unwrap_or_default()
     }
@@ -245,9 +245,15 @@ impl<'a> Section<'a> {
         Some(parsed)
     }
 
+    /// Whether the file has `key`, with whatever value, and nobody has taken it.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
     pub(super) fn missing(&self, key: &str, meaning: &'static str) {
         let path = self.source.path.to_owned();
-        self.source.add(ConfigFault::Missing { path, key: key.to_owned(), meaning });
+        let key = format!("{}{key}", self.prefix);
+        self.source.add(ConfigFault::Missing { path, key, meaning });
     }
 
     /// The value is not allowed; `allowed` says what is.

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{Phase, State};
+use super::{Phase, State, reload};
 use crate::metrics::{ProcessMetrics, ShardMetrics, expose_gauge};
 
 pub(super) fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
@@ -134,7 +134,7 @@ async fn metrics(state: &State) -> Response<Full<Bytes>> {
     expose_gauge(&mut body, "ringpost_shards", "Shards of this process.", state.shards as u64);
     let help = "Shards that did not answer and are not in these numbers.";
     expose_gauge(&mut body, "ringpost_shards_silent", help, silent);
-    state.metrics.expose(&mut body);
+    state.metrics.expose(&mut body, reload::unix_ms());
     ProcessMetrics::read().expose(&mut body);
     reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
 }

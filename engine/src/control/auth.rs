@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{
     AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, KeyOperations, PublicKeyUse,
+    ThumbprintHash,
 };
 use jsonwebtoken::{Algorithm, DecodingKey};
 use ringpost_protocol::id::{DeviceId, IdFault, UserId};
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Checks tokens against the public keys of a JWK set.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verifier {
     audience: String,
     keys: HashMap<String, VerifyingKey>,
@@ -67,56 +68,74 @@ pub enum AuthFault {
     NotYetValid,
 }
 
-/// Why a key set was refused.
+/// Why a key set was refused. `origin`: the file or the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum KeySetFault {
     #[error("cannot read the key set {}: {error}", path.display())]
     Unreadable { path: PathBuf, error: std::io::Error },
-    #[error("{}: not a JWK set: {error}", path.display())]
-    NotJwkSet { path: PathBuf, error: serde_json::Error },
-    #[error("{}: key {index} has no kid", path.display())]
-    KeyIdMissing { path: PathBuf, index: usize },
-    #[error("{}: two keys have the kid {key_id:?}", path.display())]
-    KeyIdTwice { path: PathBuf, key_id: String },
-    #[error("{}: the key {key_id:?} is broken", path.display())]
-    KeyBroken { path: PathBuf, key_id: String },
-    #[error("{}: no key can verify tokens", path.display())]
-    NoKeys { path: PathBuf },
+    #[error("{origin}: not a JWK set: {error}")]
+    NotJwkSet { origin: String, error: serde_json::Error },
+    #[error("{origin}: key {index} has no kid")]
+    KeyIdMissing { origin: String, index: usize },
+    #[error("{origin}: two keys have the kid {key_id:?}")]
+    KeyIdTwice { origin: String, key_id: String },
+    #[error("{origin}: the key {key_id:?} is broken")]
+    KeyBroken { origin: String, key_id: String },
+    #[error("{origin}: no key can verify tokens")]
+    NoKeys { origin: String },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct VerifyingKey {
     algorithm: Algorithm,
     key: DecodingKey,
+    /// RFC 7638: what tells two keys apart.
+    thumbprint: String,
 }
 
+impl PartialEq for VerifyingKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.algorithm == other.algorithm && self.thumbprint == other.thumbprint
+    }
+}
+
+impl Eq for VerifyingKey {}
+
 impl Verifier {
-    /// Reads a JWK set. Keys for other purposes (encryption, other algorithms) are passed over.
+    /// Reads a JWK set from a file.
     pub fn load(path: &Path, audience: &str) -> Result<Self, KeySetFault> {
         let text = std::fs::read(path)
             .map_err(|error| KeySetFault::Unreadable { path: path.to_owned(), error })?;
-        let set: JwkSet = serde_json::from_slice(&text)
-            .map_err(|error| KeySetFault::NotJwkSet { path: path.to_owned(), error })?;
+        Self::parse(&text, &path.display().to_string(), audience)
+    }
+
+    /// Takes a JWK set that came from `origin`. Keys for other purposes (encryption, other
+    /// algorithms) are passed over.
+    pub fn parse(text: &[u8], origin: &str, audience: &str) -> Result<Self, KeySetFault> {
+        let origin = || origin.to_owned();
+        let set: JwkSet = serde_json::from_slice(text)
+            .map_err(|error| KeySetFault::NotJwkSet { origin: origin(), error })?;
         let mut keys = HashMap::new();
         for (index, jwk) in set.keys.iter().enumerate() {
             let Some(algorithm) = verifying_algorithm(jwk) else {
                 continue;
             };
             let Some(key_id) = jwk.common.key_id.clone() else {
-                return Err(KeySetFault::KeyIdMissing { path: path.to_owned(), index });
+                return Err(KeySetFault::KeyIdMissing { origin: origin(), index });
             };
-            let broken =
-                || KeySetFault::KeyBroken { path: path.to_owned(), key_id: key_id.clone() };
+            let broken = || KeySetFault::KeyBroken { origin: origin(), key_id: key_id.clone() };
             let key = DecodingKey::from_jwk(jwk).map_err(|_| broken())?;
             if !has_right_size(jwk) {
                 return Err(broken());
             }
-            if keys.insert(key_id.clone(), VerifyingKey { algorithm, key }).is_some() {
-                return Err(KeySetFault::KeyIdTwice { path: path.to_owned(), key_id });
+            let thumbprint = jwk.thumbprint(ThumbprintHash::SHA256).map_err(|_| broken())?;
+            let key = VerifyingKey { algorithm, key, thumbprint };
+            if keys.insert(key_id.clone(), key).is_some() {
+                return Err(KeySetFault::KeyIdTwice { origin: origin(), key_id });
             }
         }
         if keys.is_empty() {
-            return Err(KeySetFault::NoKeys { path: path.to_owned() });
+            return Err(KeySetFault::NoKeys { origin: origin() });
         }
         Ok(Self { audience: audience.to_owned(), keys })
     }
@@ -143,6 +162,13 @@ impl Verifier {
             return Err(AuthFault::SignatureWrong);
         }
         self.check_claims(decode_part(payload)?, now_unix_ms)
+    }
+
+    /// The ids of the keys, sorted.
+    pub fn key_ids(&self) -> Vec<&str> {
+        let mut key_ids: Vec<_> = self.keys.keys().map(String::as_str).collect();
+        key_ids.sort_unstable();
+        key_ids
     }
 
     pub fn key_count(&self) -> usize {
@@ -181,8 +207,7 @@ impl KeySetFault {
         match self {
             Self::Unreadable { .. } => "point auth.jwks_path at a readable file".to_owned(),
             Self::NotJwkSet { .. } => {
-                r#"the file must look like {"keys": [{"kty": ..., "kid": ...}]} (RFC 7517)"#
-                    .to_owned()
+                r#"it must look like {"keys": [{"kty": ..., "kid": ...}]} (RFC 7517)"#.to_owned()
             }
             Self::KeyIdMissing { .. } => "give every key a kid; tokens name it".to_owned(),
             Self::KeyIdTwice { .. } => "give every key a kid of its own".to_owned(),

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use super::validity::Validity;
 use crate::metrics::{expose_counts, expose_gauge};
 
-/// Reloads and the certificate in use.
+/// Reloads, and the certificate and keys in use.
 #[derive(Debug)]
 pub(super) struct ControlMetrics {
     reloads_ok: Cell<u64>,
@@ -14,16 +14,23 @@ pub(super) struct ControlMetrics {
     last_reload_ok: Cell<bool>,
     last_reload_unix_s: Cell<u64>,
     certificate: Cell<Validity>,
+    fetches_ok: Cell<u64>,
+    fetches_failed: Cell<u64>,
+    /// When the keys in use were read or fetched.
+    keys_unix_ms: Cell<u64>,
 }
 
 impl ControlMetrics {
-    pub(super) fn new(now_unix_s: u64, certificate: Validity) -> Self {
+    pub(super) fn new(now_unix_s: u64, certificate: Validity, keys_unix_ms: u64) -> Self {
         Self {
             reloads_ok: Cell::default(),
             reloads_refused: Cell::default(),
             last_reload_ok: Cell::new(true),
             last_reload_unix_s: Cell::new(now_unix_s),
             certificate: Cell::new(certificate),
+            fetches_ok: Cell::default(),
+            fetches_failed: Cell::default(),
+            keys_unix_ms: Cell::new(keys_unix_ms),
         }
     }
 
@@ -39,7 +46,33 @@ impl ControlMetrics {
         self.last_reload_ok.set(false);
     }
 
-    pub(super) fn expose(&self, out: &mut String) {
+    pub(super) fn keys_read(&self, unix_ms: u64) {
+        self.keys_unix_ms.set(unix_ms);
+    }
+
+    pub(super) fn keys_fetched(&self, unix_ms: u64) {
+        self.fetches_ok.set(self.fetches_ok.get() + 1);
+        self.keys_unix_ms.set(unix_ms);
+    }
+
+    pub(super) fn fetch_failed(&self) {
+        self.fetches_failed.set(self.fetches_failed.get() + 1);
+    }
+
+    fn expose_keys(&self, out: &mut String, now_unix_ms: u64) {
+        let fetches = [("ok", self.fetches_ok.get()), ("failed", self.fetches_failed.get())];
+        let help = "Key sets asked for again at auth.jwks_url while the gateway runs.";
+        expose_counts(out, "ringpost_key_set_fetches_total", help, "result", &fetches);
+        expose_gauge(
+            out,
+            "ringpost_key_set_age_seconds",
+            "Time since the keys in use were read or fetched.",
+            now_unix_ms.saturating_sub(self.keys_unix_ms.get()) / 1_000,
+        );
+    }
+
+    pub(super) fn expose(&self, out: &mut String, now_unix_ms: u64) {
+        self.expose_keys(out, now_unix_ms);
         let reloads = [("ok", self.reloads_ok.get()), ("refused", self.reloads_refused.get())];
         let help = "Configurations read again on SIGHUP; a refused one changed nothing.";
         expose_counts(out, "ringpost_reloads_total", help, "result", &reloads);

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
+use tokio::task::{AbortHandle, LocalSet};
 use tracing::{error, info, warn};
 
 use self::counts::ControlMetrics;
+use self::keys::{Demand, Refresher};
 use self::reload::Reloader;
 use self::validity::Validity;
 use crate::config::DrainConfig;
@@ -27,6 +28,7 @@ pub mod admin;
 pub mod auth;
 mod counts;
 pub mod dev;
+pub mod keys;
 pub mod reload;
 pub mod tls_files;
 pub mod token;
@@ -59,6 +61,7 @@ pub struct ShardReporter {
     reports: mpsc::Sender<ShardReport>,
     /// Not a report: it may change often, and only the present state counts.
     reopening: Arc<AtomicBool>,
+    key_demand: Arc<Demand>,
     settled: bool,
 }
 
@@ -68,6 +71,7 @@ pub struct ShardReports {
     reports: mpsc::Receiver<ShardReport>,
     /// In the order of the shards.
     reopening: Vec<Arc<AtomicBool>>,
+    key_demand: Arc<Demand>,
 }
 
 #[derive(Debug)]
@@ -106,16 +110,18 @@ pub enum ControlFault {
 /// A reporter per shard, in order, and the receiving end.
 pub fn shard_reports(shards: u16) -> (Vec<ShardReporter>, ShardReports) {
     let (reports, receiver) = mpsc::channel(usize::from(shards) * REPORTS_PER_SHARD);
+    let key_demand = Arc::<Demand>::default();
     let reporters: Vec<_> = (0..shards)
         .map(|shard| ShardReporter {
             shard,
             reports: reports.clone(),
             reopening: Arc::default(),
+            key_demand: Arc::clone(&key_demand),
             settled: false,
         })
         .collect();
     let reopening = reporters.iter().map(|reporter| Arc::clone(&reporter.reopening)).collect();
-    (reporters, ShardReports { reports: receiver, reopening })
+    (reporters, ShardReports { reports: receiver, reopening, key_demand })
 }
 
 impl ShardReporter {
@@ -131,6 +137,11 @@ impl ShardReporter {
     /// Whether the shard's store has failed and is not open again.
     pub fn set_reopening(&self, reopening: bool) {
         self.reopening.store(reopening, Ordering::Relaxed);
+    }
+
+    /// A token names a key that is not known; perhaps it is new.
+    pub fn unknown_key(&self) {
+        self.key_demand.raise();
     }
 
     /// The shard has flushed and synced everything.
@@ -174,6 +185,12 @@ pub struct Control {
     pub drain: DrainPlan,
     /// Of the certificate in use.
     pub certificate: Validity,
+    /// What the shards have.
+    pub settings: ShardSettings,
+    /// When their keys were read or fetched.
+    pub keys_unix_ms: u64,
+    /// Keeps their keys fresh, if they come from a URL.
+    pub refresher: Option<Refresher>,
     /// `None`: there is no file to read again, and SIGHUP ends the gateway as SIGTERM does.
     pub reloader: Option<Reloader>,
 }
@@ -195,10 +212,24 @@ struct State {
     reopening: Vec<Arc<AtomicBool>>,
     started: Instant,
     drain: Cell<DrainPlan>,
+    /// What the shards have now.
+    settings: RefCell<ShardSettings>,
+    key_demand: Arc<Demand>,
+    refreshing: RefCell<Option<AbortHandle>>,
     metrics: ControlMetrics,
 }
 
 impl State {
+    /// From now on only `refresher` fetches keys.
+    fn refresh_keys(state: &Rc<Self>, refresher: Option<Refresher>) {
+        let task = refresher
+            .map(|refresher| tokio::task::spawn_local(refresher.run(Rc::clone(state))))
+            .map(|task| task.abort_handle());
+        if let Some(before) = state.refreshing.replace(task) {
+            before.abort();
+        }
+    }
+
     /// Shards whose store has failed and is not open again.
     fn shards_reopening(&self) -> Vec<usize> {
         let flags = self.reopening.iter().enumerate();
@@ -221,7 +252,7 @@ impl Control {
         let hangup = signal(SignalKind::hangup()).map_err(ControlFault::Runtime)?;
         let listener = admin::listen(self.admin).map_err(ControlFault::Runtime)?;
         let shards = self.ports.len();
-        let ShardReports { mut reports, reopening } = self.reports;
+        let ShardReports { mut reports, reopening, key_demand } = self.reports;
         let state = Rc::new(State {
             ports: RefCell::new(self.ports),
             shards,
@@ -230,8 +261,16 @@ impl Control {
             reopening,
             started: Instant::now(),
             drain: Cell::new(self.drain),
-            metrics: ControlMetrics::new(reload::unix_s(), self.certificate),
+            metrics: ControlMetrics::new(
+                reload::unix_ms() / 1_000,
+                self.certificate,
+                self.keys_unix_ms,
+            ),
+            settings: RefCell::new(self.settings),
+            key_demand,
+            refreshing: RefCell::default(),
         });
+        State::refresh_keys(&state, self.refresher);
         tokio::task::spawn_local(admin::serve(listener, Rc::clone(&state)));
         match self.reloader {
             Some(reloader) => {

@@ -13,12 +13,12 @@ use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::auth::{KeySetFault, Verifier};
+use super::keys::{self, KeysFault, Obtained};
 use super::tls_files::{self, TlsFilesFault};
 use super::validity::{Standing, Validity};
 use super::{DrainPlan, Phase, State};
-use crate::config::{Config, ConfigFaults};
-use crate::shard::ShardSettings;
+use crate::config::{Config, ConfigFaults, KeySource};
+use crate::transport::Acceptor;
 use crate::transport::tls;
 
 /// Sets the log filter; an error says why it could not.
@@ -29,8 +29,8 @@ pub struct Reloader {
     pub path: PathBuf,
     /// What the gateway was started with.
     pub started: Config,
-    /// What the shards have now.
-    pub settings: ShardSettings,
+    /// What holds now.
+    pub config: Config,
     /// Connections of one shard that the host has files for.
     pub connections_room: usize,
     pub set_log_filter: SetLogFilter,
@@ -46,13 +46,15 @@ enum ReloadFault {
     #[error(transparent)]
     Certificate(#[from] tls::ConfigFault),
     #[error(transparent)]
-    KeySet(#[from] KeySetFault),
+    Keys(#[from] KeysFault),
 }
 
 /// Checked, and not yet applied.
 struct Prepared {
     config: Config,
-    settings: ShardSettings,
+    acceptor: Acceptor,
+    /// `None`: as they are.
+    keys: Option<Obtained>,
     validity: Validity,
 }
 
@@ -64,7 +66,7 @@ impl Reloader {
                 warn!("SIGHUP: a gateway that drains takes no new configuration");
                 continue;
             }
-            match self.prepare() {
+            match self.prepare(&state).await {
                 Ok(prepared) => self.apply(prepared, &state).await,
                 Err(fault) => {
                     fault.log();
@@ -74,7 +76,7 @@ impl Reloader {
         }
     }
 
-    fn prepare(&self) -> Result<Prepared, ReloadFault> {
+    async fn prepare(&self, state: &State) -> Result<Prepared, ReloadFault> {
         let config = Config::load(&self.path)?;
         let files = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
         let validity = files.validity;
@@ -82,24 +84,49 @@ impl Reloader {
             let path = config.tls.certificate_path;
             return Err(TlsFilesFault::Expired { path, days_ago }.into());
         }
-        let verifier = Verifier::load(&config.auth.jwks_path, &config.auth.audience)?;
-        let settings = ShardSettings {
-            acceptor: self.settings.acceptor.with_certificate(files)?,
-            verifier: Arc::new(verifier),
-            limits: Arc::new(config.limits.live.within(self.connections_room)),
-            reconnect_jitter_ms: config.drain.reconnect_jitter_ms,
-        };
-        Ok(Prepared { config, settings, validity })
+        let acceptor = state.settings.borrow().acceptor.with_certificate(files)?;
+        let keys = self.new_keys(&config).await?;
+        Ok(Prepared { config, acceptor, keys, validity })
     }
 
-    async fn apply(&mut self, prepared: Prepared, state: &State) {
-        let Prepared { config, settings, validity } = prepared;
+    /// `None`: they come from the same URL as before, which is asked beside the reload, because the
+    /// last good ones will do.
+    async fn new_keys(&self, config: &Config) -> Result<Option<Obtained>, ReloadFault> {
+        if matches!(config.auth.keys, KeySource::Url(_)) && config.auth == self.config.auth {
+            return Ok(None);
+        }
+        let obtained = keys::obtain(&config.auth, &self.started.data_dir).await?;
+        match obtained.fault {
+            Some(fault) => Err(fault.into()),
+            None => Ok(Some(obtained)),
+        }
+    }
+
+    async fn apply(&mut self, prepared: Prepared, state: &Rc<State>) {
+        let Prepared { config, acceptor, keys, validity } = prepared;
         if let Err(text) = (self.set_log_filter)(&config.log.filter) {
             warn!("the log filter stays as it was: {text}");
         }
         state.drain.set(DrainPlan::from(&config.drain));
-        self.settings = settings;
-        let silent = apply_to_shards(&self.settings, state).await;
+        {
+            let mut settings = state.settings.borrow_mut();
+            settings.acceptor = acceptor;
+            settings.limits = Arc::new(config.limits.live.within(self.connections_room));
+            settings.reconnect_jitter_ms = config.drain.reconnect_jitter_ms;
+            if let Some(Obtained { verifier, .. }) = &keys {
+                settings.verifier = Arc::new(verifier.clone());
+            }
+        }
+        match keys {
+            Some(obtained) => {
+                obtained.keep();
+                let Obtained { fetched_unix_ms, refresher, .. } = obtained;
+                state.metrics.keys_read(fetched_unix_ms);
+                State::refresh_keys(state, refresher);
+            }
+            None => state.key_demand.raise(),
+        }
+        let silent = apply_to_shards(state).await;
         if silent > 0 {
             warn!(silent, "shards are busy and take the new settings later");
         }
@@ -107,21 +134,19 @@ impl Reloader {
             warn!(key, "this key has changed, and takes effect at the next start");
         }
         tls_files::tell_validity(&config.tls.certificate_path, &validity);
-        info!(
-            path = %self.path.display(),
-            keys = self.settings.verifier.key_count(),
-            "configuration reloaded"
-        );
-        state.metrics.reloaded(unix_s(), validity);
+        let keys = state.settings.borrow().verifier.key_count();
+        info!(path = %self.path.display(), keys, "configuration reloaded");
+        state.metrics.reloaded(unix_ms() / 1_000, validity);
+        self.config = config;
     }
 }
 
 /// Gives the settings to all shards. Returns how many have not taken them yet.
-pub(super) async fn apply_to_shards(settings: &ShardSettings, state: &State) -> usize {
+pub(super) async fn apply_to_shards(state: &State) -> usize {
     let mut answers = Vec::with_capacity(state.shards);
     for port in state.ports.borrow().iter() {
         let (applied, answer) = oneshot::channel();
-        port.apply(settings.clone(), applied);
+        port.apply(state.settings.borrow().clone(), applied);
         answers.push(answer);
     }
     let deadline = tokio::time::Instant::now() + APPLY_MAX;
@@ -144,15 +169,16 @@ impl ReloadFault {
                 }
             }
             Self::TlsFiles(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
-            Self::Certificate(fault) => error!(%fault, "{KEPT}"),
-            Self::KeySet(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
+            Self::Certificate(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
+            Self::Keys(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
         }
     }
 }
 
 /// The wall clock.
-pub(super) fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+pub(super) fn unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A shard takes its settings within one turn of its loop.

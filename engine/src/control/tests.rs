@@ -5,7 +5,10 @@ use std::sync::Mutex;
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 
+use super::auth::Verifier;
 use super::*;
+use crate::transport::Acceptor;
+use crate::transport::tls::ServerConfig;
 
 /// A shard that answers at once; the test has its reporter.
 struct FakeShard {
@@ -58,11 +61,26 @@ fn world(silent: Option<u16>) -> World {
             reports,
             drain: PLAN,
             certificate: Validity { not_before_unix_s: 1, not_after_unix_s: 77 },
+            settings: settings(),
+            keys_unix_ms: 0,
+            refresher: None,
             reloader: None,
         },
         admin: address,
         reporters,
         drains,
+    }
+}
+
+fn settings() -> ShardSettings {
+    let place = tempfile::tempdir().unwrap();
+    let files = dev::prepare(place.path()).unwrap();
+    let loaded = tls_files::load(&files.certificate, &files.key).unwrap();
+    ShardSettings {
+        acceptor: Acceptor::Tls(ServerConfig::new(loaded.certificates, loaded.key).unwrap()),
+        verifier: Arc::new(Verifier::load(&files.jwks, "ringpost").unwrap()),
+        limits: Arc::default(),
+        reconnect_jitter_ms: 0,
     }
 }
 

@@ -8,10 +8,10 @@ use ringpost_ring::{Completion, Errno, Op, Outcome, Ring, Socket};
 use super::Shard;
 use super::backlog::Request;
 use super::conn::{Conn, ConnKey, Phase};
-use super::message::{Arrival, DeviceIndex, Login, MeshMessage};
+use super::message::{Arrival, DeviceIndex, Login, MeshMessage, ShardEvent};
 use super::route::Waiter;
 use super::token::Token;
-use crate::control::auth::AuthFault;
+use crate::control::auth::{AuthFault, Claims};
 use crate::metrics::Bound;
 
 /// How long an accept that failed for want of resources waits.
@@ -74,7 +74,7 @@ impl<R: Ring> Shard<R> {
     /// Verifies the token on the shard that accepted, so that a flood of bad tokens is spread as
     /// the connections are.
     pub(super) fn handle_hello(&mut self, key: ConnKey, hello: Hello) -> Result<(), PeerFault> {
-        let claims = self.verifier.verify(&hello.token, self.time.unix_ms).map_err(token_fault)?;
+        let claims = self.verify(&hello.token)?;
         if claims.device != hello.device {
             return Err(PeerFault::TokenMismatch);
         }
@@ -82,6 +82,15 @@ impl<R: Ring> Shard<R> {
         conn.phase = Phase::Moving(Box::new(Login { hello, claims }));
         self.go_home(key);
         Ok(())
+    }
+
+    fn verify(&mut self, token: &str) -> Result<Claims, PeerFault> {
+        self.verifier.verify(token, self.time.unix_ms).map_err(|fault| {
+            if fault == AuthFault::KeyUnknown {
+                (self.events)(ShardEvent::UnknownKey { shard: self.id });
+            }
+            token_fault(fault)
+        })
     }
 
     /// Hands a verified connection to its home as soon as nothing is in flight on its socket.
@@ -151,7 +160,7 @@ impl<R: Ring> Shard<R> {
         device: DeviceIndex,
         token: &str,
     ) -> Result<(), PeerFault> {
-        let claims = self.verifier.verify(token, self.time.unix_ms).map_err(token_fault)?;
+        let claims = self.verify(token)?;
         let home = self.home.as_ref().expect("an open connection is at home");
         let address = &home.device(device).address;
         if claims.user != address.user || claims.device != address.device {

@@ -119,6 +119,8 @@ pub enum ShardEvent {
     Ready { shard: u16 },
     /// The store failed, and is being opened again; its devices are not served.
     Reopening { shard: u16, reason: String },
+    /// A token names a key that is not known. It may come often.
+    UnknownKey { shard: u16 },
     /// It is open again.
     Reopened { shard: u16 },
     /// Draining: no connection is left, but other shards may still ask for something.

@@ -27,6 +27,13 @@ pub struct ServerConfig(Arc<rustls::ServerConfig>);
 #[error("TLS configuration: {0}")]
 pub struct ConfigFault(#[from] rustls::Error);
 
+impl ConfigFault {
+    /// What to do about it.
+    pub fn fix(&self) -> &'static str {
+        "TLS 1.3 needs an ECDSA, Ed25519 or RSA certificate and its key"
+    }
+}
+
 /// The server's side of one TLS connection.
 pub struct Tls {
     connection: ServerConnection,

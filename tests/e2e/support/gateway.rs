@@ -27,6 +27,8 @@ pub struct Settings {
     pub reconnect_jitter_ms: u64,
     /// `None`: beside the configuration.
     pub data_dir: Option<PathBuf>,
+    /// `None`: the keys come from the file.
+    pub jwks_url: Option<String>,
 }
 
 impl Default for Settings {
@@ -38,6 +40,7 @@ impl Default for Settings {
             drain_ms_max: 10_000,
             reconnect_jitter_ms: 100,
             data_dir: None,
+            jwks_url: None,
         }
     }
 }
@@ -187,8 +190,13 @@ impl Gateway {
             drain_ms_max,
             reconnect_jitter_ms,
             data_dir,
+            jwks_url,
         } = &self.settings;
         let data_dir = data_dir.as_deref().unwrap_or_else(|| Path::new("store")).display();
+        let keys = match jwks_url {
+            Some(url) => format!("jwks_url = \"{url}\""),
+            None => "jwks_path = \"jwks.json\"".to_owned(),
+        };
         let Self { listen, admin, .. } = self;
         let mut text = String::new();
         if let Some(storage_shards) = storage_shards {
@@ -201,7 +209,7 @@ impl Gateway {
              data_dir = \"{data_dir}\"\n\
              shards = {shards}\n\
              tls = {{ certificate_path = \"cert.pem\", key_path = \"key.pem\" }}\n\
-             auth = {{ jwks_path = \"jwks.json\" }}\n\
+             auth = {{ {keys} }}\n\
              limits = {{ mailbox_records_max = {mailbox_records_max} }}\n\
              storage = {{ segment_bytes = 4194304 }}\n\
              drain = {{ drain_ms_max = {drain_ms_max}, \

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 pub mod binaries;
 pub mod disk;
 pub mod gateway;
+pub mod key_server;
 pub mod keys;
 pub mod load;
 pub mod peer;

@@ -260,7 +260,7 @@ impl Gateway {
         for event in events {
             match event {
                 ShardEvent::Ready { .. } | ShardEvent::Reopened { .. } => oracle.opened(),
-                ShardEvent::Finished { .. } => {}
+                ShardEvent::Finished { .. } | ShardEvent::UnknownKey { .. } => {}
                 ShardEvent::Reopening { shard, reason } => {
                     oracle.answers_lost = true;
                     let mut host = self.host.borrow_mut();
