@@ -17,9 +17,11 @@ use ringpost_storage::current::{Current, CurrentFault};
 use ringpost_storage::{ReshardFault, ReshardProgress, Resharded, StoreConfig, generation};
 
 mod disk;
+mod look;
 
 pub(crate) use disk::list_generations;
 pub use disk::{Access, LogOnly, ShardDisk};
+pub use look::{DataDirState, look_at};
 
 use disk::{Generations, make_generation};
 

@@ -7,12 +7,14 @@ use crate::config::Config;
 use crate::limits::LimitSet;
 
 /// What this host allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// Files that the process may have open, raised as far as it may raise it.
     pub open_files_max: u64,
     /// Connections of one shard that the open files leave room for.
     pub connections_room: usize,
+    /// What its io_uring lacks and the gateway can do without.
+    pub absent_features: Vec<&'static str>,
 }
 
 /// Why this host cannot run a gateway. The fix of a ring's fault is in its text.
@@ -41,34 +43,53 @@ impl HostFault {
 
 /// Checks the host for `shards` shards and logs what it found.
 pub fn check(config: &Config, shards: u16) -> Result<Host, HostFault> {
-    let features = probe::probe()?;
-    probe::require(&features)?;
-    let absent: Vec<&str> =
-        features.iter().filter(|feature| !feature.present).map(|feature| feature.name).collect();
-    let open_files_max =
-        ringpost_ring::host::raise_open_files().map_err(HostFault::OpenFilesUnknown)?;
-    let room = connections_room(open_files_max, shards)?;
-    let wanted = config.limits.live.connections_max;
-    let connections_per_shard_max = wanted.min(room);
-    // The default asks for more than most hosts give; only a chosen number is missed.
-    let chosen = wanted != LimitSet::default().connections_max;
-    if chosen && connections_per_shard_max < wanted {
-        warn!(
-            "open files: {open_files_max} leave room for {room} connections per shard, not for \
-             {wanted}; {RAISE_OPEN_FILES}"
-        );
+    let host = Host::look(shards)?;
+    if let Some(shortage) = host.shortage(&config.limits.live) {
+        warn!("{shortage}; {RAISE_OPEN_FILES}");
     }
+    let connections_per_shard_max = config.limits.live.connections_max.min(host.connections_room);
     let connections = connections_per_shard_max as u64 * u64::from(shards);
     info!(
         shards,
-        open_files_max,
+        open_files_max = host.open_files_max,
         connections_per_shard_max,
-        ring_features_absent = ?absent,
+        ring_features_absent = ?host.absent_features,
         "memory for {connections} connections: about {} MiB; this host has {} MiB",
         mib(memory_bytes(config, shards, connections)),
         memory_total_bytes().map_or_else(|| "unknown".to_owned(), |bytes| mib(bytes).to_string()),
     );
-    Ok(Host { open_files_max, connections_room: room })
+    Ok(host)
+}
+
+impl Host {
+    /// Finds out what this host allows `shards` shards, and raises the limit of open files of this
+    /// process as far as it may.
+    pub fn look(shards: u16) -> Result<Self, HostFault> {
+        let features = probe::probe()?;
+        probe::require(&features)?;
+        let absent = features.iter().filter(|feature| !feature.present);
+        let open_files_max =
+            ringpost_ring::host::raise_open_files().map_err(HostFault::OpenFilesUnknown)?;
+        Ok(Self {
+            open_files_max,
+            connections_room: connections_room(open_files_max, shards)?,
+            absent_features: absent.map(|feature| feature.name).collect(),
+        })
+    }
+
+    /// What the limits ask for and do not get. The default asks for more than most hosts give; only a
+    /// chosen number is missed.
+    pub fn shortage(&self, limits: &LimitSet) -> Option<String> {
+        let Self { open_files_max, connections_room, .. } = self;
+        let wanted = limits.connections_max;
+        let chosen = wanted != LimitSet::default().connections_max;
+        (chosen && *connections_room < wanted).then(|| {
+            format!(
+                "open files: {open_files_max} leave room for {connections_room} connections per \
+                 shard, not for {wanted}"
+            )
+        })
+    }
 }
 
 /// Each connection is one open file; the limit counts for the process.
@@ -98,7 +119,8 @@ fn mib(bytes: u64) -> u64 {
     bytes >> 20
 }
 
-const RAISE_OPEN_FILES: &str =
+/// What to do about too few open files.
+pub const RAISE_OPEN_FILES: &str =
     "raise the hard limit: LimitNOFILE= in the service, or `ulimit -Hn` before the start";
 
 /// A connection in user space: the TLS state of rustls, most of it, and the session.

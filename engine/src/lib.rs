@@ -29,4 +29,5 @@ pub mod mesh;
 pub mod metrics;
 pub mod control;
 pub mod start;
+pub mod check;
 pub mod launch;

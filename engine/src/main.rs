@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
+use ringpost_engine::check::{Grade, Report};
 use ringpost_engine::config::{
     Config, ConfigFault, ConfigFaults, DEFAULT_AUDIENCE, LogConfig, LogFormat,
 };
@@ -72,6 +73,18 @@ enum Command {
         #[command(flatten)]
         clock: Clock,
     },
+    /// Say what `serve` would refuse, and what will soon be wrong
+    ///
+    /// Reads the configuration, certificate, key and key set, looks at the data directory, the ports
+    /// and the limits of this host, and changes nothing; a gateway may be running meanwhile.
+    /// Exit codes: 0 it would start, 1 it would not.
+    Check {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// One JSON object instead of lines
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a token for one device, signed with the development gateway's key
     Token {
         #[arg(long)]
@@ -108,6 +121,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         None => develop(&cli.development).map(|()| 0),
         Some(Command::Serve { config, clock }) => serve(&config, &clock).map(|()| 0),
+        Some(Command::Check { config, json }) => Ok(check(&config, json)),
         Some(Command::Token { user, device, data, audience, ttl_s }) => {
             token(&user, &device, &data, &audience, ttl_s).map(|()| 0)
         }
@@ -146,6 +160,12 @@ fn serve(path: &Path, clock: &Clock) -> Result<(), Failure> {
     config.confirm_clock = clock.confirm_clock;
     let set_log_filter = start_logs(&config.log);
     run(config, Some(Reloading { path: path.to_owned(), set_log_filter }), announce)
+}
+
+fn check(path: &Path, json: bool) -> u8 {
+    let report = Report::of(path);
+    say(if json { report.json() } else { report.human() }.trim_end());
+    u8::from(report.count(Grade::Problem) > 0)
 }
 
 fn run(
@@ -239,6 +259,7 @@ const EXAMPLES: &str = "\
 Examples:
   ringpost                                     a gateway to try out, ready at once
   ringpost serve --config /etc/ringpost.toml   a gateway with your certificate and keys
+  ringpost check --config /etc/ringpost.toml   what serve would refuse, without a start
   ringpost token --user alice --device phone   a token for the gateway to try out
   ringpost store inspect ringpost-data         what is stored, segment by segment
   curl http://127.0.0.1:7480/readyz            whether it serves

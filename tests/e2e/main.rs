@@ -24,5 +24,7 @@ mod tls;
 mod openssl;
 mod refusal;
 mod reload;
+mod keys;
 mod admin;
 mod chat;
+mod check;
