@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 
 use ringpost_protocol::message::RejectCode;
-use ringpost_protocol::wire::{self, client_frame, server_frame};
+use ringpost_protocol::wire::{self, GapReason, client_frame, server_frame};
 
 use crate::support::PATIENCE;
 use crate::support::disk::{FragileDisk, Operation, SECTOR_BYTES, SmallDisk};
@@ -66,6 +66,82 @@ async fn a_disk_that_stays_broken_ends_the_process() {
     gateway.restart();
     load.wait_for_progress(10).await;
     load.finish(PATIENCE).await.unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+/// A stored message whose sectors cannot be read any more: its device is told of damage and gets
+/// what came after it; others on the same disk notice nothing, and the gateway goes on, also from
+/// the same disk.
+#[test]
+fn an_unreadable_record_is_told_as_damage_and_harms_nothing_else() {
+    let disk = FragileDisk::mount(15);
+    let data_dir = Some(disk.data_dir());
+    let mut gateway = Gateway::start(Settings { shards: 1, data_dir, ..Settings::default() });
+    for user in ["bob", "carol"] {
+        drop(Raw::open(&gateway, user, "phone"));
+    }
+    let mut alice = Raw::open(&gateway, "alice", "phone");
+    let send = |alice: &mut Raw, send_seq: u64, to: &str| {
+        let text = format!("message {send_seq} for {to}.");
+        alice.send(client_frame::Frame::Send(send_frame(send_seq, to, &text)));
+        assert!(alice.expect_answer().1.is_ok());
+    };
+    for send_seq in 1..=20 {
+        send(&mut alice, send_seq, if send_seq % 2 == 1 { "bob" } else { "carol" });
+    }
+    drop(alice);
+    // So that nothing is in memory.
+    assert!(gateway.stop().success());
+    gateway.restart();
+    disk.spoil("message 9 for bob.");
+
+    let mut bob = Raw::open(&gateway, "bob", "phone");
+    let (taken, gaps) = take_until_damaged(&mut bob);
+    assert_eq!(taken, [1, 3, 5, 7, 11, 13, 15, 17, 19]);
+    assert_eq!(gaps, [GapReason::Damaged]);
+    assert_eq!(disk.counts().faults, READ_ATTEMPTS);
+    let mut carol = Raw::open(&gateway, "carol", "phone");
+    assert_eq!(take_until_caught_up(&mut carol), (2..=20).step_by(2).collect::<Vec<_>>());
+
+    let mut alice = Raw::open(&gateway, "alice", "phone");
+    for (send_seq, to, device) in [(21, "bob", &mut bob), (22, "carol", &mut carol)] {
+        send(&mut alice, send_seq, to);
+        let delivered = device.expect(|frame| match frame {
+            server_frame::Frame::Deliver(deliver) => Some(deliver.send_seq),
+            _ => None,
+        });
+        assert_eq!(delivered, send_seq);
+    }
+    assert_eq!(gateway.metric(REOPENS), 0.0, "one record is no reason to open the store again");
+    gateway.kill();
+    gateway.restart();
+    let mut bob = Raw::open(&gateway, "bob", "phone");
+    assert_eq!(take_until_caught_up(&mut bob), [21]);
+    assert!(gateway.is_running());
+}
+
+/// What is delivered until a Gap has told of damage and the mailbox is at its end, all of which is
+/// acknowledged. The Gap comes once it is durable: behind later messages, and behind CaughtUp.
+fn take_until_damaged(device: &mut Raw) -> (Vec<u64>, Vec<GapReason>) {
+    let (mut taken, mut gaps, mut caught_up) = (Vec::new(), Vec::new(), false);
+    while gaps.is_empty() || !caught_up {
+        let seq = match device.read_frame().expect("the connection has ended") {
+            server_frame::Frame::Deliver(deliver) => {
+                taken.push(deliver.send_seq);
+                deliver.seq
+            }
+            server_frame::Frame::Gap(gap) => {
+                gaps.push(gap.reason());
+                gap.seq
+            }
+            server_frame::Frame::CaughtUp(_) => {
+                caught_up = true;
+                continue;
+            }
+            _ => continue,
+        };
+        device.send(client_frame::Frame::Ack(wire::Ack { up_to_seq: seq }));
+    }
+    (taken, gaps)
 }
 
 #[test]
@@ -221,3 +297,5 @@ fn the_fragile_disk_keeps_what_was_synced_and_nothing_else_for_sure() {
 
 const REOPENS: &str = "ringpost_store_reopens_total";
 const EIO: i32 = 5;
+/// Of a place, before it counts as lost.
+const READ_ATTEMPTS: u64 = 3;

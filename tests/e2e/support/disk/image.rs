@@ -45,6 +45,8 @@ pub struct FileContent {
     dirty: BTreeSet<usize>,
     /// Sectors that a failed sync has given up.
     abandoned: BTreeSet<usize>,
+    /// Sectors that cannot be read until they are written again.
+    unreadable: BTreeSet<usize>,
 }
 
 #[derive(Default)]
@@ -235,6 +237,15 @@ impl Image {
         Ok(())
     }
 
+    /// The sectors that hold `text` cannot be read any more; gives how often it was found.
+    pub fn spoil(&mut self, text: &[u8]) -> usize {
+        let files = self.nodes.values_mut().filter_map(|node| match &mut node.content {
+            Content::File(file) => Some(file),
+            Content::Directory(_) => None,
+        });
+        files.map(|file| file.spoil(text)).sum()
+    }
+
     pub fn opened(&mut self, inode: Inode) {
         if let Some(node) = self.nodes.get_mut(&inode) {
             node.handles += 1;
@@ -298,9 +309,27 @@ impl Image {
 }
 
 impl FileContent {
+    pub fn is_readable(&self, bytes: Range<usize>) -> bool {
+        let sectors = bytes.start / SECTOR_BYTES..bytes.end.div_ceil(SECTOR_BYTES);
+        self.unreadable.range(sectors).next().is_none()
+    }
+
+    /// Spoils the sectors in which `text` stands; gives how often it stands there.
+    fn spoil(&mut self, text: &[u8]) -> usize {
+        let places = self.cached.windows(text.len()).enumerate();
+        let found: Vec<usize> =
+            places.filter_map(|(place, bytes)| (bytes == text).then_some(place)).collect();
+        for place in &found {
+            let end = (place + text.len()).div_ceil(SECTOR_BYTES);
+            self.unreadable.extend(place / SECTOR_BYTES..end);
+        }
+        found.len()
+    }
+
     fn touch(&mut self, bytes: Range<usize>) {
         for sector in bytes.start / SECTOR_BYTES..bytes.end.div_ceil(SECTOR_BYTES) {
             self.abandoned.remove(&sector);
+            self.unreadable.remove(&sector);
             self.dirty.insert(sector);
         }
     }

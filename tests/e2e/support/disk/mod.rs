@@ -160,6 +160,13 @@ impl FragileDisk {
         self.state().faults.push(Fault { operation, skip, count });
     }
 
+    /// Reads of the sectors that hold `text` fail with EIO until they are written again. It must
+    /// stand in one place.
+    pub fn spoil(&self, text: &str) {
+        let places = self.state().image.spoil(text.as_bytes());
+        assert_eq!(places, 1, "{text:?} on the disk");
+    }
+
     /// From now on a sync says that it is done and does nothing.
     pub fn set_syncs_lie(&self, lie: bool) {
         self.state().syncs_lie = lie;

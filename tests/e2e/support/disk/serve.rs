@@ -241,10 +241,14 @@ impl Filesystem for Served {
     ) {
         let data = self.with(Some(handle), |state| {
             state.fault(Operation::Read)?;
-            let cached = &state.image.file(inode.0)?.cached;
-            let start = to_index(offset).min(cached.len());
-            let end = start.saturating_add(size as usize).min(cached.len());
-            Ok(cached[start..end].to_vec())
+            let file = state.image.file(inode.0)?;
+            let start = to_index(offset).min(file.cached.len());
+            let end = start.saturating_add(size as usize).min(file.cached.len());
+            if !file.is_readable(start..end) {
+                state.counts.faults += 1;
+                return Err(Errno::EIO);
+            }
+            Ok(file.cached[start..end].to_vec())
         });
         match data {
             Ok(data) => reply.data(&data),
