@@ -149,7 +149,7 @@ pub(crate) struct CrowdFlags {
     /// Messages a second of all well-behaved users together.
     #[arg(long, value_name = "R", default_value_t = 2_000)]
     pub(crate) rate: u64,
-    /// Seconds of the quiet phase, and of the one under pressure.
+    /// Seconds of each phase: quiet, the return of readers, pressure.
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     pub(crate) duration: Duration,
     /// Bytes of one message of the well-behaved.

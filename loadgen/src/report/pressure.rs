@@ -18,9 +18,13 @@ pub struct PressureReport {
     /// The well-behaved.
     pub connections: u32,
     pub quiet: PhaseReport,
+    /// While readers return to their mailboxes, a storm of logins; null when there are none.
+    pub onset: Option<PhaseReport>,
     pub loaded: PhaseReport,
     /// Of delivery to the well-behaved, under pressure over quiet.
     pub p99_ratio: Option<f64>,
+    /// The same of the onset.
+    pub p99_ratio_onset: Option<f64>,
     /// Of the messages of the well-behaved.
     pub lost: u64,
     pub duplicated: u64,
@@ -79,16 +83,23 @@ impl PressureReport {
         let mut rows = Rows::default();
         rows.add("well-behaved connections", self.connections);
         rows.add("others", format!("{} x {}", self.count, self.pressure));
-        for (name, phase) in [("quiet", &self.quiet), ("loaded", &self.loaded)] {
-            rows.add_latency(&format!("{name}: delivered"), &phase.delivered_us);
+        rows.add_latency("quiet: delivered", &self.quiet.delivered_us);
+        if let Some(onset) = &self.onset {
+            rows.add_latency("onset: delivered", &onset.delivered_us);
         }
+        rows.add_latency("loaded: delivered", &self.loaded.delivered_us);
         rows.add_known("p99 loaded / quiet", self.p99_ratio, "");
+        if self.onset.is_some() {
+            rows.add_known("p99 onset / quiet", self.p99_ratio_onset, "");
+        }
         rows.add(
             "lost / duplicated / reordered",
             format!("{} / {} / {}", self.lost, self.duplicated, self.reordered),
         );
         let two = |of: &dyn Fn(&PhaseReport) -> String| {
-            format!("{} -> {}", of(&self.quiet), of(&self.loaded))
+            let phases = [Some(&self.quiet), self.onset.as_ref(), Some(&self.loaded)];
+            let values: Vec<String> = phases.into_iter().flatten().map(of).collect();
+            values.join(" -> ")
         };
         let mib = |bytes: u64| format!("{} MiB", mebibytes(bytes));
         rows.add("server RSS", two(&|phase| known(phase.server_rss_bytes_max.map(mib), "")));

@@ -13,7 +13,7 @@ use rand::random;
 use ringpost_ring::host::monotonic_ns;
 
 use crate::attack::{Attack, AttackCounts, Target};
-use crate::fleet::{Fleet, Totals};
+use crate::fleet::Fleet;
 use crate::measure::Measure;
 use crate::plan::ChatPlan;
 use crate::plan::pressure::{Pressure, PressurePlan};
@@ -33,7 +33,8 @@ pub struct PressureResult {
     pub measure: Measure,
     /// Of the readers, when the pressure came from readers.
     pub mail: Option<Measure>,
-    phases: [Measure; 2],
+    /// Of the well-behaved, by the name of the phase.
+    phases: Vec<(&'static str, Measure)>,
     samples: Vec<Sample>,
     origin_s: f64,
     /// When the pressure began, in seconds of the run.
@@ -49,11 +50,10 @@ impl PressureResult {
 
     /// For the HTML page.
     pub fn story(&self) -> Story {
-        let [quiet, loaded] = &self.phases;
-        let curve = charts::percentile_curve(
-            "The well-behaved: delivered after, from the intended send time",
-            &[("quiet", &quiet.delivered_us), ("under pressure", &loaded.delivered_us)],
-        );
+        let lines: Vec<_> =
+            self.phases.iter().map(|(name, phase)| (*name, &phase.delivered_us)).collect();
+        let title = "The well-behaved: delivered after, from the intended send time";
+        let curve = charts::percentile_curve(title, &lines);
         let mut charts = charts::of_run(&self.measure, &self.samples, self.origin_s);
         charts[0] = curve;
         charts::mark(&mut charts, self.report.pressure, &[self.pressure_s]);
@@ -67,6 +67,8 @@ impl PressureResult {
         }
     }
 }
+
+type Phase = (Measure, PhaseReport);
 
 /// The well-behaved.
 struct Crowd {
@@ -93,18 +95,13 @@ impl Crowd {
     }
 
     /// One phase: what it saw, and what it cost.
-    fn run(
-        &mut self,
-        server: &mut Server,
-        mut watch: impl FnMut(Totals),
-    ) -> Result<(Measure, PhaseReport)> {
+    fn run(&mut self, server: &mut Server) -> Result<Phase> {
         let pauses = Pauses { settle: Duration::ZERO, grace: GRACE };
         let (started, own_before) = (Instant::now(), own_cpu_seconds());
         let before = server.sample();
         let first = server.samples().len();
         let parts = chat::load(&self.fleet, &self.plan, pauses, self.threads, |totals| {
             server.watch(totals);
-            watch(totals);
         })?;
         let after = server.sample();
         let wall_s = started.elapsed().as_secs_f64();
@@ -149,20 +146,24 @@ pub fn run(plan: &PressurePlan, options: &Options) -> Result<PressureResult> {
     };
     let mut crowd = Crowd::start(&plan.chat, &server, options)?;
     let origin_s = monotonic_ns() as f64 / 1e9;
-    let (quiet, quiet_report) = crowd.run(&mut server, |_| ())?;
+    let (quiet, quiet_report) = crowd.run(&mut server)?;
     let pressure_s = monotonic_ns() as f64 / 1e9 - origin_s;
     let stop = Arc::new(AtomicBool::new(false));
     let target = Target::new(&server, plan.count, plan.chat.duration)?;
-    let (loaded, others) = thread::scope(|scope| {
+    let (phases, others) = thread::scope(|scope| {
         let attack = scope.spawn(|| match &readers {
             Some(readers) => readers.attack(&stop),
             None => Attack::of(plan.pressure).run(&target, &stop),
         });
-        let loaded = crowd.run(&mut server, |_| ());
+        let phases =
+            under_pressure(&mut crowd, &mut server, readers.as_ref(), || attack.is_finished());
         stop.store(true, Ordering::Relaxed);
-        (loaded, attack.join().expect("the others do not panic"))
+        (phases, attack.join().expect("the others do not panic"))
     });
-    let ((loaded, loaded_report), others): (_, AttackCounts) = (loaded?, others?);
+    // What the others failed at explains what the well-behaved noticed.
+    let others: AttackCounts = others?;
+    let (onset, (loaded, loaded_report)) = phases?;
+    let (onset, onset_report) = onset.unzip();
     let mail = readers.map(|readers| readers.drain(&mut server)).transpose()?;
     crowd.fleet.run(|_, swarm| swarm.disconnect(), |_| ())?;
     let samples = server.samples().to_vec();
@@ -171,7 +172,9 @@ pub fn run(plan: &PressurePlan, options: &Options) -> Result<PressureResult> {
         count: plan.count,
         connections: plan.chat.connections,
         p99_ratio: ratio(&quiet_report, &loaded_report),
+        p99_ratio_onset: onset_report.as_ref().and_then(|onset| ratio(&quiet_report, onset)),
         quiet: quiet_report,
+        onset: onset_report,
         loaded: loaded_report,
         lost: crowd.measure.lost,
         duplicated: crowd.measure.duplicated,
@@ -183,7 +186,8 @@ pub fn run(plan: &PressurePlan, options: &Options) -> Result<PressureResult> {
         settings: settings(plan, options, crowd.threads),
     };
     server.finish()?;
-    let phases = [quiet, loaded];
+    let phases = [("quiet", Some(quiet)), ("onset", onset), ("under pressure", Some(loaded))];
+    let phases = phases.into_iter().filter_map(|(name, phase)| Some((name, phase?))).collect();
     Ok(PressureResult {
         report,
         measure: crowd.measure,
@@ -193,6 +197,27 @@ pub fn run(plan: &PressurePlan, options: &Options) -> Result<PressureResult> {
         origin_s,
         pressure_s,
     })
+}
+
+/// Readers first return, which is a storm of logins, and then do what they do; the two are told
+/// apart. `ended`: the others have given up.
+fn under_pressure(
+    crowd: &mut Crowd,
+    server: &mut Server,
+    readers: Option<&Readers>,
+    ended: impl Fn() -> bool,
+) -> Result<(Option<Phase>, Phase)> {
+    let onset = match readers {
+        Some(readers) => {
+            let onset = crowd.run(server)?;
+            while !readers.have_returned() && !ended() {
+                thread::sleep(LOOK);
+            }
+            Some(onset)
+        }
+        None => None,
+    };
+    Ok((onset, crowd.run(server)?))
 }
 
 fn ratio(quiet: &PhaseReport, loaded: &PhaseReport) -> Option<f64> {
@@ -220,4 +245,5 @@ fn settings(plan: &PressurePlan, options: &Options, threads: usize) -> crate::ho
 }
 
 const SETTLE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! Readers that stop or are slow. What they left lying is fetched and verified at the end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Result;
 use rand::random;
@@ -22,6 +22,8 @@ pub(super) struct Readers {
     pressure: Pressure,
     pause_ns: u64,
     threads: usize,
+    /// Threads whose devices are all connected again.
+    returned: Arc<AtomicUsize>,
 }
 
 impl Readers {
@@ -43,7 +45,19 @@ impl Readers {
         if plan.pressure != Pressure::StopReading {
             offline::fill(&fleet, &mail, threads, server)?;
         }
-        Ok(Self { fleet, mail, pressure: plan.pressure, pause_ns: plan.pause_ns, threads })
+        Ok(Self {
+            fleet,
+            mail,
+            pressure: plan.pressure,
+            pause_ns: plan.pause_ns,
+            threads,
+            returned: Arc::default(),
+        })
+    }
+
+    /// Whether all readers are connected, after [`Readers::attack`] has begun.
+    pub(super) fn have_returned(&self) -> bool {
+        self.returned.load(Ordering::Relaxed) == self.threads
     }
 
     /// Returns when `stop` says so.
@@ -53,13 +67,14 @@ impl Readers {
             Pressure::ReadSlowly => Reading::Slow { pause_ns: self.pause_ns },
             _ => Reading::Stopped,
         };
-        let stop = Arc::clone(stop);
+        let (stop, returned) = (Arc::clone(stop), Arc::clone(&self.returned));
         let job = move |thread: usize, swarm: &mut Swarm| {
             let share = Share::new(&mail, thread, threads);
             let devices = devices_of(&mail, thread, threads);
             let before = swarm.finish().reconnects;
             swarm.set_reading(devices.clone(), reading);
             swarm.connect(devices.clone())?;
+            returned.fetch_add(1, Ordering::Relaxed);
             if pressure == Pressure::StopReading {
                 swarm.connect(share.sender_range())?;
             }
