@@ -1,13 +1,13 @@
 //! The flags of the scenarios, and the plans that they make.
 
-use std::net::SocketAddr;
+pub(crate) mod app;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use ringpost_loadgen::cores::CoreList;
-use ringpost_loadgen::durable::DurablePlan;
 use ringpost_loadgen::plan::churn::ChurnPlan;
 use ringpost_loadgen::plan::pressure::{Pressure, PressurePlan};
 use ringpost_loadgen::plan::{ChatPlan, HandshakePlan, MAILBOX_RECORDS_MAX, OfflinePlan};
@@ -116,31 +116,6 @@ pub(crate) struct ChurnFlags {
     pub(crate) durable_rate: u64,
     #[command(flatten)]
     pub(crate) common: CommonFlags,
-}
-
-/// For processes that `churn` starts.
-#[derive(Args)]
-pub(crate) struct DurableAppFlags {
-    #[arg(long)]
-    pub(crate) process: u32,
-    #[arg(long)]
-    processes: u32,
-    #[arg(long)]
-    users: u32,
-    #[arg(long)]
-    interval_us: u64,
-    #[arg(long)]
-    payload: usize,
-    #[arg(long)]
-    run: u32,
-    #[arg(long)]
-    target: SocketAddr,
-    #[arg(long)]
-    server_name: String,
-    #[arg(long)]
-    directory: PathBuf,
-    #[arg(long)]
-    data: PathBuf,
 }
 
 /// The well-behaved, and the mail of readers.
@@ -319,22 +294,6 @@ impl ChurnFlags {
             users_per_process: self.users_per_process,
             durable_rate_per_s: self.durable_rate,
         })
-    }
-}
-
-impl DurableAppFlags {
-    pub(crate) fn plan(&self) -> DurablePlan {
-        DurablePlan {
-            processes: self.processes,
-            users_per_process: self.users,
-            interval: Duration::from_micros(self.interval_us),
-            payload_bytes: self.payload,
-            run: self.run,
-            directory: self.directory.clone(),
-            data: self.data.clone(),
-            target: self.target,
-            server_name: self.server_name.clone(),
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! verified, latency counted from the time at which a message was meant to leave.
 //!
 //! Modules in the order in which a run passes them: [`scenario`], what is run, with a server from
-//! [`gateway`], users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
+//! [`gateway`], which [`scrape`] asks for its numbers, users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
 //! thread's connections, from the addresses of [`addr`]; [`traffic`], what they say; [`client`],
 //! one of them; [`attack`], those that mean no good; [`durable`], apps that are killed; [`measure`]
 //! and [`timeline`], what was seen; [`sample`], what it cost; [`report`], how it is told, with facts
@@ -11,6 +11,7 @@
 
 pub mod scenario;
 pub mod gateway;
+pub mod scrape;
 pub mod tokens;
 mod tickets;
 pub mod plan;

@@ -16,9 +16,9 @@ use ringpost_loadgen::measure::Measure;
 use ringpost_loadgen::plan::pressure::PressurePlan;
 use ringpost_loadgen::scenario::{chat, churn, handshake, offline, pressure};
 
+use flags::app::DurableAppFlags;
 use flags::{
-    AbuseFlags, ChatFlags, ChurnFlags, CommonFlags, DurableAppFlags, HandshakeFlags, OfflineFlags,
-    SlowFlags,
+    AbuseFlags, ChatFlags, ChurnFlags, CommonFlags, HandshakeFlags, OfflineFlags, SlowFlags,
 };
 
 #[global_allocator]

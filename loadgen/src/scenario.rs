@@ -24,6 +24,7 @@ use crate::host::{Host, Settings, cores};
 use crate::plan::mix;
 use crate::report::ServerUse;
 use crate::sample::{Sample, Sampler};
+use crate::scrape;
 use crate::swarm::SwarmConfig;
 use crate::tokens::{self, TokenMint};
 
@@ -76,7 +77,7 @@ impl Server {
     /// `limits`: for a gateway of our own, lines of its section `[limits]`.
     pub fn reach_limited(options: &Options, limits: Vec<(&'static str, u64)>) -> Result<Self> {
         let (own, target, data) = match (&options.target, &options.data) {
-            (Some(target), Some(data)) => (None, gateway::resolve(target)?, data.clone()),
+            (Some(target), Some(data)) => (None, scrape::resolve(target)?, data.clone()),
             (Some(_), None) => anyhow::bail!("--target needs --data"),
             (None, _) => {
                 let binary = gateway::find_binary(options.gateway.clone())?;
@@ -90,7 +91,7 @@ impl Server {
         };
         let metrics = match (&own, &options.metrics) {
             (Some(own), _) => Some((own.admin(), "/metrics".to_owned())),
-            (None, Some(url)) => Some(gateway::parse_metrics_url(url)?),
+            (None, Some(url)) => Some(scrape::parse_metrics_url(url)?),
             (None, None) => None,
         };
         let host = options.target.as_deref().and_then(|target| Some(target.rsplit_once(':')?.0));
@@ -138,7 +139,7 @@ impl Server {
     /// CPU time and memory of the server; unknown without metrics, or when they cannot be read.
     pub fn read_use(&self) -> Option<ServerUse> {
         let (address, path) = self.metrics.as_ref()?;
-        gateway::read_metrics(*address, path)
+        scrape::read_metrics(*address, path)
             .inspect_err(|error| eprintln!("warning: no metrics: {error:#}"))
             .ok()
     }
@@ -146,7 +147,7 @@ impl Server {
     /// A counter or gauge of the gateway; unknown without metrics.
     fn read_counter(&self, name: &str) -> Option<u64> {
         let (address, path) = self.metrics.as_ref()?;
-        gateway::read_counter(*address, path, name)
+        scrape::read_counter(*address, path, name)
     }
 
     /// A place for files of the run, on a disk if there is one.
