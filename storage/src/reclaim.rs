@@ -100,7 +100,7 @@ impl Store {
         // files, when the old ones are short.
         let dead = self.log.file_bytes.saturating_sub(self.log.live_bytes);
         let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
-        if dead > self.log.live_bytes / 5 * 2 + slack {
+        if dead > (self.log.live_bytes / 5 * 2).max(slack) {
             self.reclaim.state = State::Scanning;
             self.begin_scan(Purpose::Reclaim, segment, end);
         }

@@ -6,9 +6,9 @@ use super::disk::Rng;
 use super::world::{World, small_config};
 use crate::StoreConfig;
 
-/// What the disk holds beyond one and a half times the live bytes: the two segments of dead bytes
-/// that reclaim leaves alone, the segment in use, its spare, and the one being reclaimed.
-const SLACK_SEGMENTS: u64 = 5;
+/// What the disk holds beyond one and a half times the live bytes, when these are those of many
+/// segments: about the spare, and what is in two places while it is copied.
+const SLACK_SEGMENTS: u64 = 1;
 
 /// One message per batch, as traffic that trickles in gives: each takes a block of its own however
 /// short it is, until reclaim packs what is left of them. Nine of ten are acknowledged soon.
