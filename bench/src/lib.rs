@@ -1,5 +1,6 @@
 //! What the benches share: the allocator of the gateway, the header beside every figure, seeded
-//! data ([`fixture`]), a store on a disk that runs each operation at once ([`disk`], [`store`]),
+//! data ([`fixture`]), a store on a disk that runs each operation at once ([`disk`], [`store`]) or
+//! several beside each other ([`workers`]),
 //! and TLS connections in memory ([`tls`]).
 //!
 //! A bench is named `layer/op/param=value`. No figure is asserted: they are read by people, next
@@ -14,6 +15,7 @@ use ringpost_loadgen::host::Host;
 
 pub mod fixture;
 pub mod disk;
+pub mod workers;
 pub mod store;
 pub mod tls;
 pub mod idle;

@@ -17,7 +17,8 @@ pub struct StoreConfig {
     pub batch_bytes_max: u32,
     /// Records that wait for the disk; beyond it [`crate::StoreFull::Queue`].
     pub queued_bytes_max: usize,
-    /// Bytes of old segments that reclaim reads per second.
+    /// Bytes of old segments that reclaim reads per second; up to eight times as many while it falls
+    /// behind.
     pub reclaim_bytes_per_second: u32,
     /// A checkpoint of the index begins when the log behind the last one is longer.
     pub checkpoint_log_bytes: u64,

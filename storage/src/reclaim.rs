@@ -96,14 +96,28 @@ impl Store {
             }
             return;
         }
-        // What is live in the forming batch counts for no file yet: there may be more of it than of
-        // files, when the old ones are short.
-        let dead = self.log.file_bytes.saturating_sub(self.log.live_bytes);
-        let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
-        if dead > (self.log.live_bytes / 5 * 2).max(slack) {
+        if self.dead_bytes() > self.dead_bytes_max() {
             self.reclaim.state = State::Scanning;
             self.begin_scan(Purpose::Reclaim, segment, end);
         }
+    }
+
+    /// What is live in the forming batch counts for no file yet: there may be more of it than of
+    /// files, when the old ones are short.
+    fn dead_bytes(&self) -> u64 {
+        self.log.file_bytes.saturating_sub(self.log.live_bytes)
+    }
+
+    /// Beyond it the oldest segment is reclaimed.
+    fn dead_bytes_max(&self) -> u64 {
+        let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
+        (self.log.live_bytes / 5 * 2).max(slack)
+    }
+
+    /// The byte budget per second; more of it when what comes in outruns it.
+    pub(crate) fn reclaim_rate(&self) -> u64 {
+        let urgency = (self.dead_bytes() / self.dead_bytes_max()).clamp(1, URGENCY_MAX);
+        u64::from(self.config.reclaim_bytes_per_second).max(1) * urgency
     }
 
     /// A record of many mailboxes may be larger than what the segment counts of it, so the copies
@@ -286,5 +300,7 @@ impl Store {
 
 /// Dead bytes that are left alone however little is live.
 const SLACK_SEGMENTS: u64 = 2;
+/// So many times the byte budget, at most, while the dead bytes are so many times their limit.
+const URGENCY_MAX: u64 = 8;
 /// Lost entries that become gaps in one go: 2.5 MiB of records.
 const GIVE_UP_ENTRIES_MAX: usize = 1 << 16;

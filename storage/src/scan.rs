@@ -53,7 +53,7 @@ impl Store {
 
     fn poll_scan(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
         loop {
-            let backlogged = self.is_backlogged();
+            let (backlogged, rate) = (self.is_backlogged(), self.reclaim_rate());
             let scan = self.scan.as_mut()?;
             if scan.reading || backlogged {
                 return None;
@@ -78,7 +78,6 @@ impl Store {
                         return None;
                     }
                     scan.reading = true;
-                    let rate = u64::from(self.config.reclaim_bytes_per_second).max(1);
                     let pause_ms = (u64::from(length_bytes) * 1000).div_ceil(rate);
                     self.next_scan_read_ms = now_ms + pause_ms;
                     let (file, at) = (segment.into(), u64::from(offset));

@@ -42,3 +42,34 @@ fn a_trickle_with_nine_of_ten_deleted_takes_half_more_than_what_is_live() {
     // Packing costs less than the trickle itself.
     assert!(stats.reclaim_copied_bytes < stats.batch_bytes_written, "{stats:?}");
 }
+
+/// Segments reclaimed within `ms`, of so many in each of which one message in six is live.
+fn reclaimed_within(ms: u64, segments: usize) -> u64 {
+    let mut rng = Rng(3);
+    let second = 256 << 10;
+    let config = StoreConfig { reclaim_bytes_per_second: second, ..small_config() };
+    let mut world = World::new(config);
+    world.settle(&mut rng);
+    // Time stands still meanwhile, and so does reclaim.
+    for message in 0..6 * segments {
+        let is_kept = message % 6 == 0;
+        let mailbox = if is_kept { 2 } else { 1 };
+        let seq = world.message(1, &[mailbox], 20_000).unwrap();
+        while world.step(&mut rng) {}
+        if !is_kept {
+            world.store.ack(MailboxId(mailbox), seq);
+        }
+    }
+    let before = world.store.stats().reclaimed_segments;
+    for _ in 0..ms {
+        world.now_ms += 1;
+        while world.step(&mut rng) {}
+    }
+    world.store.stats().reclaimed_segments - before
+}
+
+#[test]
+fn reclaim_hurries_while_it_falls_behind() {
+    let [slow, fast] = [6, 40].map(|segments| reclaimed_within(1500, segments));
+    assert!((1..4).contains(&slow) && fast > 3 * slow, "{slow} {fast}");
+}
