@@ -57,10 +57,11 @@ class Place:
 class Gateway:
     """A gateway that serves until `stop`."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, preexec=None):
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [binary(), *map(str, arguments)],
+            preexec_fn=preexec,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
