@@ -219,8 +219,7 @@ impl Report {
                 }
             }
             Err(fault) => {
-                let fix = fault.fix().map(str::to_owned);
-                self.add("host", Grade::Problem, fault.to_string(), fix);
+                self.problem("host", &fault, fault.fix());
             }
         }
     }

@@ -157,7 +157,8 @@ impl DataDirFault {
                 "free disk space".to_owned()
             }
             Self::Io { .. } => {
-                "data_dir must be on a local disk and belong to the user that runs the gateway"
+                "data_dir must be on a local, writable disk and belong to the user that runs the \
+                 gateway"
                     .to_owned()
             }
             Self::Current { fault: CurrentFault::Version { .. }, .. } => {

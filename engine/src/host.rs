@@ -17,7 +17,7 @@ pub struct Host {
     pub absent_features: Vec<&'static str>,
 }
 
-/// Why this host cannot run a gateway. The fix of a ring's fault is in its text.
+/// Why this host cannot run a gateway.
 #[derive(Debug, thiserror::Error)]
 pub enum HostFault {
     #[error(transparent)]
@@ -32,13 +32,22 @@ pub enum HostFault {
 }
 
 impl HostFault {
-    /// What to do about it, where the text does not say it.
-    pub fn fix(&self) -> Option<&'static str> {
+    /// What to do about it.
+    pub fn fix(&self) -> String {
         match self {
-            Self::Ring(_) => None,
-            Self::OpenFiles { .. } | Self::OpenFilesUnknown(_) => Some(RAISE_OPEN_FILES),
+            Self::Ring(fault) => fault.fix(),
+            Self::OpenFiles { .. } | Self::OpenFilesUnknown(_) => RAISE_OPEN_FILES.to_owned(),
         }
     }
+}
+
+/// Raises the limit of open files of this process as far as it may, and refuses one that is too low
+/// for `shards` shards. Before anything is opened: what fails for want of a file does not say so.
+pub fn raise_open_files(shards: u16) -> Result<u64, HostFault> {
+    let open_files_max =
+        ringpost_ring::host::raise_open_files().map_err(HostFault::OpenFilesUnknown)?;
+    connections_room(open_files_max, shards)?;
+    Ok(open_files_max)
 }
 
 /// Checks the host for `shards` shards and logs what it found.
@@ -68,8 +77,7 @@ impl Host {
         let features = probe::probe()?;
         probe::require(&features)?;
         let absent = features.iter().filter(|feature| !feature.present);
-        let open_files_max =
-            ringpost_ring::host::raise_open_files().map_err(HostFault::OpenFilesUnknown)?;
+        let open_files_max = raise_open_files(shards)?;
         Ok(Self {
             open_files_max,
             connections_room: connections_room(open_files_max, shards)?,
@@ -141,7 +149,7 @@ mod tests {
         assert_eq!(connections_room(20_000, 2).unwrap(), 9_872);
         let fault = connections_room(256, 2).unwrap_err();
         assert!(fault.to_string().contains("256"), "{fault}");
-        assert!(fault.fix().unwrap().contains("LimitNOFILE"));
+        assert!(fault.fix().contains("LimitNOFILE"));
     }
 
     #[test]

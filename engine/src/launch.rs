@@ -113,7 +113,8 @@ impl Seat {
             let ring = match Uring::new(&group, shard, UringConfig::default()) {
                 Ok(ring) => ring,
                 Err(fault) => {
-                    return voice.tell(ShardEvent::Failed { shard, reason: fault.to_string() });
+                    let reason = format!("{fault}: {}", fault.fix());
+                    return voice.tell(ShardEvent::Failed { shard, reason });
                 }
             };
             let mut shard = Shard::new(

@@ -113,7 +113,7 @@ struct Failure {
 
 struct Problem {
     text: String,
-    fix: Option<String>,
+    fix: String,
 }
 
 fn main() -> ExitCode {
@@ -132,9 +132,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             for Problem { text, fix } in failure.problems {
                 eprintln!("error: {text}");
-                if let Some(fix) = fix {
-                    eprintln!("fix: {fix}");
-                }
+                eprintln!("fix: {fix}");
             }
             ExitCode::from(failure.exit_code)
         }
@@ -229,16 +227,15 @@ fn start_logs(log: &LogConfig) -> SetLogFilter {
 }
 
 impl Failure {
-    fn new(error: &dyn std::error::Error, fix: impl Into<Option<String>>, exit_code: u8) -> Self {
-        let problem = Problem { text: error.to_string(), fix: fix.into() };
+    fn new(error: &dyn std::error::Error, fix: String, exit_code: u8) -> Self {
+        let problem = Problem { text: error.to_string(), fix };
         Self { problems: vec![problem], exit_code }
     }
 }
 
 impl From<ConfigFaults> for Failure {
     fn from(faults: ConfigFaults) -> Self {
-        let problem =
-            |fault: ConfigFault| Problem { text: fault.to_string(), fix: Some(fault.fix()) };
+        let problem = |fault: ConfigFault| Problem { text: fault.to_string(), fix: fault.fix() };
         Self { problems: faults.0.into_iter().map(problem).collect(), exit_code: 2 }
     }
 }

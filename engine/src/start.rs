@@ -107,6 +107,7 @@ pub fn run(
     start_shards: impl FnOnce(ShardPlan, Vec<ShardReporter>) -> Result<Shards, ShardStartFault>,
     on_serving: impl FnOnce(Serving),
 ) -> Result<ExitReason, StartError> {
+    host::raise_open_files(config.shards)?;
     let files = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
     tls_files::tell_validity(&config.tls.certificate_path, &files.validity);
     let acceptor = Acceptor::Tls(ServerConfig::new(files.certificates, files.key)?);
@@ -241,29 +242,33 @@ fn listen_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
 }
 
 impl StartError {
-    /// What to do about it, where the text does not say it.
-    pub fn fix(&self) -> Option<String> {
+    /// What to do about it.
+    pub fn fix(&self) -> String {
         match self {
-            Self::TlsFiles(fault) => Some(fault.fix()),
-            Self::Keys(fault) => Some(fault.fix()),
-            Self::Host(fault) => fault.fix().map(str::to_owned),
-            Self::DataDir(fault) => Some(fault.fix()),
+            Self::TlsFiles(fault) => return fault.fix(),
+            Self::Keys(fault) => return fault.fix(),
+            Self::Host(fault) => return fault.fix(),
+            Self::DataDir(fault) => return fault.fix(),
+            Self::Shards(ShardStartFault::Ring(fault)) => return fault.fix(),
+            Self::Control(fault) => fault.fix(),
             Self::AdminListen { .. } => {
-                Some("stop what listens there, or set admin_listen to another address".to_owned())
+                "stop what listens there, or set admin_listen to another address"
+            }
+            Self::Shards(ShardStartFault::Listen(ListenFault::InUse { .. })) => {
+                "stop what listens there, or set listen to another address"
             }
             Self::Shards(ShardStartFault::Listen(_)) => {
-                Some("stop what listens there, or set listen to another address".to_owned())
+                "set listen to an address and a port that this process may use"
             }
             Self::Shards(ShardStartFault::Thread(_)) => {
-                Some("raise the limit of threads of this user (TasksMax=, ulimit -u)".to_owned())
+                "raise the limit of threads of this user (TasksMax=, ulimit -u)"
             }
             Self::Shards(ShardStartFault::Store { .. }) => {
-                Some("data_dir must belong to the user that runs the gateway".to_owned())
+                "data_dir must belong to the user that runs the gateway"
             }
-            Self::Certificate(fault) => Some(fault.fix().to_owned()),
-            Self::Shards(ShardStartFault::Ring(_)) => None,
-            Self::Control(fault) => Some(fault.fix().to_owned()),
+            Self::Certificate(fault) => fault.fix(),
         }
+        .to_owned()
     }
 
     /// 2: the configuration is at fault; 1: the host or the storage.
@@ -300,6 +305,6 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let fault = listen_admin(taken.local_addr().unwrap()).unwrap_err();
         assert_eq!(fault.exit_code(), 1);
-        assert!(fault.fix().unwrap().contains("admin_listen"), "{fault}");
+        assert!(fault.fix().contains("admin_listen"), "{fault}");
     }
 }

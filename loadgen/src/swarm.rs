@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use bytes::{Buf, Bytes, BytesMut};
 use ringpost_protocol::message::{ClientEvent, ErrorCode};
 use ringpost_ring::{
@@ -129,7 +129,8 @@ impl Swarm {
         let Part { identities, traffic, sources } = part;
         let sizes = UringConfig { receive_buffer_count: 1024, ..UringConfig::default() };
         Ok(Self {
-            ring: Uring::new(group, thread, sizes)?,
+            ring: Uring::new(group, thread, sizes)
+                .map_err(|fault| anyhow!("{fault}: {}", fault.fix()))?,
             config,
             slots: identities.into_iter().map(Slot::new).collect(),
             traffic,

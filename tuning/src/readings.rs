@@ -48,7 +48,7 @@ impl Readings {
         Self {
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
             cores: usable_cores().map_or(1, |cores| cores.len() as u64),
-            io_uring: probe().map_err(|fault| fault.to_string()),
+            io_uring: probe().map_err(|fault| format!("{fault}: {}", fault.fix())),
             memlock_bytes: limit(&limits, "Max locked memory"),
             open_files: limit(&limits, "Max open files"),
             nr_open: number("/proc/sys/fs/nr_open"),

@@ -8,46 +8,59 @@ use io_uring::{IoUring, Probe, opcode};
 
 use crate::Errno;
 
-/// Why there is no ring, with what to do about it.
+/// Why there is no ring. [`Self::fix`] says what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingFault {
-    #[error(
-        "io_uring is switched off on this host (kernel.io_uring_disabled={value}): run \
-         `sysctl -w kernel.io_uring_disabled=0`, or with 1 add this user's group to \
-         kernel.io_uring_group"
-    )]
+    #[error("io_uring is switched off on this host (kernel.io_uring_disabled={value})")]
     Disabled { value: u32 },
     #[error(
-        "io_uring is blocked for this process ({errno}), as the default seccomp \
-         profiles of Docker and containerd do: run with tuning/seccomp.json (--security-opt \
-         seccomp=...), which allows io_uring_setup, io_uring_enter and io_uring_register"
+        "io_uring is blocked for this process ({errno}), as the default seccomp profiles of Docker \
+         and containerd do"
     )]
     Blocked { errno: Errno },
-    #[error(
-        "this kernel has no io_uring, or a sandbox hides it: use Linux 6.1 or later with \
-         CONFIG_IO_URING=y; under gVisor use another runtime"
-    )]
+    #[error("this kernel has no io_uring, or a sandbox hides it")]
     NoKernelSupport,
-    #[error(
-        "not enough locked memory for a ring of about {ring_bytes} bytes (limit {memlock}): \
-         set LimitMEMLOCK=infinity in the service, or `ulimit -l unlimited`, or use smaller \
-         rings; with an unlimited limit the memory cgroup is full"
-    )]
+    #[error("not enough locked memory for a ring of about {ring_bytes} bytes (limit {memlock})")]
     LockedMemory { ring_bytes: u64, memlock: String },
-    #[error(
-        "no descriptor left for a ring: raise the open file limit (LimitNOFILE=, ulimit -n, \
-         fs.file-max)"
-    )]
+    #[error("no descriptor left for a ring")]
     OpenFiles,
-    #[error(
-        "the kernel refuses this ring: it needs SINGLE_ISSUER, DEFER_TASKRUN and provided-buffer \
-         rings, that is Linux 6.1 or later"
-    )]
+    #[error("the kernel refuses this ring")]
     KernelTooOld,
-    #[error("the kernel lacks {feature}, which {needed_by} needs: use Linux {since} or later")]
+    #[error("the kernel lacks {feature}, which {needed_by} needs")]
     Missing { feature: &'static str, needed_by: &'static str, since: &'static str },
     #[error("cannot set up a ring: {errno}")]
     Other { errno: Errno },
+}
+
+impl RingFault {
+    /// What to do about it.
+    pub fn fix(&self) -> String {
+        match self {
+            Self::Disabled { .. } => {
+                "run `sysctl -w kernel.io_uring_disabled=0`, or with 1 add this user's group to \
+                 kernel.io_uring_group"
+            }
+            Self::Blocked { .. } => {
+                "run with tuning/seccomp.json (--security-opt seccomp=...), which allows \
+                 io_uring_setup, io_uring_enter and io_uring_register"
+            }
+            Self::NoKernelSupport => {
+                "use Linux 6.1 or later with CONFIG_IO_URING=y; under gVisor use another runtime"
+            }
+            Self::LockedMemory { .. } => {
+                "set LimitMEMLOCK=infinity in the service, or `ulimit -l unlimited`, or use smaller \
+                 rings; with an unlimited limit the memory cgroup is full"
+            }
+            Self::OpenFiles => "raise the open file limit (LimitNOFILE=, ulimit -n, fs.file-max)",
+            Self::KernelTooOld => {
+                "use Linux 6.1 or later: SINGLE_ISSUER, DEFER_TASKRUN and provided-buffer rings are \
+                 needed"
+            }
+            Self::Missing { since, .. } => return format!("use Linux {since} or later"),
+            Self::Other { .. } => "run `ringpost-tuning doctor`, which tries each part of it",
+        }
+        .to_owned()
+    }
 }
 
 /// Something that a kernel has or has not.
@@ -69,6 +82,8 @@ pub fn probe() -> Result<Vec<Feature>, RingFault> {
         .setup_submit_all()
         .build(8)
         .map_err(|error| setup_fault(&error, 4096))?;
+    // A sandbox may allow to set up a ring and not to use it.
+    ring.submitter().submit().map_err(|error| setup_fault(&error, 4096))?;
     features_of(&ring)
 }
 
@@ -164,7 +179,8 @@ mod tests {
     use super::*;
 
     fn text(errno: i32, disabled: u32) -> String {
-        explain(Errno(errno), disabled, "8388608 bytes".to_owned(), 300_000).to_string()
+        let fault = explain(Errno(errno), disabled, "8388608 bytes".to_owned(), 300_000);
+        format!("{fault}: {}", fault.fix())
     }
 
     #[test]
