@@ -151,18 +151,19 @@ impl Driver {
     /// Everything that follows from the last input.
     fn turn(&mut self) {
         let now_ms = self.now_ms();
-        if self.writing.is_none()
-            && let Some(batch) = self.ledger.begin_commit(now_ms)
-        {
-            self.writing = Some(tokio::task::spawn_blocking(move || batch.write()));
-        }
-        self.answer_waiters();
         if let Phase::Online { link, .. } = &mut self.phase {
             while self.ledger.transmit(&mut link.session) && link.collect(now_ms) < OUTPUT_BYTES_MAX
             {
             }
             link.collect(now_ms);
         }
+        // After the transmit: what the server is not even asked about is news as well.
+        if self.writing.is_none()
+            && let Some(batch) = self.ledger.begin_commit(now_ms)
+        {
+            self.writing = Some(tokio::task::spawn_blocking(move || batch.write()));
+        }
+        self.answer_waiters();
         if self.next_event.is_none() {
             self.next_event = self.ledger.poll_event();
         }

@@ -38,7 +38,10 @@ pub const HELLO_MS_MAX: u64 = 10_000;
 /// Time that a client waits for the Welcome.
 pub const WELCOME_MS_MAX: u64 = 20_000;
 
-const _: () = assert!(ENVELOPE_BYTES_MAX + 4 * USER_ID_BYTES_MAX + 1024 <= FRAME_BYTES_MAX);
+/// Room of a frame for what surrounds its envelope.
+pub const ENVELOPE_ROUTING_BYTES_MAX: usize = FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX;
+
+const _: () = assert!(ENVELOPE_ROUTING_BYTES_MAX >= 4 * USER_ID_BYTES_MAX + 1024);
 const _: () = assert!(FRAME_BYTES_MAX < 1 << (7 * LENGTH_PREFIX_BYTES_MAX));
 const _: () = assert!(SENDS_UNANSWERED_MAX <= SEND_OUTCOMES_MAX);
 const _: () = assert!(HEARTBEAT_BACKGROUND_MS_MIN <= HEARTBEAT_BACKGROUND_MS_MAX);

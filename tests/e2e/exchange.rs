@@ -54,6 +54,23 @@ async fn exchange(gateway: &Gateway, alice: &str, bob: &str) {
     }
 }
 
+/// What the outbox took under the limits of the protocol is told as refused, and holds up nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_above_the_limits_of_the_server() {
+    let gateway = Gateway::start(Settings { frame_bytes_max: 16_384, ..Settings::default() });
+    let place = Place::new();
+    let bob = Peer::connect(&gateway, "bob", "phone", &place.file("bob")).await;
+    let alice = Peer::connect(&gateway, "alice", "phone", &place.file("alice")).await;
+    alice.send("bob", "before").await;
+    let too_large = alice.send("bob", &"x".repeat(20_000)).await;
+    alice.send("bob", "after").await;
+    assert_eq!(bob.wait_messages(2).await.texts(), ["before", "after"]);
+    let seen = alice.wait("the refusal", |seen| !seen.refused.is_empty()).await;
+    let refused: Vec<_> = seen.refused.iter().map(|one| (one.id, one.code)).collect();
+    assert_eq!(refused, [(too_large, RejectCode::TooLarge)]);
+    assert_eq!(gateway.metric("ringpost_peer_faults_total"), 0.0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_device_of_a_user_gets_it() {
     let gateway = Gateway::start(Settings::default());

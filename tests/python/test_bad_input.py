@@ -300,6 +300,30 @@ class BadInput(unittest.TestCase):
         return client
 
 
+class LoweredLimits(unittest.TestCase):
+    """A server that takes shorter frames than the protocol allows."""
+
+    def test_lowered_limits(self):
+        place = Place()
+        self.addCleanup(place.close)
+        config = place.configuration(limits={"frame_bytes_max": 16_384})
+        gateway = Gateway("serve", "--config", config)
+        self.addCleanup(gateway.stop)
+        raw = Raw(gateway, place.path / "ca.pem")
+        self.addCleanup(raw.close)
+        raw.hello(place.issuer.token("alice", "phone"))
+        limits = raw.expect("welcome").limits
+        told = (limits.frame_bytes_max, limits.envelope_bytes_max)
+        self.assertEqual(told, (16_384, 16_384 - 4_096))
+        raw.send_frame(send=send(1, "bob", bytes(limits.envelope_bytes_max + 1)))
+        self.assertEqual(raw.answer(), (1, "TOO_LARGE", None))
+        raw.send_frame(send=send(2, "bob", bytes(limits.envelope_bytes_max)))
+        self.assertEqual(raw.answer(), (2, "UNKNOWN_RECIPIENT", None))
+        raw.send_frame(send=send(3, "bob", bytes(20_000)))
+        text = "frame of 20015 bytes or more is above the limit of 16384"
+        self.assertEqual(raw.end(), ("FRAME_TOO_LONG", text))
+
+
 def send(number, user, envelope=b"", **fields):
     return {"send_seq": number, "user": user, "shared": envelope, **fields}
 

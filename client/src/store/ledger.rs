@@ -6,7 +6,7 @@ use std::sync::Arc;
 use redb::Database;
 use ringpost_protocol::id::{InstallId, MailboxId, MessageNumber, SendSeq, Seq};
 use ringpost_protocol::limits::{DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX};
-use ringpost_protocol::message::{ClientEvent, Recipient, SendBody};
+use ringpost_protocol::message::{ClientEvent, Outcome, Recipient, RejectCode, SendBody};
 use ringpost_protocol::session::{ClientSend, ClientSession, SendContent, SendRefused};
 
 use crate::event::{Event, EventId, Gap, Message, NewSend, Receipt, SendId, Status};
@@ -193,11 +193,7 @@ impl Ledger {
         match event {
             ClientEvent::Welcome(welcome) => self.welcome(welcome.mailbox_id),
             ClientEvent::Answered { send_seq, outcome } => {
-                let news = self.outbox.answer(now_ms, send_seq, outcome, &mut self.changes);
-                if let Some(news) = news {
-                    let id = self.inbox.add(&news, &mut self.changes);
-                    self.events.push(Event::News { id, news });
-                }
+                self.answered(now_ms, send_seq, outcome);
             }
             ClientEvent::Deliver(delivery) => {
                 let message = Message {
@@ -316,12 +312,25 @@ impl Ledger {
                     return true;
                 }
                 Err(SendRefused::WindowFull) => return false,
+                // Within the protocol's bounds, but this server's are lower.
                 Err(SendRefused::TooLarge { .. }) => {
-                    unreachable!("the outbox takes only what fits a frame")
+                    let send_seq = *send_seq;
+                    self.transmit.pop_front();
+                    let outcome =
+                        Outcome::Rejected { code: RejectCode::TooLarge, retry_after_ms: None };
+                    self.answered(0, send_seq, outcome);
                 }
             }
         }
         false
+    }
+
+    /// A Send has its outcome. The time counts for one that is to be retried.
+    fn answered(&mut self, now_ms: u64, send_seq: SendSeq, outcome: Outcome) {
+        if let Some(news) = self.outbox.answer(now_ms, send_seq, outcome, &mut self.changes) {
+            let id = self.inbox.add(&news, &mut self.changes);
+            self.events.push(Event::News { id, news });
+        }
     }
 
     fn acknowledge(&self, session: &mut ClientSession) {

@@ -141,7 +141,7 @@ impl<R: Ring> Shard<R> {
             mailbox_id: device.mailbox,
             heartbeat_ms: hello.mode.heartbeat_ms(),
             server_time_ms: self.time.unix_ms,
-            limits: Limits { frame_bytes_max: conn.frame_bytes_max, ..Limits::of_protocol() },
+            limits: Limits::with_frame_bytes_max(conn.frame_bytes_max),
             capabilities: 0,
         };
         let cursor = attached.cursor;

@@ -20,7 +20,9 @@ use std::collections::VecDeque;
 
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::id::{SendSeq, UserId};
-use ringpost_protocol::message::{self, GoAwayReason, Outcome, Recipient, RejectCode, SendRequest};
+use ringpost_protocol::message::{
+    self, GoAwayReason, Limits, Outcome, Recipient, RejectCode, SendRequest,
+};
 use ringpost_protocol::window::{Admission, SendMemory};
 use ringpost_ring::{Op, Ring};
 
@@ -80,7 +82,7 @@ impl<R: Ring> Shard<R> {
         let memory = sender.memory.as_mut().expect("made when the connection was welcomed");
         let admission = memory.admit(send.send_seq, &send.to, send.after_reject)?;
         match admission {
-            Admission::New => self.dispatch(device, to_shard, send),
+            Admission::New => self.dispatch(key, device, to_shard, send),
             // Its outcome is on the way and will be answered on this connection.
             Admission::Pending => {}
             Admission::Answered(outcome) => {
@@ -92,17 +94,20 @@ impl<R: Ring> Shard<R> {
         Ok(())
     }
 
-    fn dispatch(&mut self, device: DeviceIndex, to_shard: u16, send: SendRequest) {
+    fn dispatch(&mut self, key: ConnKey, device: DeviceIndex, to_shard: u16, send: SendRequest) {
+        let conn = self.conns.get_mut(key).expect("its frame is being handled");
+        let limits = Limits::with_frame_bytes_max(conn.frame_bytes_max);
+        let too_large = send.body.envelope_bytes_max() > limits.envelope_bytes_max as usize;
         let SendRequest { send_seq, message_number, to, body, ttl_ms, urgent, after_reject } = send;
         let home = self.home.as_ref().expect("an open connection is at home");
         let sender = home.device(device);
         let memory = sender.memory.as_ref().expect("made when the connection was welcomed");
         let origin = Origin { shard: self.id, device, install_id: memory.install_id(), send_seq };
         let user = match to {
-            Recipient::User(user) => user,
-            Recipient::Group(_) => {
-                let outcome =
-                    Outcome::Rejected { code: RejectCode::Unsupported, retry_after_ms: None };
+            Recipient::User(user) if !too_large => user,
+            _ => {
+                let code = if too_large { RejectCode::TooLarge } else { RejectCode::Unsupported };
+                let outcome = Outcome::Rejected { code, retry_after_ms: None };
                 return self.settle(StoreReply { origin, to, outcome });
             }
         };

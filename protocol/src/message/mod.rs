@@ -199,6 +199,31 @@ impl Limits {
             heartbeat_background_ms_max: HEARTBEAT_BACKGROUND_MS_MAX,
         }
     }
+
+    /// Those of a server that takes no longer frames; the longest envelope shrinks with them.
+    pub fn with_frame_bytes_max(frame_bytes_max: u32) -> Self {
+        let limits = Self::of_protocol();
+        let routing_bytes = limits.frame_bytes_max - limits.envelope_bytes_max;
+        Self {
+            frame_bytes_max: frame_bytes_max.min(limits.frame_bytes_max),
+            envelope_bytes_max: frame_bytes_max
+                .saturating_sub(routing_bytes)
+                .min(limits.envelope_bytes_max),
+            ..limits
+        }
+    }
+}
+
+impl SendBody {
+    /// Bytes of its longest envelope.
+    pub fn envelope_bytes_max(&self) -> usize {
+        match self {
+            Self::Shared(envelope) => envelope.len(),
+            Self::PerDevice(envelopes) => {
+                envelopes.iter().map(|(_, envelope)| envelope.len()).max().unwrap_or(0)
+            }
+        }
+    }
 }
 
 // Tokens and envelopes must not reach a log by way of `{:?}`.

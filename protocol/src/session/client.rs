@@ -115,7 +115,8 @@ pub enum SendContent<'a> {
 pub enum SendRefused {
     #[error("as many Sends as the server allows are unanswered")]
     WindowFull,
-    #[error("envelopes of {bytes} bytes are above the limit of {bytes_max}")]
+    /// The server has lowered its limits since, or the message was never within them.
+    #[error("{bytes} bytes of envelope or frame are above the limit of {bytes_max}")]
     TooLarge { bytes: usize, bytes_max: usize },
 }
 
@@ -239,7 +240,7 @@ impl ClientSession {
         if self.unanswered.len() >= self.unanswered_max {
             return Err(SendRefused::WindowFull);
         }
-        put_send(&mut self.frames, send)?;
+        put_send(&mut self.frames, send, &self.limits)?;
         let last = self.unanswered.back().copied().unwrap_or_default();
         assert!(send.send_seq > last, "numbers of Sends rise");
         self.unanswered.push_back(send.send_seq);
@@ -354,7 +355,7 @@ impl ClientSession {
 }
 
 /// Appends a Send by hand: no intermediate struct, one copy of the envelopes.
-fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>) -> Result<(), SendRefused> {
+fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>, limits: &Limits) -> Result<(), SendRefused> {
     let (to_number, to) = match send.to {
         Recipient::User(user) => (2, user.as_str()),
         Recipient::Group(group) => (3, group.as_str()),
@@ -378,12 +379,14 @@ fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>) -> Result<(), SendRefused>
         + varint_field_bytes(send.message_number.0)
         + nested_field_bytes(content_bytes);
     let frame_bytes = nested_field_bytes(body_bytes);
-    if envelope_bytes_max > ENVELOPE_BYTES_MAX {
-        let bytes = envelope_bytes_max;
-        return Err(SendRefused::TooLarge { bytes, bytes_max: ENVELOPE_BYTES_MAX });
-    }
-    if frame_bytes > FRAME_BYTES_MAX {
-        return Err(SendRefused::TooLarge { bytes: frame_bytes, bytes_max: FRAME_BYTES_MAX });
+    for (bytes, told_max, bytes_max) in [
+        (envelope_bytes_max, limits.envelope_bytes_max, ENVELOPE_BYTES_MAX),
+        (frame_bytes, limits.frame_bytes_max, FRAME_BYTES_MAX),
+    ] {
+        let bytes_max = bytes_max.min(told_max as usize);
+        if bytes > bytes_max {
+            return Err(SendRefused::TooLarge { bytes, bytes_max });
+        }
     }
     put_length(out, frame_bytes);
     put_nested_head(out, SEND, body_bytes);

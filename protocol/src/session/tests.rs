@@ -22,6 +22,7 @@ struct Pair {
     requests: Vec<Request>,
     events: Vec<ClientEvent>,
     now_ms: u64,
+    limits: Limits,
 }
 
 impl Pair {
@@ -34,12 +35,18 @@ impl Pair {
             requests: Vec::new(),
             events: Vec::new(),
             now_ms: 0,
+            limits: Limits::of_protocol(),
         }
     }
 
     /// A pair whose session is open.
     fn open(acked_up_to: u64) -> Self {
+        Self::open_with(acked_up_to, Limits::of_protocol())
+    }
+
+    fn open_with(acked_up_to: u64, limits: Limits) -> Self {
         let mut pair = Self::new(acked_up_to);
+        pair.limits = limits;
         pair.step();
         assert!(matches!(pair.requests[..], [Request::Hello(_)]));
         pair.welcome(MAILBOX);
@@ -55,7 +62,7 @@ impl Pair {
             mailbox_id,
             heartbeat_ms: self.server.mode().heartbeat_ms(),
             server_time_ms: 5,
-            limits: Limits::of_protocol(),
+            limits: self.limits,
             capabilities: 0,
         };
         let (now_ms, out) = (self.now_ms, &mut self.to_client);
@@ -232,6 +239,25 @@ fn sends_that_no_server_takes_are_refused_at_once() {
     let refused = client.send(&client_send(1, &to, SendContent::PerDevice(&entries)));
     assert!(matches!(refused, Err(SendRefused::TooLarge { .. })));
     assert_eq!(client.unanswered(), 0);
+}
+
+#[test]
+fn the_client_keeps_to_what_the_server_allows() {
+    let limits = Limits::with_frame_bytes_max(20_000);
+    let envelope_bytes_max = limits.envelope_bytes_max as usize;
+    assert_eq!(limits.envelope_bytes_max, 20_000 - 4_096);
+    assert_eq!(Limits::with_frame_bytes_max(u32::MAX), Limits::of_protocol());
+    let mut pair = Pair::open_with(0, limits);
+    let to = Recipient::User(UserId::new("b".repeat(128).as_str()).unwrap());
+    let body = vec![0; envelope_bytes_max + 1];
+    let refused = pair.client.send(&client_send(1, &to, SendContent::Shared(&body)));
+    let (bytes, bytes_max) = (envelope_bytes_max + 1, envelope_bytes_max);
+    assert_eq!(refused, Err(SendRefused::TooLarge { bytes, bytes_max }));
+    let half = Bytes::from(vec![0; 10_000]);
+    let entries = ["a", "b"].map(|device| (DeviceId::new(device).unwrap(), half.clone()));
+    let refused = pair.client.send(&client_send(1, &to, SendContent::PerDevice(&entries)));
+    assert!(matches!(refused, Err(SendRefused::TooLarge { bytes_max: 20_000, .. })));
+    pair.client.send(&client_send(1, &to, SendContent::Shared(&body[1..]))).unwrap();
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub struct Settings {
     /// `None`: the key is left out.
     pub storage_shards: Option<u16>,
     pub mailbox_records_max: u32,
+    pub frame_bytes_max: u32,
     pub drain_ms_max: u64,
     pub reconnect_jitter_ms: u64,
     /// `None`: beside the configuration.
@@ -37,6 +38,7 @@ impl Default for Settings {
             shards: 2,
             storage_shards: None,
             mailbox_records_max: 1000,
+            frame_bytes_max: 65_536,
             drain_ms_max: 10_000,
             reconnect_jitter_ms: 100,
             data_dir: None,
@@ -187,6 +189,7 @@ impl Gateway {
             shards,
             storage_shards,
             mailbox_records_max,
+            frame_bytes_max,
             drain_ms_max,
             reconnect_jitter_ms,
             data_dir,
@@ -210,7 +213,8 @@ impl Gateway {
              shards = {shards}\n\
              tls = {{ certificate_path = \"cert.pem\", key_path = \"key.pem\" }}\n\
              auth = {{ {keys} }}\n\
-             limits = {{ mailbox_records_max = {mailbox_records_max} }}\n\
+             limits = {{ mailbox_records_max = {mailbox_records_max}, \
+             frame_bytes_max = {frame_bytes_max} }}\n\
              storage = {{ segment_bytes = 4194304 }}\n\
              drain = {{ drain_ms_max = {drain_ms_max}, \
              reconnect_jitter_ms = {reconnect_jitter_ms} }}\n\
