@@ -103,6 +103,15 @@ class Refusals(unittest.TestCase):
             words = (data_dir, "No space left on device", "fix: free disk space")
             self.refused(HOST, *words, data_dir=data_dir)
 
+    def test_a_gateway_whose_disk_is_full_can_be_stopped(self):
+        with SmallDisk() as disk:
+            # Too small for a segment, so it is full when the gateway serves.
+            config = self.place.configuration(
+                data_dir=str(disk.path / "data"), drain={"drain_ms_max": 500}
+            )
+            gateway = Gateway("serve", "--config", config)
+            self.assertEqual(gateway.stop(), 0)
+
     def test_disk_read_only(self):
         with SmallDisk() as disk:
             disk.remount_read_only()

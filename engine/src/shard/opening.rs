@@ -149,8 +149,12 @@ impl StoreState {
     fn is_dispensable(&self, checkpoint_is_late: bool) -> bool {
         match self {
             Self::Opening(_) => true,
+            // On a full disk the rest may never be written. None of it was answered, and what is
+            // lost of it (acknowledgements, a new device) comes again.
             Self::Open(open) => {
-                checkpoint_is_late && open.store.is_checkpointing() && open.store.is_idle()
+                let full = open.store.disk_full_since_ms().is_some();
+                checkpoint_is_late
+                    && (full || open.store.is_checkpointing() && open.store.is_idle())
             }
             Self::Closing(_) | Self::Resting { .. } => false,
         }

@@ -36,16 +36,17 @@ class Place:
         self.issuer = keys.Issuer(self.path)
         (self.path / "jwks.json").write_text(json.dumps({"keys": [self.issuer.jwk()]}))
 
-    def configuration(self, *, limits=(), name="ringpost.toml", **changes):
+    def configuration(self, *, limits=(), drain=(), name="ringpost.toml", **changes):
         """Writes a configuration and returns its path; `changes` are top-level keys."""
         top = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "data_dir": "store"}
         certificate = changes.pop("certificate_path", "cert.pem")
-        key = changes.pop("key_path", "key.pem")
+        key_path = changes.pop("key_path", "key.pem")
         jwks = changes.pop("jwks_path", "jwks.json")
         lines = [f"{key} = {json.dumps(value)}" for key, value in {**top, **changes}.items()]
-        lines += ["[tls]", f'certificate_path = "{certificate}"', f'key_path = "{key}"']
+        lines += ["[tls]", f'certificate_path = "{certificate}"', f'key_path = "{key_path}"']
         lines += ["[auth]", f'jwks_path = "{jwks}"']
-        lines += ["[limits]", *(f"{name} = {value}" for name, value in dict(limits).items())]
+        for section, values in (("limits", limits), ("drain", drain)):
+            lines += [f"[{section}]", *(f"{key} = {value}" for key, value in dict(values).items())]
         path = self.path / name
         path.write_text("\n".join(lines) + "\n")
         return path
