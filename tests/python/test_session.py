@@ -66,9 +66,7 @@ class SessionTest(unittest.TestCase):
 
     def reject(self, *numbers, code=RejectCode.MAILBOX_FULL):
         for number in numbers:
-            self.from_server(
-                rejected={"send_seq": number, "code": code, "retry_after_ms": 5_000}
-            )
+            self.from_server(rejected={"send_seq": number, "code": code, "retry_after_ms": 5_000})
 
     def test_the_window_and_the_replay(self):
         self.connect()

@@ -95,7 +95,7 @@ class Outbox:
         return message, final
 
     def due(self, now):
-        """The messages to send now; numbers are given here and must be saved before the bytes go."""
+        """The messages to send now. Gives them numbers: save the state before the bytes go."""
         out = []
         while self._replay and len(self._under_way) < self._window:
             self._send(self._replay.pop(0), out)
