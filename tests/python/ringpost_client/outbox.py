@@ -3,7 +3,9 @@
 Per recipient, first come first served. A message waits for a number, is under way, and is either
 gone for good (Accepted, or Rejected with a final code) or rejected for now. While a recipient has a
 rejected message, later ones to it get no number; once everything to it is answered and the time to
-retry has come, the rejected ones wait again, in order, the first marked `after_reject`.
+retry has come, the rejected ones wait again, in order, the first marked `after_reject`. As many of
+them go out at once as were accepted since the rejection before, and one more for each accepted: a
+mailbox that is full would refuse the others all over again.
 """
 
 import random
@@ -43,6 +45,9 @@ class Outbox:
         # Recipient -> when its rejected messages are due; retries so far.
         self._retry_at = {}
         self._retries = {}
+        # Recipient that rejected -> how many may be under way to it; accepted since.
+        self._room = {}
+        self._accepted = {}
 
     def add(self, recipient, body, ttl_ms, urgent):
         """Takes a message from the app; durable with the next `State.save`."""
@@ -70,14 +75,23 @@ class Outbox:
                 rejected.add(message.recipient)
             else:
                 self._replay.append(message)
+        for recipient in rejected:
+            self._room.setdefault(recipient, 1)
         self._replay.sort(key=lambda message: message.send_seq)
 
     def accept(self, send_seq):
         """The message that was accepted; None when nothing is known about the number."""
         message = self._under_way.pop(send_seq, None)
         if message is not None:
+            recipient = message.recipient
             self._state.outbox.remove(message)
-            self._retries.pop(message.recipient, None)
+            self._retries.pop(recipient, None)
+            if recipient in self._room:
+                self._room[recipient] += 1
+                self._accepted[recipient] = self._accepted.get(recipient, 0) + 1
+                if all(other.recipient != recipient for other in self._state.outbox):
+                    del self._room[recipient]
+                    self._accepted.pop(recipient, None)
         return message
 
     def reject(self, send_seq, code, retry_after_ms, now):
@@ -91,6 +105,7 @@ class Outbox:
             self._state.outbox.remove(message)
         else:
             message.rejected = True
+            self._room[message.recipient] = max(1, self._accepted.get(message.recipient, 0))
             self._retry_at[message.recipient] = now + self._delay(message, retry_after_ms)
         return message, final
 
@@ -111,6 +126,8 @@ class Outbox:
             if len(self._under_way) >= self._window:
                 break
             if message.send_seq == 0 and message.recipient not in blocked:
+                if self._is_crowded(message.recipient):
+                    continue
                 self._state.send_seq_last += 1
                 message.send_seq = self._state.send_seq_last
                 self._send(message, out)
@@ -120,12 +137,17 @@ class Outbox:
         """When `due` has something new to say by itself, or None."""
         return min(self._retry_at.values(), default=None)
 
+    def _is_crowded(self, recipient):
+        under_way = sum(other.recipient == recipient for other in self._under_way.values())
+        return under_way >= self._room.get(recipient, self._window)
+
     def _send(self, message, out):
         self._under_way[message.send_seq] = message
         out.append(message)
 
     def _wait_again(self, recipient):
         self._retry_at.pop(recipient, None)
+        self._accepted[recipient] = 0
         first = True
         for message in self._state.outbox:
             if message.recipient == recipient and message.rejected:
