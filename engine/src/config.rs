@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use crate::control::dev;
-use crate::limits::SHARDS_MAX;
+use crate::limits::{Cidr, SHARDS_MAX};
 
 mod changes;
 mod key_set_url;
@@ -26,6 +26,9 @@ pub use limits::LimitsConfig;
 pub struct Config {
     /// Where clients connect (TCP).
     pub listen: SocketAddr,
+    /// Connections come through balancers, from these addresses only, and begin with a PROXY
+    /// header of version 2. `None`: they come from the clients themselves.
+    pub proxy_trusted: Option<Vec<Cidr>>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served: plain HTTP, so keep it private.
     pub admin_listen: SocketAddr,
     /// Holds the store and its lock.
@@ -152,6 +155,7 @@ impl Config {
         let files = dev::Files::of(data_dir);
         Self {
             listen: DEFAULT_LISTEN,
+            proxy_trusted: None,
             admin_listen: DEFAULT_ADMIN_LISTEN,
             data_dir: data_dir.to_owned(),
             shards: default_shards(),

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ringpost_ring::net::{ListenFault, ListenerGroup};
+use ringpost_ring::net::{ListenFault, ListenOptions, ListenerGroup};
 use ringpost_ring::{Group, Uring, UringConfig, host};
 use ringpost_storage::{DiskError, DiskErrorKind, FileId, StoreConfig};
 use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::control::{DrainPlan, ShardPort, ShardReporter};
+use crate::limits::AddressTable;
 use crate::mesh::{Mesh, Queues};
 use crate::metrics::ShardMetrics;
 use crate::shard::message::{ControlRequest, ShardEvent};
@@ -36,6 +37,7 @@ pub fn start_shards(
     let group = Group::new(plan.shards).map_err(ShardStartFault::Thread)?;
     let queues = Queues::new(group.clone());
     let listeners = Arc::new(listen(&plan)?);
+    let addresses = AddressTable::new(plan.config.limits.addresses_max, rand::random());
     let quiet = Arc::new(AtomicU16::new(0));
     let cores = host::usable_cores().map_err(ShardStartFault::Thread)?;
     let threads = reporters
@@ -47,6 +49,7 @@ pub fn start_shards(
                 group: group.clone(),
                 queues: queues.clone(),
                 listeners: Arc::clone(&listeners),
+                addresses: Arc::clone(&addresses),
                 voice: Voice {
                     reporter: Some(reporter),
                     queues: queues.clone(),
@@ -65,9 +68,14 @@ pub fn start_shards(
 /// Binds the listeners of all shards. The kernel closes the sockets of a killed gateway's rings a
 /// moment after its process is gone, so a supervisor's restart gets a short second chance.
 fn listen(plan: &ShardPlan) -> Result<ListenerGroup, ListenFault> {
+    let options = ListenOptions {
+        backlog: LISTEN_BACKLOG,
+        send_buffer_bytes: plan.config.limits.send_buffer_bytes,
+        receive_buffer_bytes: plan.config.limits.receive_buffer_bytes,
+    };
     let started = Instant::now();
     loop {
-        match ListenerGroup::bind(plan.config.listen, plan.shards, LISTEN_BACKLOG) {
+        match ListenerGroup::bind(plan.config.listen, plan.shards, &options) {
             Err(ListenFault::InUse { .. }) if started.elapsed() < LISTEN_RETRY_MAX => {
                 thread::sleep(LISTEN_RETRY_PAUSE);
             }
@@ -83,6 +91,7 @@ struct Seat {
     group: Group,
     queues: Queues,
     listeners: Arc<ListenerGroup>,
+    addresses: Arc<AddressTable>,
     voice: Voice,
 }
 
@@ -106,7 +115,7 @@ impl Seat {
         let settings = plan.settings.clone();
         let name = format!("shard-{}", self.shard);
         let run = move || {
-            let Self { shard, core, group, queues, listeners, mut voice } = self;
+            let Self { shard, core, group, queues, listeners, addresses, mut voice } = self;
             if let Err(error) = host::pin_to_core(core) {
                 tracing::warn!(shard, core, %error, "cannot pin the shard to its core");
             }
@@ -124,6 +133,7 @@ impl Seat {
                     listener: Some(listeners.listener(shard)),
                     mesh: Mesh::new(shard, queues),
                     settings,
+                    addresses,
                     store: store.map(|(config, path)| (config, store_directory(path))),
                     events: Box::new(move |event| voice.tell(event)),
                 },
@@ -226,6 +236,7 @@ fn shard_config(shard: u16, plan: &ShardPlan) -> ShardConfig {
         storage_shards: plan.storage_shards,
         confirm_clock: plan.config.confirm_clock,
         random_seed: rand::random(),
+        proxy_trusted: plan.config.proxy_trusted.clone(),
     }
 }
 

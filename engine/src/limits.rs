@@ -1,10 +1,12 @@
 //! Every bound of the engine, and the inequalities that hold between them. Configuration may lower
 //! a bound, nothing raises one. Rates are in the [`LimitSet`], and are the operator's choice.
 
+mod address;
 mod bucket;
 mod cidr;
 mod live;
 
+pub use address::{AddressGuard, AddressRefusal, AddressTable, Admitted};
 pub use bucket::{Bucket, Rate};
 pub use cidr::{Cidr, CidrFault};
 pub use live::LimitSet;

@@ -37,12 +37,42 @@ labels! {
 }
 
 labels! {
+    /// Why a connection ended before its TLS handshake.
+    pub enum RefusedConnection by "reason" {
+        /// Its address opens them too fast.
+        AddressRate = "address_rate",
+        /// Its address has as many as allowed.
+        AddressConnections = "address_connections",
+        /// It comes from none of the balancers.
+        ProxyUntrusted = "proxy_untrusted",
+        /// It does not begin with the header of a balancer.
+        ProxyHeader = "proxy_header",
+    }
+}
+
+labels! {
     /// A bound that made something wait, or be refused.
     pub enum Bound by "bound" {
         ConnectionsPerShard = "connections_per_shard",
         DevicesPerShard = "devices_per_shard",
         /// Handshake work put off to a later turn.
         Handshakes = "handshakes",
+        /// As many connections as allowed were not verified yet.
+        HandshakesPending = "handshakes_pending",
+        /// A connection that was not read for a while, because it had sent too many frames.
+        ConnectionFrames = "connection_frames",
+        /// The same, too many bytes.
+        ConnectionBytes = "connection_bytes",
+        /// A Send refused because its user sends too fast.
+        UserSends = "user_sends",
+        /// A connection whose address was not counted, because too many are.
+        Addresses = "addresses",
+        /// A connection that sent more bytes than it may in one turn.
+        ReceiveBytes = "receive_bytes",
+        /// The same, more frames.
+        ReceiveFrames = "receive_frames",
+        /// A connection that does not read the answers to what it sends, and so is not read.
+        Answers = "answers",
         MailboxRecords = "mailbox_records",
         MailboxBytes = "mailbox_bytes",
         /// A sender that holds its quarter of a mailbox.
@@ -109,6 +139,11 @@ shard_metrics! {
     accepts: Counter = "ringpost_accepts_total", "Sockets accepted.";
     accept_failures: Counter =
         "ringpost_accept_failures_total", "Sockets that could not be accepted.";
+    connections_refused: Family<RefusedConnection> =
+        "ringpost_connections_refused_total", "Connections closed before their TLS handshake.";
+    handshakes_pending: Gauge =
+        "ringpost_handshakes_pending", "Connections that are not verified yet.";
+    addresses: Highest = "ringpost_addresses", "Addresses of clients that are counted.";
     handshakes: Counter = "ringpost_handshakes_total", "TLS handshakes completed.";
     handshakes_failed: Counter = "ringpost_handshakes_failed_total", "TLS handshakes failed.";
     hello_accepted: Counter = "ringpost_hello_accepted_total", "Connections welcomed.";

@@ -34,7 +34,7 @@ mod uring;
 pub mod wake;
 
 use std::ffi::CString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 
@@ -66,6 +66,9 @@ pub trait Ring {
 
     /// Wall-clock time in Unix milliseconds, as of the last [`Ring::enter`].
     fn unix_ms(&self) -> u64;
+
+    /// The address of the other end; `None` when it is gone already.
+    fn peer_address(&self, socket: Socket) -> Option<IpAddr>;
 
     /// Operations that have not had their final completion. Wakes are not counted.
     fn in_flight(&self) -> usize;

@@ -34,6 +34,23 @@ pub enum ListenFault {
     Other { address: SocketAddr, errno: Errno },
 }
 
+/// What listeners and the sockets that they accept have.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenOptions {
+    /// Connections that the kernel holds until they are accepted.
+    pub backlog: u32,
+    /// Memory of the kernel for what one socket sends, and for what it receives. The kernel doubles
+    /// both, to have room for its own bookkeeping.
+    pub send_buffer_bytes: u32,
+    pub receive_buffer_bytes: u32,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { backlog: 128, send_buffer_bytes: 64 << 10, receive_buffer_bytes: 64 << 10 }
+    }
+}
+
 /// One listener per shard on the same address; the kernel spreads connections over them.
 ///
 /// Bound in shard order by one thread, and kept open by this value whatever becomes of a shard:
@@ -46,8 +63,13 @@ pub struct ListenerGroup {
 
 impl ListenerGroup {
     /// Binds `count` listeners to `address`. With port 0 all of them share the port that the kernel
-    /// chose. Accepted sockets inherit the options: no Nagle, and a small unsent backlog.
-    pub fn bind(address: SocketAddr, count: u16, backlog: u32) -> Result<Self, ListenFault> {
+    /// chose. Accepted sockets inherit the options: no Nagle, a small unsent backlog, and buffers
+    /// that the kernel does not grow.
+    pub fn bind(
+        address: SocketAddr,
+        count: u16,
+        options: &ListenOptions,
+    ) -> Result<Self, ListenFault> {
         assert!(count > 0, "a group has listeners");
         let fault = |error: io::Error| listen_fault(address, Errno::of(&error));
         if address.port() != 0 {
@@ -55,11 +77,11 @@ impl ListenerGroup {
             // the connections. A socket that does not share finds out.
             bound_socket(address, false).map_err(fault)?;
         }
-        let first = listener(address, backlog).map_err(fault)?;
+        let first = listener(address, options).map_err(fault)?;
         let address = name_of(first.as_raw_fd(), libc::getsockname).map_err(fault)?;
         let mut listeners = vec![first];
         for _ in 1..count {
-            listeners.push(listener(address, backlog).map_err(fault)?);
+            listeners.push(listener(address, options).map_err(fault)?);
         }
         Ok(Self { address, listeners })
     }
@@ -144,13 +166,17 @@ impl From<SocketAddr> for RawAddress {
     }
 }
 
-fn listener(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+fn listener(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedFd> {
+    let option = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
     let socket = bound_socket(address, true)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, UNSENT_BYTES)?;
-    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    let (send, receive) = (options.send_buffer_bytes, options.receive_buffer_bytes);
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, option(send))?;
+    // Before listening: it decides what window a connection can have.
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, option(receive))?;
     // SAFETY: no memory is involved.
-    check(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
+    check(unsafe { libc::listen(socket.as_raw_fd(), option(options.backlog)) })?;
     Ok(socket)
 }
 
@@ -256,10 +282,12 @@ mod tests {
 
     #[test]
     fn a_group_shares_one_port_and_no_stranger_joins_it() {
-        let group = ListenerGroup::bind("127.0.0.1:0".parse().unwrap(), 3, 16).unwrap();
+        let group =
+            ListenerGroup::bind("127.0.0.1:0".parse().unwrap(), 3, &ListenOptions::default())
+                .unwrap();
         assert_ne!(group.address().port(), 0);
         assert_ne!(group.listener(0), group.listener(2));
-        let fault = ListenerGroup::bind(group.address(), 1, 16).unwrap_err();
+        let fault = ListenerGroup::bind(group.address(), 1, &ListenOptions::default()).unwrap_err();
         assert!(matches!(fault, ListenFault::InUse { .. }), "{fault}");
         assert!(fault.to_string().contains("ss -ltnp"), "{fault}");
     }
@@ -272,14 +300,16 @@ mod tests {
         let text = listen_fault(address, Errno(libc::EADDRNOTAVAIL)).to_string();
         assert!(text.contains("127.0.0.1 is no address of this host"), "{text}");
         let elsewhere = "192.0.2.1:0".parse().unwrap();
-        let fault = ListenerGroup::bind(elsewhere, 1, 16).unwrap_err();
+        let fault = ListenerGroup::bind(elsewhere, 1, &ListenOptions::default()).unwrap_err();
         assert!(matches!(fault, ListenFault::NotLocal { .. }), "{fault}");
     }
 
     #[test]
     fn addresses_survive_the_kernel() {
         for text in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(group) = ListenerGroup::bind(text.parse().unwrap(), 1, 16) else {
+            let Ok(group) =
+                ListenerGroup::bind(text.parse().unwrap(), 1, &ListenOptions::default())
+            else {
                 continue; // a host without IPv6
             };
             let stream = std::net::TcpStream::connect(group.address()).unwrap();

@@ -16,6 +16,7 @@
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ use crate::op::{KIND_SHIFT, OpTable, RECEIVE_GROUP, SIGNAL_KIND_MIN, Step};
 use crate::wake::Group;
 use crate::{
     COMPLETIONS_PER_ENTER_MAX, Completion, Errno, Lease, Op, OpId, Outcome, Ring, RingCounters,
-    RingFault, WOKEN_TOKEN, host, net, probe,
+    RingFault, Socket, WOKEN_TOKEN, host, net, probe,
 };
 
 /// Sizes of one ring.
@@ -340,6 +341,10 @@ impl Ring for Uring {
 
     fn unix_ms(&self) -> u64 {
         self.unix_ms
+    }
+
+    fn peer_address(&self, socket: Socket) -> Option<IpAddr> {
+        net::peer_address(socket).ok().map(|address| address.ip())
     }
 
     fn in_flight(&self) -> usize {

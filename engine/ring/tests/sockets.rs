@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringpost_ring::net::{ListenerGroup, peer_address};
+use ringpost_ring::net::{ListenOptions, ListenerGroup, peer_address};
 use ringpost_ring::{Errno, Op, Outcome, Ring, Socket};
 use support::{completion_of, pair, ring, ring_with, run_until, small};
 
@@ -279,7 +279,8 @@ fn a_send_to_a_gone_peer_is_an_error_and_no_signal() {
 #[test]
 fn accept_and_connect_meet() {
     const CONNECTIONS: usize = 50;
-    let group = ListenerGroup::bind("127.0.0.1:0".parse().unwrap(), 2, 128).unwrap();
+    let group =
+        ListenerGroup::bind("127.0.0.1:0".parse().unwrap(), 2, &ListenOptions::default()).unwrap();
     let mut ring = ring();
     for shard in 0..2 {
         ring.submit(10, Op::Accept { listener: group.listener(shard) });
@@ -318,7 +319,12 @@ fn accept_and_connect_meet() {
 
 #[test]
 fn a_refused_or_impossible_connect_fails() {
-    let group = ListenerGroup::bind("127.0.0.1:0".parse().unwrap(), 1, 1).unwrap();
+    let group = ListenerGroup::bind(
+        "127.0.0.1:0".parse().unwrap(),
+        1,
+        &ListenOptions { backlog: 1, ..ListenOptions::default() },
+    )
+    .unwrap();
     let remote = group.address();
     drop(group);
     let mut ring = ring();

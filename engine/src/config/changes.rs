@@ -8,6 +8,7 @@ impl Config {
         // No `..`: a new key does not compile until it is decided here.
         let Self {
             listen,
+            proxy_trusted,
             admin_listen,
             data_dir,
             shards,
@@ -23,6 +24,8 @@ impl Config {
         let (limits, storage) = (&next.limits, &next.storage);
         [
             ("listen", *listen != next.listen),
+            ("proxy_protocol", proxy_trusted.is_some() != next.proxy_trusted.is_some()),
+            ("proxy_trusted", *proxy_trusted != next.proxy_trusted),
             ("admin_listen", *admin_listen != next.admin_listen),
             ("data_dir", *data_dir != next.data_dir),
             ("shards", *shards != next.shards),

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use ringpost_protocol::limits::{FRAME_BYTES_MAX, TOKEN_BYTES_MAX};
+use ringpost_protocol::limits::{FRAME_BYTES_MAX, HELLO_MS_MAX, TOKEN_BYTES_MAX};
 
 use super::source::Section;
 use crate::limits::{
@@ -128,6 +128,22 @@ impl Default for LimitsConfig {
     }
 }
 
+/// The balancers that connections come through; `None`: there are none.
+pub(super) fn read_proxy(file: &mut Section<'_>) -> Option<Vec<Cidr>> {
+    let is_on = file.flag("proxy_protocol", false);
+    let trusted = file.texts("proxy_trusted", RANGES_OF_ADDRESSES, Cidr::from_str);
+    if !is_on {
+        return None;
+    }
+    let trusted = trusted.unwrap_or_default();
+    if trusted.is_empty() {
+        // Whoever reaches the listener could name any address as his.
+        let meaning = "the addresses of the balancers, because proxy_protocol is on";
+        file.missing("proxy_trusted", meaning);
+    }
+    Some(trusted)
+}
+
 const RANGES_OF_ADDRESSES: &str = "ranges of addresses, as in \"10.0.0.0/8\"";
 
 const CONNECTIONS: RangeInclusive<u64> = 1..=CONNECTIONS_PER_SHARD_MAX as u64;
@@ -143,7 +159,7 @@ const BURST: RangeInclusive<u64> = 1..=u32::MAX as u64;
 const ADDRESSES: RangeInclusive<u64> = 1..=1 << 24;
 const HANDSHAKES_PENDING: RangeInclusive<u64> = 1..=HANDSHAKES_PENDING_MAX as u64;
 const HANDSHAKE_STEPS: RangeInclusive<u64> = 1..=1024;
-const HANDSHAKE_MS: RangeInclusive<u64> = 100..=60_000;
+const HANDSHAKE_MS: RangeInclusive<u64> = 100..=HELLO_MS_MAX;
 const STALL_MS: RangeInclusive<u64> = 100..=SEND_STALL_MS;
 const TURN_BYTES: RangeInclusive<u64> = 1..=RECEIVE_BYTES_PER_TURN as u64;
 const TURN_FRAMES: RangeInclusive<u64> = 1..=RECEIVE_FRAMES_PER_TURN as u64;

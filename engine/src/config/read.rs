@@ -20,6 +20,7 @@ pub(super) fn config(file: &mut Section<'_>) -> Config {
     let shards = file.optional_number("shards", SHARDS).unwrap_or_else(default_shards);
     Config {
         listen: file.address("listen", DEFAULT_LISTEN),
+        proxy_trusted: limits::read_proxy(file),
         admin_listen: file.address("admin_listen", DEFAULT_ADMIN_LISTEN),
         data_dir: file.path("data_dir", "the directory of the store"),
         shards,

@@ -156,6 +156,14 @@ impl<'a> Section<'a> {
         checked
     }
 
+    pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        let Some(given) = self.take(key) else { return default };
+        given.value.get_ref().as_bool().unwrap_or_else(|| {
+            self.refuse(&given, "true or false");
+            default
+        })
+    }
+
     pub(super) fn address(&mut self, key: &'static str, default: SocketAddr) -> SocketAddr {
         let Some(given) = self.take(key) else { return default };
         given.text().and_then(|text| text.parse().ok()).unwrap_or_else(|| {

@@ -206,3 +206,21 @@ fn rates_and_ranges_of_addresses() {
     let (_, fix) = refused(&format!("{REQUIRED}\n[limits]\nuser_sends_burst = 0\n"));
     assert_eq!(fix, "set limits.user_sends_burst to a number from 1 to 4294967295");
 }
+
+#[test]
+fn balancers_are_named() {
+    let balanced = |trusted: &str| {
+        let text = format!("proxy_protocol = true\nproxy_trusted = {trusted}\n{REQUIRED}");
+        parse(&text).map(|config| config.proxy_trusted)
+    };
+    let ranges = balanced("[\"10.1.0.0/16\", \"10.2.0.7\"]").unwrap().unwrap();
+    let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.1.0.0/16", "10.2.0.7/32"]);
+    let faults = balanced("[]").unwrap_err();
+    assert_eq!(faults.to_string(), "etc/ringpost.toml: proxy_trusted is missing");
+    let faults = balanced("[\"balancer\"]").unwrap_err();
+    assert!(faults.to_string().contains(":2:18: proxy_trusted"), "{faults}");
+    assert_eq!(parse(REQUIRED).unwrap().proxy_trusted, None);
+    let (text, _) = refused(&format!("proxy_protocol = 1\n{REQUIRED}"));
+    assert!(text.contains("true or false"), "{text}");
+}

@@ -1,5 +1,6 @@
 //! The limits that an operator sets, and may set anew while the gateway runs.
 
+use ringpost_protocol::limits::HELLO_MS_MAX;
 use ringpost_protocol::message::Limits;
 
 use super::bucket::Rate;
@@ -70,7 +71,7 @@ impl Default for LimitSet {
             address_exempt: Cidr::LOOPBACK.to_vec(),
             handshakes_pending_max: 4_096,
             handshake_steps_per_turn: 8,
-            handshake_ms_max: 10_000,
+            handshake_ms_max: HELLO_MS_MAX,
             send_stall_ms_max: SEND_STALL_MS,
             receive_bytes_per_turn: RECEIVE_BYTES_PER_TURN,
             receive_frames_per_turn: RECEIVE_FRAMES_PER_TURN,

@@ -3,7 +3,8 @@
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::message::RejectCode;
 
-use super::{RefusedHello, RefusedSend};
+use super::{RefusedConnection, RefusedHello, RefusedSend};
+use crate::limits::AddressRefusal;
 
 impl From<&PeerFault> for RefusedHello {
     fn from(fault: &PeerFault) -> Self {
@@ -15,6 +16,15 @@ impl From<&PeerFault> for RefusedHello {
             PeerFault::DevicesFull => Self::DevicesFull,
             PeerFault::Replaced => Self::Replaced,
             _ => Self::BadFrame,
+        }
+    }
+}
+
+impl From<AddressRefusal> for RefusedConnection {
+    fn from(refusal: AddressRefusal) -> Self {
+        match refusal {
+            AddressRefusal::Rate => Self::AddressRate,
+            AddressRefusal::Connections => Self::AddressConnections,
         }
     }
 }

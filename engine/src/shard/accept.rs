@@ -1,5 +1,7 @@
 //! From a new socket to a connection at its home shard: accept, handshake, Hello, move.
 
+use std::net::IpAddr;
+
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::message::{GoAwayReason, Hello};
 use ringpost_protocol::mutant::{Mutant, is_active};
@@ -12,28 +14,59 @@ use super::message::{Arrival, DeviceIndex, Login, MeshMessage, ShardEvent};
 use super::route::Waiter;
 use super::token::Token;
 use crate::control::auth::{AuthFault, Claims};
-use crate::metrics::Bound;
+use crate::limits::{AddressGuard, Admitted};
+use crate::metrics::{Bound, RefusedConnection};
 
 /// How long an accept that failed for want of resources waits.
 const ACCEPT_RETRY_MS: u64 = 1_000;
+
+/// How an address is let in.
+#[derive(Default)]
+pub(super) struct Admission {
+    pub(super) is_exempt: bool,
+    pub(super) guard: Option<AddressGuard>,
+}
 
 impl<R: Ring> Shard<R> {
     /// Arms the listener if it should accept and does not. The only place that does.
     pub(super) fn arm_accept(&mut self) {
         let Some(listener) = self.listener else { return };
-        let full = self.conns.len() >= self.limits.connections_max;
+        if let Some(bound) = self.accept_bound() {
+            return self.pause_accept(bound);
+        }
         if self.accept.is_some() || self.drain.is_some() || !self.is_ready() {
             return;
         }
-        if full || self.time.now_ms < self.accept_after_ms {
+        if self.time.now_ms < self.accept_after_ms {
             return;
         }
         self.accept = Some(self.ring.submit(Token::Accept.pack(), Op::Accept { listener }));
     }
 
+    /// Why nothing may be accepted now.
+    fn accept_bound(&mut self) -> Option<Bound> {
+        self.room_to_greet_ms = u64::MAX;
+        if self.conns.len() >= self.limits.connections_max {
+            return Some(Bound::ConnectionsPerShard);
+        }
+        self.room_to_greet_ms = self.make_room_to_greet()?;
+        Some(Bound::HandshakesPending)
+    }
+
+    /// What the kernel holds in its backlog waits there.
+    fn pause_accept(&mut self, bound: Bound) {
+        if let Some(target) = self.accept
+            && !std::mem::replace(&mut self.accept_cancelled, true)
+        {
+            self.metrics.bound_hits.add(bound);
+            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+        }
+    }
+
     pub(super) fn handle_accept(&mut self, completion: Completion) {
         if !completion.more && !is_active(Mutant::AcceptMoreIgnored) {
             self.accept = None;
+            self.accept_cancelled = false;
         }
         match completion.result {
             Ok(Outcome::Accepted(socket)) => self.admit(socket),
@@ -54,20 +87,75 @@ impl<R: Ring> Shard<R> {
 
     fn admit(&mut self, socket: Socket) {
         self.metrics.accepts += 1;
-        let transport = match self.acceptor.accept() {
-            Ok(transport) if self.drain.is_none() => transport,
-            _ => {
-                self.ring.submit(Token::Unowned.pack(), Op::CloseSocket { socket });
-                return;
-            }
+        let Some(conn) = self.begin_conn(socket) else {
+            self.ring.submit(Token::Unowned.pack(), Op::CloseSocket { socket });
+            return;
         };
-        let frame_bytes_max = self.limits.frame_bytes_max;
-        let conn = Conn::new(socket, transport, frame_bytes_max, self.time.now_ms);
         let key = self.conns.insert(conn);
+        self.greetings.begin(key, self.time.now_ms);
         self.schedule(key);
         self.rearm.push(key);
-        if self.conns.len() >= self.limits.connections_max {
-            self.stop_accepting();
+    }
+
+    /// `None`: it is not wanted. Nothing was spent on it but its accept.
+    fn begin_conn(&mut self, socket: Socket) -> Option<Conn> {
+        if self.drain.is_some() {
+            return None;
+        }
+        let address = self.ring.peer_address(socket)?;
+        // Behind a balancer the client's address comes with the header.
+        let (header, admission) = match &self.config.proxy_trusted {
+            None => (None, self.admit_address(address)?),
+            Some(ranges) if ranges.iter().any(|range| range.contains(address)) => {
+                (Some(Box::default()), Admission::default())
+            }
+            Some(_) => {
+                tracing::debug!(%address, "none of proxy_trusted");
+                self.metrics.connections_refused.add(RefusedConnection::ProxyUntrusted);
+                return None;
+            }
+        };
+        let transport = self.acceptor.accept().ok()?;
+        let frame_bytes_max = self.limits.frame_bytes_max;
+        let mut conn = Conn::new(socket, transport, address, frame_bytes_max, self.time.now_ms);
+        conn.header = header;
+        (conn.is_exempt, conn.guard) = (admission.is_exempt, admission.guard);
+        Some(conn)
+    }
+
+    /// Whether `address` may have another connection; `None` if not.
+    pub(super) fn admit_address(&mut self, address: IpAddr) -> Option<Admission> {
+        if self.is_exempt(address) {
+            return Some(Admission { is_exempt: true, guard: None });
+        }
+        let guard = match self.addresses.admit(address, self.time.now_ms, &self.limits) {
+            Ok(Admitted::Counted(guard)) => Some(guard),
+            Ok(Admitted::Free) => None,
+            Ok(Admitted::TableFull) => {
+                self.metrics.bound_hits.add(Bound::Addresses);
+                None
+            }
+            Err(refusal) => {
+                tracing::debug!(%address, ?refusal, "connection refused");
+                self.metrics.connections_refused.add(refusal.into());
+                return None;
+            }
+        };
+        Some(Admission { is_exempt: false, guard })
+    }
+
+    pub(super) fn is_exempt(&self, address: IpAddr) -> bool {
+        self.limits.address_exempt.iter().any(|range| range.contains(address))
+    }
+
+    /// A connection was not welcomed in time.
+    pub(super) fn end_late(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get(key) else { return };
+        if conn.is_unverified {
+            self.fail(key, &PeerFault::HelloTimeout);
+        } else {
+            // It has said all that it had to say.
+            self.send_away(key, GoAwayReason::Overload);
         }
     }
 
@@ -80,6 +168,7 @@ impl<R: Ring> Shard<R> {
         }
         let conn = self.conns.get_mut(key).expect("its frame is being handled");
         conn.phase = Phase::Moving(Box::new(Login { hello, claims }));
+        self.end_greeting(key);
         self.go_home(key);
         Ok(())
     }
@@ -139,7 +228,8 @@ impl<R: Ring> Shard<R> {
     /// Takes over a connection from the shard that accepted it.
     pub(super) fn take_over(&mut self, from: u16, arrival: Arrival) {
         self.push_mesh(from, MeshMessage::Moved);
-        let Arrival { conn, login } = arrival;
+        let Arrival { mut conn, login } = arrival;
+        conn.is_exempt = self.is_exempt(conn.address); // the limits may be newer than it
         let full = self.conns.len() >= self.limits.connections_max;
         let key = self.conns.insert(conn);
         self.schedule(key);

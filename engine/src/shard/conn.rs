@@ -10,14 +10,19 @@
 //! as soon as nothing is in flight. At home a multishot receive stays armed. A slot is freed after
 //! the last completion of its operations.
 
+use std::net::IpAddr;
+
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::message::SendRequest;
 use ringpost_protocol::session::ServerSession;
 use ringpost_ring::{OpId, Socket};
 use slab::Slab;
 
+use super::flow::Flow;
 use super::message::{DeviceIndex, Login};
+use crate::limits::{AddressGuard, LimitSet};
 use crate::transport::Transport;
+use crate::transport::proxy::HeaderReader;
 
 /// One connection.
 pub struct Conn {
@@ -47,7 +52,33 @@ pub struct Conn {
     pub(super) recv_paused: bool,
     /// The peer sends nothing more.
     pub(super) peer_closed: bool,
+    /// It counts among the connections that are not verified yet.
+    pub(super) is_unverified: bool,
+    /// What it sent last waits for its step; nothing more is read.
+    pub(super) awaits_step: bool,
+    pub(super) held: Held,
+    pub(super) flow: Flow,
+    /// Monotonic.
+    pub(super) accepted_ms: u64,
+    /// The client's, behind a balancer too.
+    pub(super) address: IpAddr,
+    /// No rates hold for it.
+    pub(super) is_exempt: bool,
+    /// Counts it among those of its address, also after it has moved.
+    pub(super) guard: Option<AddressGuard>,
+    /// The part of the balancer's header that has come, until it is whole.
+    pub(super) header: Option<Box<HeaderReader>>,
     generation: u32,
+}
+
+/// Why frames that have arrived are not handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    No,
+    /// It had its share of this turn.
+    ForTurn,
+    /// It does not read the answers.
+    ForOutput,
 }
 
 /// Where a connection stands.
@@ -98,6 +129,7 @@ impl Conn {
     pub(super) fn new(
         socket: Socket,
         transport: Transport,
+        address: IpAddr,
         frame_bytes_max: u32,
         now_ms: u64,
     ) -> Self {
@@ -118,6 +150,15 @@ impl Conn {
             dirty: false,
             recv_paused: false,
             peer_closed: false,
+            is_unverified: true,
+            awaits_step: false,
+            held: Held::No,
+            flow: Flow::default(),
+            accepted_ms: now_ms,
+            address,
+            is_exempt: false,
+            guard: None,
+            header: None,
             generation: 0,
         }
     }
@@ -145,7 +186,9 @@ impl Conn {
 
     /// Whether frames may be taken from `input`.
     pub(super) fn takes_frames(&self) -> bool {
-        self.blocked.is_none() && matches!(self.phase, Phase::Greeting | Phase::Open { .. })
+        self.blocked.is_none()
+            && self.held == Held::No
+            && matches!(self.phase, Phase::Greeting | Phase::Open { .. })
     }
 
     /// Whether a receive should be armed: never on the way home, and not while too much waits.
@@ -156,7 +199,7 @@ impl Conn {
         match &self.phase {
             Phase::Moving(_) => false,
             Phase::Closing(closing) => closing.shutdown != Shutdown::Flushing,
-            _ => !self.recv_paused,
+            _ => !self.recv_paused && !self.awaits_step && !self.flow.is_paused(),
         }
     }
 
@@ -169,12 +212,23 @@ impl Conn {
     }
 
     /// When this connection must be looked at, monotonic milliseconds.
-    pub(super) fn deadline_ms(&self, now_ms: u64, unix_ms: u64) -> u64 {
+    pub(super) fn deadline_ms(&self, now_ms: u64, unix_ms: u64, limits: &LimitSet) -> u64 {
         let own_ms = match &self.phase {
             Phase::Closing(closing) => closing.deadline_ms,
-            _ => self.session.poll_timeout(now_ms, unix_ms),
+            // Who is not read cannot say that he is there.
+            Phase::Open { .. } if self.flow.is_paused() => self.flow.deadline_ms(),
+            Phase::Open { .. } => self.session.poll_timeout(now_ms, unix_ms),
+            _ => self.flow.deadline_ms().min(self.welcome_deadline_ms(limits)),
         };
         own_ms.min(self.send_deadline_ms)
+    }
+
+    /// When a connection that is not welcome yet has waited too long.
+    pub(super) fn welcome_deadline_ms(&self, limits: &LimitSet) -> u64 {
+        match self.phase {
+            Phase::Open { .. } | Phase::Closing(_) => u64::MAX,
+            _ => self.accepted_ms + limits.handshake_ms_max,
+        }
     }
 }
 

@@ -19,11 +19,13 @@ use super::mailbox::Device;
 use super::message::{DeviceIndex, ReceiptRequest, StoreReply};
 use super::opening::{Reopening, StoreState};
 use super::route::{Blocks, is_forgettable};
-use crate::limits::{SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX, UNSYNCED_RECORDS_MAX};
+use crate::limits::{Bucket, SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX, UNSYNCED_RECORDS_MAX};
 
 pub(super) struct Home {
     pub(super) devices: Vec<Device>,
     pub(super) users: HashMap<UserId, Vec<DeviceIndex>>,
+    /// What each user may send, by the number that his devices have.
+    pub(super) send_rates: Vec<Bucket>,
     /// The devices that have a connection.
     pub(super) attached: HashMap<MailboxId, DeviceIndex>,
     pub(super) state: StoreState,
@@ -80,6 +82,7 @@ impl Home {
         Self {
             devices: Vec::new(),
             users: HashMap::new(),
+            send_rates: Vec::new(),
             attached: HashMap::new(),
             state: reopening.begin(hash_seed),
             reopening,
@@ -144,9 +147,18 @@ impl Home {
     /// Adds a device known to the store.
     pub(super) fn insert(&mut self, address: DeviceAddress, mailbox: MailboxId) -> DeviceIndex {
         let index = DeviceIndex(u32::try_from(self.devices.len()).expect("bounded by the limits"));
-        self.users.entry(address.user.clone()).or_default().push(index);
+        let devices = self.users.entry(address.user.clone()).or_default();
+        let user = match devices.first() {
+            Some(first) => self.devices[first.0 as usize].user,
+            None => {
+                self.send_rates.push(Bucket::default());
+                u32::try_from(self.send_rates.len() - 1).expect("no more users than devices")
+            }
+        };
+        devices.push(index);
         self.devices.push(Device {
             address,
+            user,
             mailbox,
             attached: None,
             ack: None,

@@ -8,14 +8,31 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Errno, Lease, Op, Outcome, Ring};
 
 use super::Shard;
-use super::conn::{ConnKey, Phase};
+use super::conn::{ConnKey, Held, Phase};
 use super::token::Token;
-use crate::limits::INBOUND_BYTES_MAX;
+use crate::limits::{INBOUND_BYTES_MAX, OUTBOUND_BYTES_MAX};
 use crate::metrics::Bound;
 use crate::transport::Peer;
+use crate::transport::proxy::ProxyFault;
 
 /// A partial frame up to this size moves to a buffer of its own.
 const LEFTOVER_COPY_BYTES_MAX: usize = 4096;
+
+/// What has arrived on a socket.
+pub(super) enum Data<'a> {
+    Lent(Lease),
+    /// It has waited, and its buffer went back.
+    Copied(&'a [u8]),
+}
+
+impl Data<'_> {
+    pub(super) fn bytes<'a>(&'a self, ring: &'a impl Ring) -> &'a [u8] {
+        match self {
+            Self::Lent(lease) => ring.bytes(lease),
+            Self::Copied(data) => data,
+        }
+    }
+}
 
 impl<R: Ring> Shard<R> {
     pub(super) fn handle_recv(&mut self, key: ConnKey, completion: Completion) {
@@ -30,7 +47,7 @@ impl<R: Ring> Shard<R> {
             }
         }
         match completion.result {
-            Ok(Outcome::Received(Some(lease))) => self.handle_data(key, lease),
+            Ok(Outcome::Received(Some(lease))) => self.take_data(key, lease),
             Ok(Outcome::Received(None)) => self.handle_end(key),
             Ok(other) => unreachable!("a receive gives data, not {other:?}"),
             // Normal flow control: the pool is refilled in this turn, and the receive armed again.
@@ -44,11 +61,24 @@ impl<R: Ring> Shard<R> {
         self.finish_close(key);
     }
 
-    fn handle_data(&mut self, key: ConnKey, lease: Lease) {
+    /// What comes before the verification is handled as far as this turn's share of it goes.
+    fn take_data(&mut self, key: ConnKey, lease: Lease) {
+        let conn = self.conns.get(key).expect("checked by the caller");
+        if conn.is_unverified && !self.greetings.take_step() {
+            let data = Box::from(self.ring.bytes(&lease));
+            self.ring.release(lease);
+            return self.postpone_step(key, data);
+        }
+        self.handle_data(key, Data::Lent(lease));
+    }
+
+    pub(super) fn handle_data(&mut self, key: ConnKey, data: Data<'_>) {
         let conn = self.conns.get_mut(key).expect("checked by the caller");
         if conn.is_closing() {
-            self.ring.release(lease);
-            return;
+            return self.give_back(data);
+        }
+        if conn.header.is_some() {
+            return self.handle_header(key, data);
         }
         // Most data is whole frames: opened into the shared buffer, so that an idle connection
         // holds none.
@@ -57,13 +87,20 @@ impl<R: Ring> Shard<R> {
             input = std::mem::take(&mut self.plaintext);
         }
         let was_handshaking = conn.transport.is_handshaking();
-        let data = self.ring.bytes(&lease);
-        self.metrics.received_bytes += data.len() as u64;
-        let opened = conn.transport.handle_ciphertext(data, &mut input);
+        let ciphertext = data.bytes(&self.ring);
+        let received_bytes = ciphertext.len();
+        self.metrics.received_bytes += received_bytes as u64;
+        let opened = conn.transport.handle_ciphertext(ciphertext, &mut input);
         conn.input = input;
+        let is_greedy = conn.flow.received(self.turn_number, received_bytes, &self.limits);
         if !is_active(Mutant::LeaseNotReturned) {
-            self.ring.release(lease);
+            self.give_back(data);
         }
+        if is_greedy {
+            self.metrics.bound_hits.add(Bound::ReceiveBytes);
+            self.stop_receive(key);
+        }
+        let conn = self.conns.get_mut(key).expect("checked above");
         if was_handshaking && !conn.transport.is_handshaking() {
             self.metrics.handshakes += 1;
         }
@@ -88,12 +125,47 @@ impl<R: Ring> Shard<R> {
         if wants_seal {
             self.mark_dirty(key);
         }
+        self.charge(key, received_bytes);
+    }
+
+    pub(super) fn give_back(&mut self, data: Data<'_>) {
+        if let Data::Lent(lease) = data {
+            self.ring.release(lease);
+        }
+    }
+
+    /// A connection pays for what it has sent. In debt, it is not read for a while.
+    fn charge(&mut self, key: ConnKey, received_bytes: usize) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.is_exempt || conn.is_closing() {
+            return;
+        }
+        let passed = conn.flow.charge(self.time.now_ms, received_bytes, &self.limits);
+        if let Some(bound) = passed {
+            self.metrics.bound_hits.add(bound);
+            self.stop_receive(key);
+            self.schedule(key);
+        }
+    }
+
+    /// Ends the receive. It is armed again, in one place, when the connection wants it.
+    fn stop_receive(&mut self, key: ConnKey) {
+        let conn = self.conns.get(key).expect("its data is being handled");
+        if let Some(target) = conn.recv {
+            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+        }
     }
 
     /// The peer sends nothing more: what it sent is handled, then the connection ends.
     fn handle_end(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.peer_closed = true;
+        if conn.held != Held::No {
+            return; // what is held is handled first
+        }
+        if conn.header.is_some() && !conn.is_closing() {
+            return self.refuse_header(key, ProxyFault::Truncated);
+        }
         let bytes = conn.input.len();
         if bytes > 0 && conn.takes_frames() {
             self.fail(key, &FrameFault::Truncated { bytes }.into());
@@ -127,12 +199,24 @@ impl<R: Ring> Shard<R> {
     fn process_frames(&mut self, key: ConnKey, input: &mut BytesMut) -> Result<(), PeerFault> {
         loop {
             let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
-            if !conn.takes_frames() {
+            if !conn.takes_frames() || input.is_empty() {
+                return Ok(());
+            }
+            if !conn.flow.has_frames_left(self.turn_number, &self.limits) {
+                conn.held = Held::ForTurn;
+                self.held.push(key);
+                self.metrics.bound_hits.add(Bound::ReceiveFrames);
+                return Ok(());
+            }
+            if conn.send.is_some() && conn.out.len() >= OUTBOUND_BYTES_MAX {
+                conn.held = Held::ForOutput;
+                self.metrics.bound_hits.add(Bound::Answers);
                 return Ok(());
             }
             let Some(frame) = split_frame(input, conn.frame_bytes_max as usize)? else {
                 return Ok(());
             };
+            conn.flow.take_frame();
             self.metrics.frames_received += 1;
             let request = conn.session.handle_frame(self.time.now_ms, frame, &mut conn.out)?;
             if !conn.out.is_empty() {
@@ -145,6 +229,22 @@ impl<R: Ring> Shard<R> {
                 conn.input = std::mem::take(input);
             }
             self.handle_request(key, request)?;
+        }
+    }
+
+    /// Handles what the last turn has left.
+    pub(super) fn resume_held(&mut self) {
+        for key in std::mem::take(&mut self.held) {
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            if conn.held != Held::ForTurn {
+                continue; // it has ended
+            }
+            conn.held = Held::No;
+            self.process_input(key);
+            self.charge(key, 0);
+            if self.conns.get(key).is_some_and(|conn| conn.peer_closed && !conn.is_closing()) {
+                self.handle_end(key);
+            }
         }
     }
 
@@ -198,7 +298,7 @@ impl<R: Ring> Shard<R> {
             if !conn.wants_recv() {
                 continue;
             }
-            let multishot = !matches!(conn.phase, Phase::Greeting);
+            let multishot = !matches!(conn.phase, Phase::Greeting) && !conn.flow.is_in_pieces();
             let op = Op::Recv { socket: conn.socket, multishot };
             conn.recv = Some(self.ring.submit(Token::Recv(key).pack(), op));
         }

@@ -25,6 +25,8 @@ use crate::metrics::Bound;
 /// One device of a user, with or without a connection.
 pub(super) struct Device {
     pub(super) address: DeviceAddress,
+    /// Number of its user in this shard.
+    pub(super) user: u32,
     pub(super) mailbox: MailboxId,
     pub(super) attached: Option<Box<Attached>>,
     pub(super) ack: Option<Box<AckWalk>>,

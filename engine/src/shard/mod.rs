@@ -3,15 +3,18 @@
 //! The shard takes time and completions from its [`Ring`] and gives operations back; it sees no
 //! file descriptor, no clock and no thread. Behind the ring stands the kernel, or the simulator.
 //!
-//! A message passes through the files in this order: `accept` (or a move from another shard),
-//! `inbound`, `route`, `deposit`, `disk` (durable), `mailbox`, `outbound`; its acknowledgement through
+//! A message passes through the files in this order: `accept` and `greeting` (or a move from another
+//! shard), `inbound`, `route`, `deposit`, `disk` (durable), `mailbox`, `outbound`; its acknowledgement through
 //! `receipts`.
 
 mod token;
 pub mod message;
 mod settings;
 mod accept;
+mod greeting;
+mod proxied;
 pub mod conn;
+mod flow;
 mod inbound;
 mod route;
 mod deposit;
@@ -34,6 +37,7 @@ use ringpost_storage::{Store, StoreConfig};
 use self::conn::{ConnKey, ConnTable};
 pub use self::disk::{Listing, StoreDirectory};
 use self::drain::Drain;
+use self::greeting::Greetings;
 use self::home::Home;
 use self::message::{MeshMessage, ShardEvent};
 use self::outbound::SpareBuffers;
@@ -42,7 +46,7 @@ pub use self::settings::ShardSettings;
 use self::token::Token;
 use self::wheel::Wheel;
 use crate::control::auth::Verifier;
-use crate::limits::{LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
+use crate::limits::{AddressTable, Cidr, LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
 use crate::mesh::{Mesh, Source};
 use crate::metrics::ShardMetrics;
 use crate::transport::Acceptor;
@@ -58,6 +62,9 @@ pub struct ShardConfig {
     pub confirm_clock: bool,
     /// Seed of the shard's random numbers: mailbox ids and return times.
     pub random_seed: u64,
+    /// Connections come through balancers, from these addresses only, and begin with a PROXY
+    /// header. `None`: they come from the clients themselves.
+    pub proxy_trusted: Option<Vec<Cidr>>,
 }
 
 /// What a shard works with.
@@ -67,6 +74,8 @@ pub struct ShardParts<R> {
     pub mesh: Mesh,
     /// What holds until [`message::ControlRequest::Apply`] brings other ones.
     pub settings: ShardSettings,
+    /// The same for all shards.
+    pub addresses: Arc<AddressTable>,
     /// `None` for a shard that owns no slots.
     pub store: Option<(StoreConfig, StoreDirectory)>,
     /// Told of the shard's milestones; called from the shard's thread and must not block.
@@ -107,9 +116,19 @@ pub struct Shard<R> {
     listener: Option<Listener>,
     accept: Option<OpId>,
     accept_after_ms: u64,
+    /// Its end is on the way.
+    accept_cancelled: bool,
+    /// When an unverified connection may be pushed out for a new one, if that is waited for.
+    room_to_greet_ms: u64,
     acceptor: Acceptor,
     verifier: Arc<Verifier>,
+    addresses: Arc<AddressTable>,
+    greetings: Greetings,
     conns: ConnTable,
+    /// Wraps.
+    turn_number: u32,
+    /// Connections with frames that the last turn has left.
+    held: Vec<ConnKey>,
     /// Connections with something to flush in this turn.
     dirty: Vec<ConnKey>,
     spare_out: SpareBuffers,
@@ -136,7 +155,7 @@ pub struct Shard<R> {
 
 impl<R: Ring> Shard<R> {
     pub fn new(config: ShardConfig, parts: ShardParts<R>) -> Self {
-        let ShardParts { ring, listener, mesh, settings, store, events } = parts;
+        let ShardParts { ring, listener, mesh, settings, addresses, store, events } = parts;
         let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms } = settings;
         assert!(config.storage_shards <= SHARDS_MAX && config.storage_shards <= mesh.shards());
         assert_eq!(store.is_some(), config.shard < config.storage_shards);
@@ -152,9 +171,15 @@ impl<R: Ring> Shard<R> {
             listener,
             accept: None,
             accept_after_ms: 0,
+            accept_cancelled: false,
+            room_to_greet_ms: u64::MAX,
             acceptor,
             verifier,
+            addresses,
+            greetings: Greetings::default(),
             conns: ConnTable::default(),
+            turn_number: 0,
+            held: Vec::new(),
             dirty: Vec::new(),
             spare_out: SpareBuffers::default(),
             rearm: Vec::new(),
@@ -180,6 +205,9 @@ impl<R: Ring> Shard<R> {
     /// One turn of the loop, and the whole of it: reap, handle, mesh, timers, store, flush, submit.
     pub fn turn(&mut self) -> Turn {
         self.reap();
+        self.turn_number = self.turn_number.wrapping_add(1);
+        self.drive_greetings();
+        self.resume_held();
         self.handle_completions();
         self.drain_mesh();
         self.expire_timers();
@@ -219,6 +247,9 @@ impl<R: Ring> Shard<R> {
         if !self.started || !self.dirty.is_empty() || !self.rearm.is_empty() {
             return 0;
         }
+        if !self.held.is_empty() || self.greetings.has_waiting() {
+            return 0;
+        }
         let now_ms = self.time.now_ms;
         let mut deadline_ms = self.wheel.next_deadline_ms().unwrap_or(u64::MAX);
         if let Some(home) = &self.home {
@@ -227,6 +258,7 @@ impl<R: Ring> Shard<R> {
         if self.accept.is_none() && self.accept_after_ms > now_ms {
             deadline_ms = deadline_ms.min(self.accept_after_ms);
         }
+        deadline_ms = deadline_ms.min(self.room_to_greet_ms);
         if self.drain.is_some() {
             deadline_ms = deadline_ms.min(now_ms + DRAIN_TURN_MS);
         }
@@ -306,6 +338,8 @@ impl<R: Ring> Shard<R> {
     fn snapshot(&self) -> ShardMetrics {
         let mut metrics = self.metrics.clone();
         metrics.connections.set(self.conns.len() as u64);
+        metrics.handshakes_pending.set(self.greetings.count() as u64);
+        metrics.addresses.set(self.addresses.len() as u64);
         metrics.timers.set(self.wheel.len() as u64);
         metrics.mesh_unanswered.set(self.mesh.unanswered());
         metrics.mesh_depth.set(self.mesh.depth() as u64);

@@ -10,7 +10,7 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Op, Outcome, Ring};
 
 use super::Shard;
-use super::conn::{Closing, ConnKey, Phase, Shutdown};
+use super::conn::{Closing, ConnKey, Held, Phase, Shutdown};
 use super::token::Token;
 use crate::limits::{LINGER_MS, SPARE_BUFFER_BYTES_MAX, SPARE_BUFFERS_MAX};
 
@@ -85,6 +85,10 @@ impl<R: Ring> Shard<R> {
                 if !is_active(Mutant::ShortSendTakenForWhole) {
                     conn.unsent = rest_of(data, sent_bytes);
                 }
+                if conn.held == Held::ForOutput {
+                    conn.held = Held::ForTurn;
+                    self.held.push(key);
+                }
                 if let Some(device) = conn.device() {
                     self.deliver(device);
                 }
@@ -105,7 +109,7 @@ impl<R: Ring> Shard<R> {
         if conn.is_closing() {
             return;
         }
-        tracing::debug!(code = ?fault.code(), %fault, "connection refused");
+        tracing::debug!(address = %conn.address, code = ?fault.code(), %fault, "connection refused");
         if conn.device().is_some() {
             self.metrics.peer_faults += 1;
         } else {
@@ -140,11 +144,13 @@ impl<R: Ring> Shard<R> {
         let closing = Closing { shutdown: Shutdown::Flushing, deadline_ms };
         let phase = std::mem::replace(&mut conn.phase, Phase::Closing(closing));
         conn.blocked = None;
+        conn.held = Held::No;
         conn.input.clear();
         conn.transport.close(&mut conn.out);
         if let Phase::Open { device } | Phase::Registering { device } = phase {
             self.detach(device, key);
         }
+        self.end_greeting(key);
         self.mark_dirty(key);
         self.schedule(key);
     }
@@ -211,6 +217,10 @@ impl<R: Ring> Shard<R> {
             return; // an older entry of the wheel; the newer one will fire
         }
         conn.scheduled_ms = u64::MAX;
+        if conn.flow.resume(time.now_ms) {
+            conn.session.was_not_read(time.now_ms);
+            self.rearm.push(key);
+        }
         if conn.send_deadline_ms <= time.now_ms {
             self.metrics.slow_consumers += 1;
             conn.send_deadline_ms = u64::MAX;
@@ -222,7 +232,11 @@ impl<R: Ring> Shard<R> {
                 self.shutdown(key);
                 self.finish_close(key);
             }
-        } else if let Err(fault) = conn.session.handle_timeout(time.now_ms, time.unix_ms) {
+        } else if conn.welcome_deadline_ms(&self.limits) <= time.now_ms {
+            self.end_late(key);
+        } else if !conn.flow.is_paused()
+            && let Err(fault) = conn.session.handle_timeout(time.now_ms, time.unix_ms)
+        {
             self.fail(key, &fault);
         }
         self.schedule(key);
@@ -239,7 +253,7 @@ impl<R: Ring> Shard<R> {
     /// Sees to it that the wheel fires no later than the connection's deadline.
     pub(super) fn schedule(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let deadline_ms = conn.deadline_ms(self.time.now_ms, self.time.unix_ms);
+        let deadline_ms = conn.deadline_ms(self.time.now_ms, self.time.unix_ms, &self.limits);
         if deadline_ms < conn.scheduled_ms {
             conn.scheduled_ms = deadline_ms;
             self.wheel.insert(deadline_ms, key);

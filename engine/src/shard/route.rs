@@ -28,6 +28,7 @@ use ringpost_ring::{Op, Ring};
 
 use super::Shard;
 use super::conn::ConnKey;
+use super::deposit::rejected;
 use super::message::{
     BlockArmed, DeviceIndex, MeshMessage, Origin, ReceiptRequest, StoreReply, StoreRequest,
     UnknownSend,
@@ -82,7 +83,10 @@ impl<R: Ring> Shard<R> {
         let memory = sender.memory.as_mut().expect("made when the connection was welcomed");
         let admission = memory.admit(send.send_seq, &send.to, send.after_reject)?;
         match admission {
-            Admission::New => self.dispatch(key, device, to_shard, send),
+            Admission::New => match self.take_send(key, device) {
+                Ok(()) => self.dispatch(key, device, to_shard, send),
+                Err(refusal) => self.refuse_here(device, send.send_seq, &refusal),
+            },
             // Its outcome is on the way and will be answered on this connection.
             Admission::Pending => {}
             Admission::Answered(outcome) => {
@@ -130,6 +134,32 @@ impl<R: Ring> Shard<R> {
         self.push_mesh(to_shard, MeshMessage::Store(Box::new(request)));
     }
 
+    /// Whether the user may send another message now, from whichever of his devices.
+    fn take_send(&mut self, key: ConnKey, device: DeviceIndex) -> Result<(), Outcome> {
+        if self.conns.get(key).is_none_or(|conn| conn.is_exempt) {
+            return Ok(());
+        }
+        let home = self.home.as_mut().expect("an open connection is at home");
+        let user = home.device(device).user as usize;
+        home.send_rates[user].take(self.limits.user_sends, self.time.now_ms, 1).map_err(|wait_ms| {
+            self.metrics.bound_hits.add(Bound::UserSends);
+            rejected(RejectCode::RateLimited, Some(wait_ms))
+        })
+    }
+
+    /// Refuses a Send before it leaves its sender's home. Nobody else has heard of it, so no block
+    /// is needed but the one in the send memory, and no note.
+    fn refuse_here(&mut self, device: DeviceIndex, send_seq: SendSeq, refusal: &Outcome) {
+        if let Outcome::Rejected { code, .. } = refusal {
+            self.metrics.messages_rejected.add((*code).into());
+        }
+        let home = self.home.as_ref().expect("an open connection is at home");
+        let memory = home.device(device).memory.as_ref();
+        let install_id = memory.expect("made when the connection was welcomed").install_id();
+        let origin = Origin { shard: self.id, device, install_id, send_seq };
+        self.answer(origin, refusal);
+    }
+
     /// Answers a store request, to this shard or over the mesh.
     pub(super) fn reply(&mut self, reply: StoreReply) {
         let to_shard = reply.origin.shard;
@@ -150,11 +180,15 @@ impl<R: Ring> Shard<R> {
         if outcome.is_retryable() {
             self.note_block(origin, &to);
         }
+        self.answer(origin, &outcome);
+    }
+
+    fn answer(&mut self, origin: Origin, outcome: &Outcome) {
         let home = self.home.as_mut().expect("requests come from home shards");
         let device = home.device_mut(origin.device);
         // Freed only when nothing is unanswered.
         let Some(memory) = device.memory.as_mut() else { return };
-        if !memory.settle(origin.install_id, origin.send_seq, &outcome) {
+        if !memory.settle(origin.install_id, origin.send_seq, outcome) {
             return; // kept for the replay
         }
         let Some(attached) = &device.attached else { return };
@@ -163,7 +197,7 @@ impl<R: Ring> Shard<R> {
             && conn.device().is_some()
         {
             self.spare_out.lend(&mut conn.out);
-            message::put_outcome(&mut conn.out, origin.send_seq, &outcome);
+            message::put_outcome(&mut conn.out, origin.send_seq, outcome);
             self.mark_dirty(key);
         }
     }

@@ -5,13 +5,11 @@
 
 use std::sync::Arc;
 
-use ringpost_ring::{Op, Ring};
+use ringpost_ring::Ring;
 
 use super::Shard;
-use super::token::Token;
 use crate::control::auth::Verifier;
 use crate::limits::LimitSet;
-use crate::metrics::Bound;
 use crate::transport::Acceptor;
 
 /// Everything that a reload replaces.
@@ -30,22 +28,19 @@ impl<R: Ring> Shard<R> {
         let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms } = settings;
         (self.acceptor, self.verifier) = (acceptor, verifier);
         (self.limits, self.reconnect_jitter_ms) = (limits, reconnect_jitter_ms);
-        let LimitSet { connections_max, mailbox_records_max, mailbox_bytes_max, .. } = *self.limits;
+        let LimitSet { mailbox_records_max, mailbox_bytes_max, .. } = *self.limits;
         if let Some(home) = &mut self.home
             && let Some(open) = home.state.try_open_mut()
         {
             open.store.set_mailbox_bounds(mailbox_records_max, mailbox_bytes_max);
         }
-        if self.conns.len() >= connections_max {
-            self.stop_accepting();
-        }
-    }
-
-    /// The table is full: what the kernel holds in the backlog waits there until a connection ends.
-    pub(super) fn stop_accepting(&mut self) {
-        if let Some(target) = self.accept {
-            self.metrics.bound_hits.add(Bound::ConnectionsPerShard);
-            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+        for key in self.conns.keys() {
+            let Some(address) = self.conns.get(key).map(|conn| conn.address) else { continue };
+            let is_exempt = self.is_exempt(address);
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.is_exempt = is_exempt;
+            }
+            self.schedule(key);
         }
     }
 }

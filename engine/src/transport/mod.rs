@@ -1,6 +1,7 @@
 //! Ciphertext in, plaintext out, and back. No IO: bytes come from the ring's leases and go into
 //! its send operations.
 
+pub mod proxy;
 pub mod tls;
 
 #[cfg(feature = "plain-transport")]

@@ -122,6 +122,13 @@ impl ServerSession {
         put_welcome(out, welcome);
     }
 
+    /// The connection was not read until now: silence counts from here.
+    pub fn was_not_read(&mut self, now_ms: u64) {
+        if self.state == State::Open {
+            self.heard_ms = self.heard_ms.max(now_ms);
+        }
+    }
+
     /// A newer token is verified.
     pub fn renewed(&mut self, token_expires_unix_ms: u64) {
         self.token_expires_unix_ms = token_expires_unix_ms;

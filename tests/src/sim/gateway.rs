@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use ringpost_engine::control::auth::Verifier;
-use ringpost_engine::limits::LimitSet;
+use ringpost_engine::limits::{AddressTable, LimitSet};
 use ringpost_engine::mesh::{Mesh, Queues};
 use ringpost_engine::metrics::ShardMetrics;
 use ringpost_engine::shard::message::{ControlRequest, ShardEvent};
@@ -88,6 +88,7 @@ impl Gateway {
         let shards = self.shape.shards;
         let group = Group::new(shards).expect("two descriptors");
         let queues = Queues::new(group.clone());
+        let addresses = AddressTable::new(ADDRESSES_MAX, 1);
         {
             let mut host = self.host.borrow_mut();
             host.begin_process();
@@ -98,7 +99,7 @@ impl Gateway {
         (self.draining, self.failure) = (false, None);
         for shard in 0..shards {
             let seed = self.random.next_u64();
-            self.shards.push(self.shard(shard, seed, &queues));
+            self.shards.push(self.shard(shard, seed, &queues, &addresses));
             let mut host = self.host.borrow_mut();
             let at_ns = host.clock.now_ns();
             host.request_turn(shard, at_ns);
@@ -141,7 +142,13 @@ impl Gateway {
         is_done
     }
 
-    fn shard(&self, shard: u16, random_seed: u64, queues: &Queues) -> Shard<SimRing> {
+    fn shard(
+        &self,
+        shard: u16,
+        random_seed: u64,
+        queues: &Queues,
+        addresses: &Arc<AddressTable>,
+    ) -> Shard<SimRing> {
         let owns_slots = shard < self.shape.storage_shards;
         let store = owns_slots.then(|| (self.store_config(shard), self.directory(shard)));
         let events = Arc::clone(&self.events);
@@ -150,12 +157,14 @@ impl Gateway {
             storage_shards: self.shape.storage_shards,
             confirm_clock: false,
             random_seed,
+            proxy_trusted: None,
         };
         let parts = ShardParts {
             ring: SimRing::new(Rc::clone(&self.host), shard),
             listener: Some(Listener(i32::from(shard))),
             mesh: Mesh::new(shard, queues.clone()),
             settings: self.settings(),
+            addresses: Arc::clone(addresses),
             store,
             events: Box::new(move |event| events.lock().expect("one thread").push(event)),
         };
@@ -167,7 +176,7 @@ impl Gateway {
             connections_max: 64,
             mailbox_records_max: self.shape.mailbox_records_max,
             mailbox_bytes_max: 1 << 30,
-            ..LimitSet::default()
+            ..self.shape.limits.clone()
         };
         ShardSettings {
             acceptor: Acceptor::Plain,
@@ -365,6 +374,8 @@ impl Gateway {
 }
 
 const STORE_ID: u64 = 0x0051_3057;
+/// Fewer than a world may have clients.
+const ADDRESSES_MAX: u32 = 6;
 /// A finished shard only closes files, and nothing waits for that: at most all its segments, its
 /// directory, and the accept's own cancel.
 const CLOSES_MAX: usize = 64;

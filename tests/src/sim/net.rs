@@ -43,6 +43,12 @@ pub struct Pipe {
     reset: bool,
 }
 
+impl Pipe {
+    pub fn is_reset(&self) -> bool {
+        self.reset
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClientEnd {
     Open,

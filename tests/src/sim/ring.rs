@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -486,6 +487,14 @@ impl Ring for SimRing {
         self.unix_ms
     }
 
+    fn peer_address(&self, socket: Socket) -> Option<IpAddr> {
+        let mut host = self.host.borrow_mut();
+        let link = host.link(socket.0);
+        let client = u32::try_from(link.client).unwrap_or(u32::MAX);
+        (!link.up.is_reset())
+            .then(|| IpAddr::V4(Ipv4Addr::from(FIRST_ADDRESS.wrapping_add(client))))
+    }
+
     fn in_flight(&self) -> usize {
         self.host.borrow_mut().kernel(self.shard).ops.len()
     }
@@ -494,6 +503,9 @@ impl Ring for SimRing {
         self.counters
     }
 }
+
+/// 10.0.0.0; that of a client follows by its number.
+const FIRST_ADDRESS: u32 = 10 << 24;
 
 fn text(path: std::ffi::CString) -> String {
     path.into_string().expect("paths of the simulator are ASCII")

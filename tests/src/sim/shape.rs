@@ -1,5 +1,6 @@
 //! What a world is made of: its shards, devices, bounds and times, all from the seed.
 
+use ringpost_engine::limits::{LimitSet, Rate};
 use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 
 use super::clock::Stream;
@@ -28,6 +29,8 @@ pub struct Shape {
     /// Connections in background mode, per mille.
     pub background: u64,
     pub mailbox_records_max: u32,
+    /// Rates and shares of a turn: as usual, or so low that all of them are reached.
+    pub limits: LimitSet,
     pub cache_bytes: usize,
     pub batch_bytes_max: u32,
     pub checkpoint_log_bytes: u64,
@@ -54,6 +57,7 @@ impl Shape {
             mortal: pick(&mut random, [0, 100, 400]),
             background: pick(&mut random, [0, 0, 300]),
             mailbox_records_max: if tight { TIGHT_RECORDS } else { 100_000 },
+            limits: limits(&mut Stream::new(seed, "limits")),
             cache_bytes: pick(&mut random, [4 << 10, 64 << 10, 256 << 10]),
             batch_bytes_max: pick(&mut random, [8 << 10, 32 << 10, 64 << 10]),
             checkpoint_log_bytes: pick(&mut random, [64, 256, 4_096]) << 10,
@@ -67,6 +71,7 @@ impl Shape {
             shape.devices.truncate(2);
             (shape.shards, shape.storage_shards) = (2, 2);
             shape.late = false;
+            shape.limits = LimitSet::default();
             (shape.busy_ms, shape.pause_ms_max) = (1_500, 400);
         }
         shape
@@ -85,6 +90,29 @@ impl Shape {
     /// The shard that stores what is sent to this client.
     pub fn home(&self, client: usize) -> u16 {
         self.devices[client].user.slot().shard(self.storage_shards)
+    }
+}
+
+fn limits(random: &mut Stream) -> LimitSet {
+    if random.chance(600) {
+        return LimitSet::default();
+    }
+    let mut rate = |per_second, burst| Rate {
+        per_second: random.between(per_second, 4 * per_second).try_into().expect("low"),
+        burst: random.between(burst, 4 * burst).try_into().expect("low"),
+    };
+    LimitSet {
+        connection_frames: rate(20, 10),
+        connection_bytes: rate(8_000, 20_000),
+        user_sends: rate(8, 4),
+        address_accepts: rate(1, 3),
+        address_connections_max: random.between(3, 8).try_into().expect("low"),
+        handshakes_pending_max: random.index(6) + 1,
+        handshake_steps_per_turn: random.index(2) + 1,
+        send_stall_ms_max: random.between(10_000, 30_000),
+        receive_bytes_per_turn: random.between(1, 6_000).try_into().expect("low"),
+        receive_frames_per_turn: random.between(1, 6).try_into().expect("low"),
+        ..LimitSet::default()
     }
 }
 
