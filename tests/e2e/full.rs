@@ -121,6 +121,10 @@ async fn a_full_device_is_skipped_and_learns_of_it() {
     let seen = tablet.wait("the gap", |seen| !seen.gaps.is_empty()).await;
     assert_eq!(seen.texts(), ["0", "1"]);
     assert_eq!(seen.gaps.iter().map(|gap| gap.reason).collect::<Vec<_>>(), [GapReason::Full]);
+    // The app was told, but the acknowledgements may still be on their way.
+    wait_until("room in the mailbox", || {
+        (gateway.metric("ringpost_queued_records") == 0.0).then_some(())
+    });
     alice.send(&carol, "room again").await;
     assert_eq!(tablet.wait_messages(3).await.texts()[2], "room again");
     assert_eq!(tablet.close().await.gaps.len(), 1);
