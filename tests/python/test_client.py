@@ -91,23 +91,25 @@ class DevelopmentGateway(unittest.TestCase):
     def test_cuts_lose_and_double_nothing(self):
         alice, bob = self.client("alice"), self.client("bob")
         self.wait(bob, CaughtUp)
+        bob.cut()
         bodies = [f"{number}".encode() for number in range(120)]
-        got = []
+        got, sent = [], []
         for at, body in enumerate(bodies):
             alice.send("bob", body)
             if at % 20 == 10:
-                # In the middle of whatever is under way.
-                alice.poll(0.01)
+                # What waited has gone out, and no answer is read.
+                sent += self.only(self.wait(alice, Opened) + alice.poll(0), Sent)
                 alice.cut()
             if at % 30 == 15:
-                got += self.only(bob.poll(0.01), Received)
+                got += self.only(self.wait(bob, CaughtUp), Received)
                 bob.cut()
         until = time.monotonic() + 30
-        while len(got) < len(bodies):
-            self.assertLess(time.monotonic(), until, f"{len(got)} of {len(bodies)}")
-            alice.poll(0.05)
+        while len(got) < len(bodies) or len(sent) < len(bodies):
+            self.assertLess(time.monotonic(), until, f"{len(got)} came, {len(sent)} answered")
+            sent += self.only(alice.poll(0.05), Sent)
             got += self.only(bob.poll(0.05), Received)
         self.assertEqual([event.envelope for event in got], bodies)
+        self.assertEqual(len({event.message_number for event in sent}), len(bodies))
 
     def test_a_crash_of_the_gateway(self):
         alice, bob = self.client("alice"), self.client("bob")

@@ -167,9 +167,10 @@ class SessionTest(unittest.TestCase):
         self.assertEqual(self.sent(), [])
         self.now = self.session.deadline()
         self.assertEqual([f.WhichOneof("frame") for f in self.sent()], ["ping"])
-        # Nothing is ever received: pings go on, then it is over.
+        # Nothing is ever received: pings go on, whatever else is sent, then it is over.
+        self.now = 1000.0 + 50
         self.queue("a")
-        self.sent()
+        self.assertEqual([f.WhichOneof("frame") for f in self.sent()], ["send"])
         self.now = 1000.0 + 60
         self.assertEqual([f.WhichOneof("frame") for f in self.sent()], ["ping"])
         self.now = 1000.0 + 75
