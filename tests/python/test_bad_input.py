@@ -301,18 +301,28 @@ class BadInput(unittest.TestCase):
 
 
 class LoweredLimits(unittest.TestCase):
-    """A server that takes shorter frames than the protocol allows."""
+    """Servers that allow less than the protocol does."""
 
-    def test_lowered_limits(self):
+    def connect(self, **limits):
         place = Place()
         self.addCleanup(place.close)
-        config = place.configuration(limits={"frame_bytes_max": 16_384})
-        gateway = Gateway("serve", "--config", config)
+        gateway = Gateway("serve", "--config", place.configuration(limits=limits))
         self.addCleanup(gateway.stop)
         raw = Raw(gateway, place.path / "ca.pem")
         self.addCleanup(raw.close)
         raw.hello(place.issuer.token("alice", "phone"))
-        limits = raw.expect("welcome").limits
+        return raw, raw.expect("welcome").limits
+
+    def test_messages_too_fast(self):
+        raw, _ = self.connect(user_sends_per_second=1, user_sends_burst=2, address_exempt="[]")
+        raw.send(b"".join(framed(send=send(number, "nobody")) for number in (1, 2, 3)))
+        answers = sorted(raw.answer() for _ in range(3))
+        codes = ["UNKNOWN_RECIPIENT", "UNKNOWN_RECIPIENT", "RATE_LIMITED"]
+        self.assertEqual([code for _, code, _ in answers], codes)
+        self.assertTrue(0 < answers[2][2] <= 1_000, answers)
+
+    def test_long_frames(self):
+        raw, limits = self.connect(frame_bytes_max=16_384)
         told = (limits.frame_bytes_max, limits.envelope_bytes_max)
         self.assertEqual(told, (16_384, 16_384 - 4_096))
         raw.send_frame(send=send(1, "bob", bytes(limits.envelope_bytes_max + 1)))
