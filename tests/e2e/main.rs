@@ -16,6 +16,8 @@ mod disk;
 mod drain;
 mod devices;
 mod full;
+mod limits;
+mod proxy;
 mod reshard;
 mod store_tool;
 mod format;

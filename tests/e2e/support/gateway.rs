@@ -30,6 +30,10 @@ pub struct Settings {
     pub data_dir: Option<PathBuf>,
     /// `None`: the keys come from the file.
     pub jwks_url: Option<String>,
+    /// More keys of `limits`.
+    pub limits: &'static str,
+    /// More lines beside `listen`.
+    pub listener: &'static str,
 }
 
 impl Default for Settings {
@@ -43,6 +47,8 @@ impl Default for Settings {
             reconnect_jitter_ms: 100,
             data_dir: None,
             jwks_url: None,
+            limits: "",
+            listener: "",
         }
     }
 }
@@ -194,7 +200,10 @@ impl Gateway {
             reconnect_jitter_ms,
             data_dir,
             jwks_url,
+            limits,
+            listener,
         } = &self.settings;
+        let comma = if limits.is_empty() { "" } else { ", " };
         let data_dir = data_dir.as_deref().unwrap_or_else(|| Path::new("store")).display();
         let keys = match jwks_url {
             Some(url) => format!("jwks_url = \"{url}\""),
@@ -208,13 +217,14 @@ impl Gateway {
         write!(
             text,
             "listen = \"{listen}\"\n\
+             {listener}\n\
              admin_listen = \"{admin}\"\n\
              data_dir = \"{data_dir}\"\n\
              shards = {shards}\n\
              tls = {{ certificate_path = \"cert.pem\", key_path = \"key.pem\" }}\n\
              auth = {{ {keys} }}\n\
              limits = {{ mailbox_records_max = {mailbox_records_max}, \
-             frame_bytes_max = {frame_bytes_max} }}\n\
+             frame_bytes_max = {frame_bytes_max}{comma}{limits} }}\n\
              storage = {{ segment_bytes = 4194304 }}\n\
              drain = {{ drain_ms_max = {drain_ms_max}, \
              reconnect_jitter_ms = {reconnect_jitter_ms} }}\n\

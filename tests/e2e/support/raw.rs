@@ -48,12 +48,22 @@ impl Raw {
     }
 
     pub fn connect_with(gateway: &Gateway, config: &Arc<ClientConfig>) -> std::io::Result<Self> {
+        Self::connect_behind(gateway, config, &[])
+    }
+
+    /// Writes `header` before the handshake, as a balancer does.
+    pub fn connect_behind(
+        gateway: &Gateway,
+        config: &Arc<ClientConfig>,
+        header: &[u8],
+    ) -> std::io::Result<Self> {
         let name = ServerName::try_from("localhost").unwrap();
         let mut tls = ClientConnection::new(Arc::clone(config), name).unwrap();
         let mut socket = TcpStream::connect_timeout(&gateway.address(), PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         socket.set_nodelay(true)?;
+        socket.write_all(header)?;
         while tls.is_handshaking() {
             tls.complete_io(&mut socket)?;
         }
