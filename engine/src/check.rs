@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::audit::AuditFile;
 use crate::config::{Config, ConfigFault, KeySource, Place};
 use crate::control::keys::{self, Obtained};
 use crate::control::tls_files::{self, EXPIRY_WARNING_DAYS, TlsFiles};
@@ -61,6 +62,7 @@ impl Report {
         report.check_certificate(&config);
         report.check_keys(&config);
         let stores = report.check_data_dir(&config);
+        report.check_audit(&config);
         report.check_host(&config, stores.map_or(0, |stores| stores.storage_shards));
         let is_running = stores.is_some_and(|stores| stores.in_use);
         report.check_port("listen", config.listen, is_running);
@@ -205,6 +207,19 @@ impl Report {
             self.add(SUBJECT, Grade::Warning, text, Some(fix.to_owned()));
         }
         Some(Stores { storage_shards: wanted, in_use })
+    }
+
+    /// Opening it makes it, so only its directory is looked at when it is not there.
+    fn check_audit(&mut self, config: &Config) {
+        let Some(path) = &config.audit.path else { return };
+        let opened = match path.exists() {
+            true => AuditFile::open(Some(path)).map(|_| ()),
+            false => AuditFile::directory_of(path),
+        };
+        match opened {
+            Ok(()) => self.ok("audit", format!("{} can be written", path.display())),
+            Err(fault) => self.problem("audit", &fault, fault.fix()),
+        }
     }
 
     fn check_host(&mut self, config: &Config, storage_shards: u16) {

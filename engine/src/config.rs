@@ -47,6 +47,7 @@ pub struct Config {
     pub storage: StorageConfig,
     pub drain: DrainConfig,
     pub log: LogConfig,
+    pub audit: AuditConfig,
 }
 
 /// Certificate chain and private key, PEM.
@@ -97,6 +98,13 @@ pub struct LogConfig {
     /// Directives of `tracing-subscriber`, as in `info,ringpost_engine::shard=debug`.
     pub filter: String,
     pub format: LogFormat,
+}
+
+/// The security audit log; see `engine/AUDIT.md`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// `None`: there is none.
+    pub path: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,6 +178,7 @@ impl Config {
             storage: StorageConfig::default(),
             drain: DrainConfig::default(),
             log: LogConfig::default(),
+            audit: AuditConfig::default(),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! DATA/LOCK                      locked while a gateway runs on it
 //! DATA/CURRENT                   generation, storage shards, store id (checksummed)
 //! DATA/store/gen-1/shard-000/    the segments of one storage shard
+//! DATA/jwks-last-good.json       the last key set from a URL
+//! DATA/audit-salt                makes the names of users in the audit log
 //! ```
 //!
 //! It makes directories, and touches what is inside a shard's only to re-shard.

@@ -13,6 +13,7 @@ use ringpost_ring::{Group, Uring, UringConfig, host};
 use ringpost_storage::{DiskError, DiskErrorKind, FileId, StoreConfig};
 use tokio::sync::oneshot;
 
+use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::control::{DrainPlan, ShardPort, ShardReporter};
 use crate::limits::AddressTable;
@@ -51,6 +52,7 @@ pub fn start_shards(
                 listeners: Arc::clone(&listeners),
                 addresses: Arc::clone(&addresses),
                 voice: Voice {
+                    audit: plan.audit.clone(),
                     reporter: Some(reporter),
                     queues: queues.clone(),
                     quiet: Arc::clone(&quiet),
@@ -146,6 +148,7 @@ impl Seat {
 
 /// Tells the control thread of a shard's milestones, and all shards when the last one is quiet.
 struct Voice {
+    audit: AuditLog,
     reporter: Option<ShardReporter>,
     queues: Queues,
     /// Shards that have no connection left.
@@ -171,6 +174,7 @@ impl Voice {
                     reporter.set_reopening(false);
                 }
             }
+            ShardEvent::Audit(event) => self.audit.record(*event),
             ShardEvent::UnknownKey { .. } => {
                 if let Some(reporter) = &self.reporter {
                     reporter.unknown_key();

@@ -27,6 +27,7 @@ pub mod transport;
 pub mod shard;
 pub mod mesh;
 pub mod metrics;
+pub mod audit;
 pub mod control;
 pub mod start;
 pub mod check;

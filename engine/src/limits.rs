@@ -104,6 +104,13 @@ pub const KEY_SET_RETRY_MS_MAX: u64 = 300_000;
 /// Tokens with an unknown kid make a fetch come early at most so often.
 pub const KEY_SET_DEMAND_MS: u64 = 10_000;
 
+/// Events that may wait to be written to the audit log.
+pub const AUDIT_QUEUE_MAX: usize = 8_192;
+/// Refused logins of one second that get a line of the audit log each.
+pub const AUDIT_REFUSED_PER_SECOND_MAX: u64 = 100;
+/// The audit log tells what was refused in so long a time.
+pub const AUDIT_REFUSALS_MS: u64 = 60_000;
+
 /// Granularity of the timer wheel.
 pub const WHEEL_TICK_MS: u64 = 64;
 /// Ticks of one turn of the timer wheel; later deadlines wait more than one turn.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
+use ringpost_engine::audit::Pseudonyms;
 use ringpost_engine::check::{Grade, Report};
 use ringpost_engine::config::{
     Config, ConfigFault, ConfigFaults, DEFAULT_AUDIENCE, LogConfig, LogFormat,
@@ -100,6 +101,14 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
         ttl_s: u64,
     },
+    /// Print the name under which the audit log tells of a user
+    AuditName {
+        /// The data_dir of the configuration
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        #[arg(long, value_name = "ID")]
+        user: String,
+    },
     /// Inspect, verify or compact the stores of a gateway that is not running
     #[command(subcommand)]
     Store(StoreCommand),
@@ -122,6 +131,7 @@ fn main() -> ExitCode {
         None => develop(&cli.development).map(|()| 0),
         Some(Command::Serve { config, clock }) => serve(&config, &clock).map(|()| 0),
         Some(Command::Check { config, json }) => Ok(check(&config, json)),
+        Some(Command::AuditName { data, user }) => audit_name(&data, &user).map(|()| 0),
         Some(Command::Token { user, device, data, audience, ttl_s }) => {
             token(&user, &device, &data, &audience, ttl_s).map(|()| 0)
         }
@@ -186,6 +196,15 @@ fn token(user: &str, device: &str, data: &Path, audience: &str, ttl_s: u64) -> R
         .and_then(|key| key.mint(&user, &device, audience, now_unix_ms, ttl_s))
         .map_err(|fault| Failure::new(&fault, fault.fix(), 2))?;
     say(&token);
+    Ok(())
+}
+
+fn audit_name(data: &Path, user: &str) -> Result<(), Failure> {
+    let ids_fix = "user: 1 to 128 bytes";
+    let user = UserId::new(user).map_err(|fault| Failure::new(&fault, ids_fix.to_owned(), 2))?;
+    let pseudonyms = Pseudonyms::existing(data)
+        .map_err(|fault| Failure::new(&fault, fault.fix().to_owned(), 2))?;
+    say(&pseudonyms.name(&user));
     Ok(())
 }
 

@@ -324,6 +324,12 @@ pub fn expose_gauge(out: &mut String, name: &str, help: &str, value: u64) {
     write_line(out, format_args!("{name} {value}"));
 }
 
+/// Appends one counter of the process.
+pub fn expose_counter(out: &mut String, name: &str, help: &str, value: u64) {
+    expose_head(out, name, help, "counter");
+    write_line(out, format_args!("{name} {value}"));
+}
+
 /// Appends one counter for each value of a label, of the process.
 pub fn expose_counts(
     out: &mut String,

@@ -12,6 +12,7 @@ use ringpost_ring::net::ListenFault;
 use ringpost_storage::Resharded;
 use tracing::{info, warn};
 
+use crate::audit::{AuditEvent, AuditFault, AuditFile, AuditLog, Pseudonyms};
 use crate::config::Config;
 use crate::control::keys::{self, KeysFault, Obtained};
 use crate::control::reload::{Reloader, SetLogFilter};
@@ -45,6 +46,7 @@ pub struct ShardPlan {
     pub store_id: u64,
     /// What the shards begin with.
     pub settings: ShardSettings,
+    pub audit: AuditLog,
 }
 
 /// Running shards.
@@ -87,6 +89,8 @@ pub enum StartError {
     #[error(transparent)]
     Keys(#[from] KeysFault),
     #[error(transparent)]
+    Audit(#[from] AuditFault),
+    #[error(transparent)]
     Host(#[from] HostFault),
     #[error(transparent)]
     DataDir(#[from] DataDirFault),
@@ -111,12 +115,7 @@ pub fn run(
     let files = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
     tls_files::tell_validity(&config.tls.certificate_path, &files.validity);
     let acceptor = Acceptor::Tls(ServerConfig::new(files.certificates, files.key)?);
-    let keys =
-        keys::obtain_now(&config.auth, &config.data_dir).map_err(ControlFault::Runtime)??;
-    if let Some(fault) = &keys.fault {
-        warn!(%fault, fix = fault.fix(), "no new keys; those kept from the last fetch are used");
-    }
-    info!(keys = keys.verifier.key_count(), "key set loaded");
+    let keys = obtain_keys(&config)?;
     let storage_shards = config.storage_shards.unwrap_or(config.shards);
     let mut data = DataDir::open(&config.data_dir, storage_shards)?;
     keys.keep();
@@ -127,6 +126,7 @@ pub fn run(
     if storage_shards != data.storage_shards() {
         reshard(&mut data, storage_shards, &config)?;
     }
+    let audit = open_audit(&config)?;
     let (admin, admin_listen) = listen_admin(config.admin_listen)?;
     let drain = DrainPlan::from(&config.drain);
 
@@ -135,6 +135,7 @@ pub fn run(
         verifier: Arc::new(verifier),
         limits: Arc::new(config.limits.live.within(host.connections_room)),
         reconnect_jitter_ms: config.drain.reconnect_jitter_ms,
+        audits: config.audit.path.is_some(),
     };
     let reloader = reloading.map(|Reloading { path, set_log_filter }| Reloader {
         path,
@@ -149,8 +150,10 @@ pub fn run(
         store_dirs: (0..data.storage_shards()).map(|shard| data.shard_dir(shard)).collect(),
         store_id: data.store_id(),
         settings: settings.clone(),
+        audit: audit.clone(),
         config,
     };
+    let confirm_clock = plan.config.confirm_clock;
     let (reporters, reports) = shard_reports(shards);
     let Shards { listen, ports, threads } = start_shards(plan, reporters)?;
     let certificate = files.validity;
@@ -164,14 +167,41 @@ pub fn run(
         keys_unix_ms,
         refresher,
         reloader,
+        audit: audit.clone(),
     };
-    let reason = control.run(|| on_serving(Serving { listen, admin_listen }))?;
+    let result = control.run(|| {
+        let version = env!("CARGO_PKG_VERSION");
+        audit.record(AuditEvent::Started { version, listen, shards, confirm_clock });
+        on_serving(Serving { listen, admin_listen });
+    });
+    let reason = result.inspect_err(|fault| audit_stop(&audit, fault.to_string()))?;
     for thread in threads {
         // It reported itself drained, and an end after that has nothing left to lose.
         let _ = thread.join();
     }
+    audit_stop(&audit, "drained".to_owned());
     drop(data); // the lock is held until no shard can write
     Ok(reason)
+}
+
+fn obtain_keys(config: &Config) -> Result<Obtained, StartError> {
+    let obtained = keys::obtain_now(&config.auth, &config.data_dir);
+    let keys = obtained.map_err(ControlFault::Runtime)??;
+    if let Some(fault) = &keys.fault {
+        warn!(%fault, fix = fault.fix(), "no new keys; those kept from the last fetch are used");
+    }
+    info!(keys = keys.verifier.key_count(), "key set loaded");
+    Ok(keys)
+}
+
+fn open_audit(config: &Config) -> Result<AuditLog, AuditFault> {
+    let file = AuditFile::open(config.audit.path.as_deref())?;
+    AuditLog::start(file, Pseudonyms::of(&config.data_dir)?)
+}
+
+fn audit_stop(audit: &AuditLog, reason: String) {
+    audit.record(AuditEvent::Stopped { reason });
+    audit.flush();
 }
 
 /// The stores need a shard each; further shards hold connections only.
@@ -247,6 +277,7 @@ impl StartError {
         match self {
             Self::TlsFiles(fault) => return fault.fix(),
             Self::Keys(fault) => return fault.fix(),
+            Self::Audit(fault) => return fault.fix(),
             Self::Host(fault) => return fault.fix(),
             Self::DataDir(fault) => return fault.fix(),
             Self::Shards(ShardStartFault::Ring(fault)) => return fault.fix(),

@@ -27,6 +27,7 @@ mod openssl;
 mod refusal;
 mod reload;
 mod keys;
+mod audit;
 mod admin;
 mod chat;
 mod check;

@@ -20,6 +20,7 @@ impl Config {
             storage: StorageConfig { segment_bytes, cache_bytes, reclaim_bytes_per_second },
             drain: _,
             log: LogConfig { filter: _, format },
+            audit: _,
         } = self;
         let (limits, storage) = (&next.limits, &next.storage);
         [

@@ -6,10 +6,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::source::{Section, Source};
 use super::{
-    AuthConfig, CACHE_BYTES, Config, ConfigFaults, DEFAULT_ADMIN_LISTEN, DEFAULT_AUDIENCE,
-    DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS, KeySetUrl, KeySource, LogConfig, LogFormat,
-    RECLAIM_BYTES_PER_SECOND, SEGMENT_BYTES, SHARDS, StorageConfig, TlsConfig, default_shards,
-    limits,
+    AuditConfig, AuthConfig, CACHE_BYTES, Config, ConfigFaults, DEFAULT_ADMIN_LISTEN,
+    DEFAULT_AUDIENCE, DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS, KeySetUrl, KeySource,
+    LogConfig, LogFormat, RECLAIM_BYTES_PER_SECOND, SEGMENT_BYTES, SHARDS, StorageConfig,
+    TlsConfig, default_shards, limits,
 };
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigFaults> {
@@ -32,6 +32,7 @@ pub(super) fn config(file: &mut Section<'_>) -> Config {
         storage: file.table("storage", storage),
         drain: file.table("drain", drain),
         log: file.table("log", log),
+        audit: file.table("audit", |audit| AuditConfig { path: audit.optional_path("path") }),
     }
 }
 

@@ -16,12 +16,12 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::{Phase, State, reload};
-use crate::metrics::{ProcessMetrics, ShardMetrics, expose_gauge};
+use crate::metrics::{ProcessMetrics, expose_gauge};
 
 pub(super) fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
     listener.set_nonblocking(true)?;
@@ -113,27 +113,13 @@ fn readiness(state: &State) -> Response<Full<Bytes>> {
 }
 
 async fn metrics(state: &State) -> Response<Full<Bytes>> {
-    // All are asked before any is awaited, so the copies are of about the same moment.
-    let mut replies = Vec::with_capacity(state.shards);
-    for port in state.ports.borrow().iter() {
-        let (reply, answer) = oneshot::channel();
-        port.request_metrics(reply);
-        replies.push(answer);
-    }
-    let deadline = tokio::time::Instant::now() + SHARD_REPLY_MAX;
-    let mut sum = ShardMetrics::default();
-    let mut silent = 0;
-    for answer in replies {
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(shard)) => sum.merge(&shard),
-            _ => silent += 1,
-        }
-    }
+    let (sum, silent) = state.shard_metrics().await;
     let mut body = String::with_capacity(16 * 1024);
     sum.expose(&mut body);
     expose_gauge(&mut body, "ringpost_shards", "Shards of this process.", state.shards as u64);
     let help = "Shards that did not answer and are not in these numbers.";
     expose_gauge(&mut body, "ringpost_shards_silent", help, silent);
+    state.audit.expose(&mut body);
     state.metrics.expose(&mut body, reload::unix_ms());
     ProcessMetrics::read().expose(&mut body);
     reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
@@ -159,5 +145,3 @@ const CONNECTION_MAX: Duration = Duration::from_secs(600);
 /// Longest wait for a request.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A shard answers within one turn of its loop; this long only when it is stuck.
-const SHARD_REPLY_MAX: Duration = Duration::from_secs(2);

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -35,6 +36,8 @@ pub struct Claims {
     pub device: DeviceId,
     /// The token is valid while `now_unix_ms < expires_unix_ms`.
     pub expires_unix_ms: u64,
+    /// The key that signed it.
+    pub key_id: Arc<str>,
 }
 
 /// Why a token was refused.
@@ -89,6 +92,7 @@ pub enum KeySetFault {
 struct VerifyingKey {
     algorithm: Algorithm,
     key: DecodingKey,
+    key_id: Arc<str>,
     /// RFC 7638: what tells two keys apart.
     thumbprint: String,
 }
@@ -129,7 +133,8 @@ impl Verifier {
                 return Err(broken());
             }
             let thumbprint = jwk.thumbprint(ThumbprintHash::SHA256).map_err(|_| broken())?;
-            let key = VerifyingKey { algorithm, key, thumbprint };
+            let id = Arc::from(key_id.as_str());
+            let key = VerifyingKey { algorithm, key, key_id: id, thumbprint };
             if keys.insert(key_id.clone(), key).is_some() {
                 return Err(KeySetFault::KeyIdTwice { origin: origin(), key_id });
             }
@@ -161,7 +166,7 @@ impl Verifier {
         if !valid.unwrap_or(false) {
             return Err(AuthFault::SignatureWrong);
         }
-        self.check_claims(decode_part(payload)?, now_unix_ms)
+        self.check_claims(decode_part(payload)?, &key.key_id, now_unix_ms)
     }
 
     /// The ids of the keys, sorted.
@@ -175,7 +180,12 @@ impl Verifier {
         self.keys.len()
     }
 
-    fn check_claims(&self, claims: RawClaims, now_unix_ms: u64) -> Result<Claims, AuthFault> {
+    fn check_claims(
+        &self,
+        claims: RawClaims,
+        key_id: &Arc<str>,
+        now_unix_ms: u64,
+    ) -> Result<Claims, AuthFault> {
         let named = claims.aud.and_then(|aud| names_audience(&aud, &self.audience));
         if !named.ok_or(AuthFault::ClaimMissing("aud"))? {
             return Err(AuthFault::AudienceWrong);
@@ -197,8 +207,18 @@ impl Verifier {
             user: UserId::new(&user).map_err(AuthFault::UserInvalid)?,
             device: DeviceId::new(&device).map_err(AuthFault::DeviceInvalid)?,
             expires_unix_ms,
+            key_id: Arc::clone(key_id),
         })
     }
+}
+
+/// The key that a token names, if it can be read: for the audit log, proves nothing.
+pub fn claimed_key_id(token: &str) -> Option<String> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return None;
+    }
+    let (header, _) = token.split_once('.')?;
+    decode_part::<Header>(header).ok()?.kid
 }
 
 impl KeySetFault {

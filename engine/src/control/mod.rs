@@ -20,6 +20,7 @@ use self::counts::ControlMetrics;
 use self::keys::{Demand, Refresher};
 use self::reload::Reloader;
 use self::validity::Validity;
+use crate::audit::{AuditEvent, AuditLog};
 use crate::config::DrainConfig;
 use crate::metrics::ShardMetrics;
 use crate::shard::ShardSettings;
@@ -29,6 +30,7 @@ pub mod auth;
 mod counts;
 pub mod dev;
 pub mod keys;
+mod refusals;
 pub mod reload;
 pub mod tls_files;
 pub mod token;
@@ -193,6 +195,7 @@ pub struct Control {
     pub refresher: Option<Refresher>,
     /// `None`: there is no file to read again, and SIGHUP ends the gateway as SIGTERM does.
     pub reloader: Option<Reloader>,
+    pub audit: AuditLog,
 }
 
 /// Whether clients are served, as `/readyz` says.
@@ -216,6 +219,7 @@ struct State {
     settings: RefCell<ShardSettings>,
     key_demand: Arc<Demand>,
     refreshing: RefCell<Option<AbortHandle>>,
+    audit: AuditLog,
     metrics: ControlMetrics,
 }
 
@@ -228,6 +232,26 @@ impl State {
         if let Some(before) = state.refreshing.replace(task) {
             before.abort();
         }
+    }
+
+    /// The counters of all shards that answer, and how many do not.
+    async fn shard_metrics(&self) -> (ShardMetrics, u64) {
+        // All are asked before any is awaited, so the copies are of about the same moment.
+        let mut replies = Vec::with_capacity(self.shards);
+        for port in self.ports.borrow().iter() {
+            let (reply, answer) = oneshot::channel();
+            port.request_metrics(reply);
+            replies.push(answer);
+        }
+        let deadline = tokio::time::Instant::now() + SHARD_REPLY_MAX;
+        let (mut sum, mut silent) = (ShardMetrics::default(), 0);
+        for answer in replies {
+            match tokio::time::timeout_at(deadline, answer).await {
+                Ok(Ok(shard)) => sum.merge(&shard),
+                _ => silent += 1,
+            }
+        }
+        (sum, silent)
     }
 
     /// Shards whose store has failed and is not open again.
@@ -269,8 +293,10 @@ impl Control {
             settings: RefCell::new(self.settings),
             key_demand,
             refreshing: RefCell::default(),
+            audit: self.audit,
         });
         State::refresh_keys(&state, self.refresher);
+        tokio::task::spawn_local(refusals::tell(Rc::clone(&state)));
         tokio::task::spawn_local(admin::serve(listener, Rc::clone(&state)));
         match self.reloader {
             Some(reloader) => {
@@ -295,6 +321,7 @@ async fn serve_until_stopped(
         let report = tokio::select! {
             name = stop.next() => {
                 info!("{name}: draining");
+                state.audit.record(AuditEvent::Draining { signal: name });
                 return Ok(());
             }
             report = reports.recv() => report.expect("a reporter reports before it is dropped"),
@@ -413,6 +440,8 @@ async fn received(signal: &mut Option<Signal>) {
     }
 }
 
+/// A shard answers within one turn of its loop; this long only when it is stuck.
+const SHARD_REPLY_MAX: Duration = Duration::from_secs(2);
 /// Ready, drained or failed, and one to spare.
 const REPORTS_PER_SHARD: usize = 3;
 /// Beyond the shards' own limit: closing, the last sync.

@@ -7,16 +7,18 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use super::auth::Verifier;
 use super::keys::{self, KeysFault, Obtained};
 use super::tls_files::{self, TlsFilesFault};
 use super::validity::{Standing, Validity};
-use super::{DrainPlan, Phase, State};
+use super::{DrainPlan, Phase, SHARD_REPLY_MAX, State};
+use crate::audit::{AuditEvent, AuditFault, AuditFile};
 use crate::config::{Config, ConfigFaults, KeySource};
 use crate::transport::Acceptor;
 use crate::transport::tls;
@@ -47,6 +49,8 @@ enum ReloadFault {
     Certificate(#[from] tls::ConfigFault),
     #[error(transparent)]
     Keys(#[from] KeysFault),
+    #[error(transparent)]
+    Audit(#[from] AuditFault),
 }
 
 /// Checked, and not yet applied.
@@ -55,6 +59,7 @@ struct Prepared {
     acceptor: Acceptor,
     /// `None`: as they are.
     keys: Option<Obtained>,
+    audit: AuditFile,
     validity: Validity,
 }
 
@@ -70,9 +75,20 @@ impl Reloader {
                 Ok(prepared) => self.apply(prepared, &state).await,
                 Err(fault) => {
                     fault.log();
+                    self.reopen_audit(&state);
+                    let reason = fault.to_string();
+                    state.audit.record(AuditEvent::ReloadRefused { reason });
                     state.metrics.reload_refused();
                 }
             }
+        }
+    }
+
+    /// The log may have been moved away, which is no reason to wait for a configuration that is good.
+    fn reopen_audit(&self, state: &State) {
+        match AuditFile::open(self.config.audit.path.as_deref()) {
+            Ok(file) => state.audit.change_file(file),
+            Err(fault) => warn!(%fault, fix = fault.fix(), "the audit log goes on as it is"),
         }
     }
 
@@ -86,7 +102,8 @@ impl Reloader {
         }
         let acceptor = state.settings.borrow().acceptor.with_certificate(files)?;
         let keys = self.new_keys(&config).await?;
-        Ok(Prepared { config, acceptor, keys, validity })
+        let audit = AuditFile::open(config.audit.path.as_deref())?;
+        Ok(Prepared { config, acceptor, keys, audit, validity })
     }
 
     /// `None`: they come from the same URL as before, which is asked beside the reload, because the
@@ -103,17 +120,23 @@ impl Reloader {
     }
 
     async fn apply(&mut self, prepared: Prepared, state: &Rc<State>) {
-        let Prepared { config, acceptor, keys, validity } = prepared;
+        let Prepared { config, acceptor, keys, audit, validity } = prepared;
         if let Err(text) = (self.set_log_filter)(&config.log.filter) {
             warn!("the log filter stays as it was: {text}");
         }
+        let audits = audit.is_open();
+        state.audit.change_file(audit);
         state.drain.set(DrainPlan::from(&config.drain));
         {
             let mut settings = state.settings.borrow_mut();
             settings.acceptor = acceptor;
+            settings.audits = audits;
             settings.limits = Arc::new(config.limits.live.within(self.connections_room));
             settings.reconnect_jitter_ms = config.drain.reconnect_jitter_ms;
             if let Some(Obtained { verifier, .. }) = &keys {
+                if *settings.verifier != *verifier {
+                    state.audit.record(keys_changed(verifier));
+                }
                 settings.verifier = Arc::new(verifier.clone());
             }
         }
@@ -130,15 +153,23 @@ impl Reloader {
         if silent > 0 {
             warn!(silent, "shards are busy and take the new settings later");
         }
-        for key in self.started.needs_restart(&config) {
+        let restart_needed = self.started.needs_restart(&config);
+        for key in &restart_needed {
             warn!(key, "this key has changed, and takes effect at the next start");
         }
         tls_files::tell_validity(&config.tls.certificate_path, &validity);
         let keys = state.settings.borrow().verifier.key_count();
         info!(path = %self.path.display(), keys, "configuration reloaded");
+        state.audit.record(AuditEvent::Reloaded { restart_needed });
         state.metrics.reloaded(unix_ms() / 1_000, validity);
         self.config = config;
     }
+}
+
+/// For the audit log.
+pub(super) fn keys_changed(verifier: &Verifier) -> AuditEvent {
+    let key_ids = verifier.key_ids().into_iter().map(str::to_owned).collect();
+    AuditEvent::KeysChanged { key_ids }
 }
 
 /// Gives the settings to all shards. Returns how many have not taken them yet.
@@ -149,7 +180,7 @@ pub(super) async fn apply_to_shards(state: &State) -> usize {
         port.apply(state.settings.borrow().clone(), applied);
         answers.push(answer);
     }
-    let deadline = tokio::time::Instant::now() + APPLY_MAX;
+    let deadline = tokio::time::Instant::now() + SHARD_REPLY_MAX;
     let mut silent = 0;
     for answer in answers {
         if !matches!(tokio::time::timeout_at(deadline, answer).await, Ok(Ok(()))) {
@@ -170,6 +201,7 @@ impl ReloadFault {
             }
             Self::TlsFiles(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
             Self::Certificate(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
+            Self::Audit(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
             Self::Keys(fault) => error!(%fault, fix = fault.fix(), "{KEPT}"),
         }
     }
@@ -180,6 +212,3 @@ pub(super) fn unix_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
-
-/// A shard takes its settings within one turn of its loop.
-const APPLY_MAX: Duration = Duration::from_secs(2);

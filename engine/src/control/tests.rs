@@ -7,6 +7,7 @@ use std::thread;
 
 use super::auth::Verifier;
 use super::*;
+use crate::audit::{AuditFile, Pseudonyms};
 use crate::transport::Acceptor;
 use crate::transport::tls::ServerConfig;
 
@@ -65,6 +66,7 @@ fn world(silent: Option<u16>) -> World {
             keys_unix_ms: 0,
             refresher: None,
             reloader: None,
+            audit: no_audit(),
         },
         admin: address,
         reporters,
@@ -81,7 +83,14 @@ fn settings() -> ShardSettings {
         verifier: Arc::new(Verifier::load(&files.jwks, "ringpost").unwrap()),
         limits: Arc::default(),
         reconnect_jitter_ms: 0,
+        audits: false,
     }
+}
+
+fn no_audit() -> AuditLog {
+    let place = tempfile::tempdir().unwrap();
+    let file = AuditFile::open(None).unwrap();
+    AuditLog::start(file, Pseudonyms::of(place.path()).unwrap()).unwrap()
 }
 
 fn request(admin: SocketAddr, line: &str) -> (u16, String) {

@@ -149,6 +149,11 @@ impl<L: Label> Family<L> {
         self.counts[value.index()] += 1;
     }
 
+    /// Every value of the label, and its count.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        L::VALUES.iter().copied().zip(self.counts)
+    }
+
     pub fn get(&self, value: L) -> u64 {
         self.counts[value.index()]
     }

@@ -162,8 +162,15 @@ impl<R: Ring> Shard<R> {
     /// Verifies the token on the shard that accepted, so that a flood of bad tokens is spread as
     /// the connections are.
     pub(super) fn handle_hello(&mut self, key: ConnKey, hello: Hello) -> Result<(), PeerFault> {
-        let claims = self.verify(&hello.token)?;
+        let claims = match self.verify(&hello.token) {
+            Ok(claims) => claims,
+            Err(fault) => {
+                self.audit_refused(key, &hello, None, &fault);
+                return Err(fault);
+            }
+        };
         if claims.device != hello.device {
+            self.audit_refused(key, &hello, Some(&claims), &PeerFault::TokenMismatch);
             return Err(PeerFault::TokenMismatch);
         }
         let conn = self.conns.get_mut(key).expect("its frame is being handled");
@@ -250,12 +257,19 @@ impl<R: Ring> Shard<R> {
         device: DeviceIndex,
         token: &str,
     ) -> Result<(), PeerFault> {
-        let claims = self.verify(token)?;
         let home = self.home.as_ref().expect("an open connection is at home");
-        let address = &home.device(device).address;
-        if claims.user != address.user || claims.device != address.device {
-            return Err(PeerFault::TokenMismatch);
-        }
+        let address = home.device(device).address.clone();
+        let claims = self.verify(token).and_then(|claims| {
+            let is_same = claims.user == address.user && claims.device == address.device;
+            is_same.then_some(claims).ok_or(PeerFault::TokenMismatch)
+        });
+        let claims = match claims {
+            Ok(claims) => claims,
+            Err(fault) => {
+                self.audit_renewal_refused(key, device, token, &fault);
+                return Err(fault);
+            }
+        };
         let conn = self.conns.get_mut(key).expect("its frame is being handled");
         conn.session.renewed(claims.expires_unix_ms);
         self.schedule(key);

@@ -19,6 +19,7 @@ use super::home::{Awaiting, OpenStore, ReadFor};
 use super::message::{DeviceIndex, Login};
 use super::receipts::AckWalk;
 use super::{Shard, Time};
+use crate::audit::AuditEvent;
 use crate::limits::{DEVICES_PER_SHARD_MAX, OUTBOUND_BYTES_MAX};
 use crate::metrics::Bound;
 
@@ -68,7 +69,13 @@ impl<R: Ring> Shard<R> {
     pub(super) fn attach(&mut self, key: ConnKey, login: Login) -> Result<(), PeerFault> {
         let address =
             DeviceAddress { user: login.claims.user.clone(), device: login.claims.device.clone() };
-        let index = self.register(&address)?;
+        let index = match self.register(&address) {
+            Ok(index) => index,
+            Err(fault) => {
+                self.audit_refused(key, &login.hello, Some(&login.claims), &fault);
+                return Err(fault);
+            }
+        };
         let home = self.home.as_mut().expect("arrives at its home");
         let device = home.device_mut(index);
         let known = login.hello.mailbox_id == device.mailbox;
@@ -96,6 +103,10 @@ impl<R: Ring> Shard<R> {
         let replaced = home.device_mut(index).attached.replace(Box::new(attached));
         let conn = self.conns.get_mut(key).expect("just arrived");
         conn.phase = Phase::Registering { device: index };
+        if replaced.is_some() {
+            self.audit_login(index, AuditEvent::Replaced);
+        }
+        let home = self.home.as_mut().expect("arrives at its home");
         let open = home.state.open_mut();
         if open.unsynced_records() == 0 || is_active(Mutant::WelcomeBeforeSync) {
             self.welcome(key);
@@ -150,6 +161,7 @@ impl<R: Ring> Shard<R> {
         let expires_unix_ms = attached.login.claims.expires_unix_ms;
         conn.session.welcome(self.time.now_ms, expires_unix_ms, &welcome, &mut conn.out);
         self.metrics.hello_accepted += 1;
+        self.audit_login(index, AuditEvent::LoginAccepted);
         self.mark_dirty(key);
         self.schedule(key);
         self.rearm.push(key);

@@ -5,6 +5,7 @@ use ringpost_protocol::message::{Hello, Outcome, Recipient, SendBody};
 
 use super::conn::Conn;
 use super::settings::ShardSettings;
+use crate::audit::AuditEvent;
 use crate::control::auth::Claims;
 use crate::metrics::ShardMetrics;
 
@@ -121,6 +122,8 @@ pub enum ShardEvent {
     Reopening { shard: u16, reason: String },
     /// A token names a key that is not known. It may come often.
     UnknownKey { shard: u16 },
+    /// For the audit log, while one is kept.
+    Audit(Box<AuditEvent>),
     /// It is open again.
     Reopened { shard: u16 },
     /// Draining: no connection is left, but other shards may still ask for something.

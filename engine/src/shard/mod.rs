@@ -10,6 +10,7 @@
 mod token;
 pub mod message;
 mod settings;
+mod audit;
 mod accept;
 mod greeting;
 mod proxied;
@@ -110,6 +111,7 @@ pub struct Shard<R> {
     limits: Arc<LimitSet>,
     /// Clients sent away for overload come back after a time from zero up to this.
     reconnect_jitter_ms: u64,
+    audits: bool,
     ring: R,
     time: Time,
     completions: Vec<Completion>,
@@ -156,7 +158,7 @@ pub struct Shard<R> {
 impl<R: Ring> Shard<R> {
     pub fn new(config: ShardConfig, parts: ShardParts<R>) -> Self {
         let ShardParts { ring, listener, mesh, settings, addresses, store, events } = parts;
-        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms } = settings;
+        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms, audits } = settings;
         assert!(config.storage_shards <= SHARDS_MAX && config.storage_shards <= mesh.shards());
         assert_eq!(store.is_some(), config.shard < config.storage_shards);
         let time = Time { now_ms: ring.now_ns() / 1_000_000, unix_ms: ring.unix_ms() };
@@ -198,6 +200,7 @@ impl<R: Ring> Shard<R> {
             failed: false,
             limits,
             reconnect_jitter_ms,
+            audits,
             config,
         }
     }

@@ -20,12 +20,15 @@ pub struct ShardSettings {
     pub limits: Arc<LimitSet>,
     /// Clients sent away for overload come back after a time from zero up to this.
     pub reconnect_jitter_ms: u64,
+    /// Somebody keeps an audit log: tell what happens at logins.
+    pub audits: bool,
 }
 
 impl<R: Ring> Shard<R> {
     /// Takes a whole new set. Nobody is disconnected: a lower bound holds for what comes.
     pub(super) fn apply(&mut self, settings: ShardSettings) {
-        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms } = settings;
+        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms, audits } = settings;
+        self.audits = audits;
         (self.acceptor, self.verifier) = (acceptor, verifier);
         (self.limits, self.reconnect_jitter_ms) = (limits, reconnect_jitter_ms);
         let LimitSet { mailbox_records_max, mailbox_bytes_max, .. } = *self.limits;

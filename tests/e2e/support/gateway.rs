@@ -34,6 +34,8 @@ pub struct Settings {
     pub limits: &'static str,
     /// More lines beside `listen`.
     pub listener: &'static str,
+    /// Keeps an audit log, beside the configuration.
+    pub audits: bool,
 }
 
 impl Default for Settings {
@@ -49,6 +51,7 @@ impl Default for Settings {
             jwks_url: None,
             limits: "",
             listener: "",
+            audits: false,
         }
     }
 }
@@ -202,6 +205,7 @@ impl Gateway {
             jwks_url,
             limits,
             listener,
+            audits,
         } = &self.settings;
         let comma = if limits.is_empty() { "" } else { ", " };
         let data_dir = data_dir.as_deref().unwrap_or_else(|| Path::new("store")).display();
@@ -231,6 +235,9 @@ impl Gateway {
              log = {{ filter = \"debug\" }}\n"
         )
         .unwrap();
+        if *audits {
+            text.push_str("audit.path = \"audit.jsonl\"\n");
+        }
         text
     }
 

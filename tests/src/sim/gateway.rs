@@ -183,6 +183,7 @@ impl Gateway {
             verifier: Arc::clone(&self.verifier),
             limits: Arc::new(limits),
             reconnect_jitter_ms: 1_000,
+            audits: true,
         }
     }
 
@@ -269,7 +270,9 @@ impl Gateway {
         for event in events {
             match event {
                 ShardEvent::Ready { .. } | ShardEvent::Reopened { .. } => oracle.opened(),
-                ShardEvent::Finished { .. } | ShardEvent::UnknownKey { .. } => {}
+                ShardEvent::Finished { .. }
+                | ShardEvent::UnknownKey { .. }
+                | ShardEvent::Audit(_) => {}
                 ShardEvent::Reopening { shard, reason } => {
                     oracle.answers_lost = true;
                     let mut host = self.host.borrow_mut();

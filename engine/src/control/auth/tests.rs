@@ -63,6 +63,7 @@ fn assemble(header: &Value, claims: &Value, signature: &[u8]) -> String {
 
 fn expected() -> Claims {
     Claims {
+        key_id: "k".into(),
         user: UserId::new("alice").unwrap(),
         device: DeviceId::new("phone").unwrap(),
         expires_unix_ms: EXP * 1000,
@@ -97,7 +98,9 @@ fn all_three_algorithms_verify() {
         (Algorithm::RS256, "rsa", EncodingKey::from_rsa_pem(rsa_pem.as_bytes()).unwrap()),
     ] {
         let token = sign(algorithm, kid, &claims(), &key);
-        assert_eq!(verifier.verify(&token, NOW_MS), Ok(expected()), "{algorithm:?}");
+        let claims = Claims { key_id: kid.into(), ..expected() };
+        assert_eq!(verifier.verify(&token, NOW_MS), Ok(claims), "{algorithm:?}");
+        assert_eq!(claimed_key_id(&token).as_deref(), Some(kid));
     }
 }
 
@@ -110,7 +113,9 @@ fn minted_tokens_verify() {
         let verifier = verifier(&keys).unwrap();
         let Claims { user, device, .. } = expected();
         let token = key.mint(&user, &device, "ringpost", NOW_MS, 60).unwrap();
-        assert_eq!(verifier.verify(&token, NOW_MS), Ok(expected()));
+        let key_id = verifier.key_ids()[0].into();
+        let claims = Claims { key_id, ..expected() };
+        assert_eq!(verifier.verify(&token, NOW_MS), Ok(claims));
     }
     let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
     assert!(TokenKey::from_pem(p384.as_bytes()).is_err());

@@ -25,7 +25,7 @@ use self::kept::KeptFile;
 use self::schedule::Schedule;
 use super::State;
 use super::auth::{KeySetFault, Verifier};
-use super::reload::{apply_to_shards, unix_ms};
+use super::reload::{apply_to_shards, keys_changed, unix_ms};
 use crate::config::{AuthConfig, KeySetUrl, KeySource};
 use crate::limits::KEY_SET_FETCH_MS_MAX;
 
@@ -188,6 +188,7 @@ async fn install(verifier: Verifier, state: &State) {
         return;
     }
     info!(keys = verifier.key_count(), key_ids = ?verifier.key_ids(), "new keys");
+    state.audit.record(keys_changed(&verifier));
     state.settings.borrow_mut().verifier = Arc::new(verifier);
     apply_to_shards(state).await;
 }
