@@ -2,7 +2,7 @@
 //! gift to whoever wants to fill the disk.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::State;
 use crate::audit::AuditEvent;
@@ -11,7 +11,7 @@ use crate::metrics::ShardMetrics;
 
 /// Compares the counters again and again, as long as the gateway runs.
 pub(super) async fn tell(state: Rc<State>) {
-    let mut before = counts(&ShardMetrics::default());
+    let (mut before, mut told) = (counts(&ShardMetrics::default()), Instant::now());
     loop {
         tokio::time::sleep(Duration::from_millis(AUDIT_REFUSALS_MS)).await;
         if !state.settings.borrow().audits {
@@ -24,10 +24,10 @@ pub(super) async fn tell(state: Rc<State>) {
         let now = counts(&metrics);
         let risen = risen(&before, &now);
         if !risen.is_empty() {
-            let seconds = AUDIT_REFUSALS_MS / 1_000;
+            let seconds = told.elapsed().as_secs();
             state.audit.record(AuditEvent::Refusals { seconds, counts: risen });
         }
-        before = now;
+        (before, told) = (now, Instant::now());
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::auth::Verifier;
-use super::keys::{self, KeysFault, Obtained};
+use super::keys::{self, KeysFault, Obtained, Refresher};
 use super::tls_files::{self, TlsFilesFault};
 use super::validity::{Standing, Validity};
 use super::{DrainPlan, Phase, SHARD_REPLY_MAX, State};
@@ -57,10 +57,16 @@ enum ReloadFault {
 struct Prepared {
     config: Config,
     acceptor: Acceptor,
-    /// `None`: as they are.
-    keys: Option<Obtained>,
+    keys: NewKeys,
     audit: AuditFile,
     validity: Validity,
+}
+
+/// Where a reload gets its keys.
+enum NewKeys {
+    Now(Obtained),
+    /// They come from the same URL as before: the last good ones will do until it answers.
+    Later(Refresher),
 }
 
 impl Reloader {
@@ -106,16 +112,17 @@ impl Reloader {
         Ok(Prepared { config, acceptor, keys, audit, validity })
     }
 
-    /// `None`: they come from the same URL as before, which is asked beside the reload, because the
-    /// last good ones will do.
-    async fn new_keys(&self, config: &Config) -> Result<Option<Obtained>, ReloadFault> {
-        if matches!(config.auth.keys, KeySource::Url(_)) && config.auth == self.config.auth {
-            return Ok(None);
+    async fn new_keys(&self, config: &Config) -> Result<NewKeys, ReloadFault> {
+        let (auth, data_dir) = (&config.auth, &self.started.data_dir);
+        if let KeySource::Url(url) = &auth.keys
+            && *auth == self.config.auth
+        {
+            return Ok(NewKeys::Later(Refresher::new(url, &auth.audience, data_dir)?));
         }
-        let obtained = keys::obtain(&config.auth, &self.started.data_dir).await?;
+        let obtained = keys::obtain(auth, data_dir).await?;
         match obtained.fault {
             Some(fault) => Err(fault.into()),
-            None => Ok(Some(obtained)),
+            None => Ok(NewKeys::Now(obtained)),
         }
     }
 
@@ -133,7 +140,7 @@ impl Reloader {
             settings.audits = audits;
             settings.limits = Arc::new(config.limits.live.within(self.connections_room));
             settings.reconnect_jitter_ms = config.drain.reconnect_jitter_ms;
-            if let Some(Obtained { verifier, .. }) = &keys {
+            if let NewKeys::Now(Obtained { verifier, .. }) = &keys {
                 if *settings.verifier != *verifier {
                     state.audit.record(keys_changed(verifier));
                 }
@@ -141,13 +148,13 @@ impl Reloader {
             }
         }
         match keys {
-            Some(obtained) => {
+            NewKeys::Now(obtained) => {
                 obtained.keep();
                 let Obtained { fetched_unix_ms, refresher, .. } = obtained;
                 state.metrics.keys_read(fetched_unix_ms);
                 State::refresh_keys(state, refresher);
             }
-            None => state.key_demand.raise(),
+            NewKeys::Later(refresher) => State::refresh_keys(state, Some(refresher)),
         }
         let silent = apply_to_shards(state).await;
         if silent > 0 {

@@ -72,18 +72,15 @@ pub struct Demand {
 /// Reads the file, or asks the URL; if that fails, the set kept in `data_dir` will do. Writes nothing:
 /// see [`Obtained::keep`].
 pub async fn obtain(auth: &AuthConfig, data_dir: &Path) -> Result<Obtained, KeysFault> {
-    let url = match &auth.keys {
+    match &auth.keys {
         KeySource::File(path) => {
             let verifier = Verifier::load(path, &auth.audience)?;
             let fetched_unix_ms = unix_ms();
             let (fault, refresher, text) = (None, None, None);
-            return Ok(Obtained { verifier, fetched_unix_ms, fault, refresher, text });
+            Ok(Obtained { verifier, fetched_unix_ms, fault, refresher, text })
         }
-        KeySource::Url(url) => url,
-    };
-    let time_max = Duration::from_millis(KEY_SET_FETCH_MS_MAX);
-    let fetcher = Fetcher::new(url, time_max).map_err(|fault| fetch_fault(url, fault))?;
-    Refresher::begin(fetcher, KeptFile::of(data_dir), auth.audience.clone()).await
+        KeySource::Url(url) => Refresher::new(url, &auth.audience, data_dir)?.obtain().await,
+    }
 }
 
 /// As [`obtain`], for a caller without a runtime.
@@ -105,30 +102,35 @@ impl Obtained {
 }
 
 impl Refresher {
-    async fn begin(
-        fetcher: Fetcher,
-        kept: KeptFile,
-        audience: String,
-    ) -> Result<Obtained, KeysFault> {
-        let started = Instant::now();
-        let mut refresher =
-            Self { fetcher, kept, audience, schedule: Schedule::at_once(0), started };
-        let fault = match refresher.fetch().await {
+    /// Asks at once when it runs. Reads the certificate authorities.
+    pub(super) fn new(url: &KeySetUrl, audience: &str, data_dir: &Path) -> Result<Self, KeysFault> {
+        let time_max = Duration::from_millis(KEY_SET_FETCH_MS_MAX);
+        Ok(Self {
+            fetcher: Fetcher::new(url, time_max).map_err(|fault| fetch_fault(url, fault))?,
+            kept: KeptFile::of(data_dir),
+            audience: audience.to_owned(),
+            schedule: Schedule::at_once(0),
+            started: Instant::now(),
+        })
+    }
+
+    async fn obtain(mut self) -> Result<Obtained, KeysFault> {
+        let fault = match self.fetch().await {
             Ok((verifier, Fetched { body, max_age_s })) => {
-                refresher.schedule = Schedule::new(refresher.now_ms(), max_age_s);
-                let (fetched_unix_ms, refresher) = (unix_ms(), Some(refresher));
+                self.schedule = Schedule::new(self.now_ms(), max_age_s);
+                let (fetched_unix_ms, refresher) = (unix_ms(), Some(self));
                 let text = Some(body);
                 return Ok(Obtained { verifier, fetched_unix_ms, fault: None, refresher, text });
             }
             Err(fault) => fault,
         };
-        let Some((text, fetched_unix_ms)) = refresher.kept.read(&refresher.fetcher.url) else {
+        let Some((text, fetched_unix_ms)) = self.kept.read(&self.fetcher.url) else {
             return Err(fault);
         };
-        let origin = refresher.fetcher.url.to_string();
-        let verifier = Verifier::parse(&text, &origin, &refresher.audience)?;
-        refresher.schedule.failed(refresher.now_ms(), rand::random());
-        let (fault, refresher, text) = (Some(fault), Some(refresher), None);
+        let origin = self.fetcher.url.to_string();
+        let verifier = Verifier::parse(&text, &origin, &self.audience)?;
+        self.schedule.failed(self.now_ms(), rand::random());
+        let (fault, refresher, text) = (Some(fault), Some(self), None);
         Ok(Obtained { verifier, fetched_unix_ms, fault, refresher, text })
     }
 
