@@ -73,8 +73,8 @@ labels! {
         ReceiveFrames = "receive_frames",
         /// A connection that does not read the answers to what it sends, and so is not read.
         Answers = "answers",
-        MailboxRecords = "mailbox_records",
-        MailboxBytes = "mailbox_bytes",
+        /// A mailbox that took a message no more: it has as many as allowed, or as many bytes.
+        Mailbox = "mailbox",
         /// A sender that holds its quarter of a mailbox.
         SenderShare = "sender_share",
         SendsUnanswered = "sends_unanswered",

@@ -38,6 +38,10 @@ impl<R: Ring> Shard<R> {
         for &index in deposited.fresh.iter().chain(&deposited.full) {
             open.await_durable(Awaiting::Fresh(index));
         }
+        for _ in &deposited.full {
+            let full = deposited.any_mailbox_full;
+            self.metrics.bound_hits.add(if full { Bound::Mailbox } else { Bound::SenderShare });
+        }
         let skipped = std::mem::take(&mut deposited.skipped);
         home.deposited = deposited;
         let outcome = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
@@ -216,7 +220,7 @@ fn bound_of(refusal: &Outcome) -> Bound {
         Outcome::Rejected { code: RejectCode::Overloaded, .. } => Bound::UnsyncedRecords,
         Outcome::Rejected { code: RejectCode::StorageFailed, .. } => Bound::StoreWaiting,
         Outcome::Rejected { code: RejectCode::StorageFull, .. } => Bound::DiskRoom,
-        _ => Bound::MailboxRecords,
+        _ => Bound::Mailbox,
     }
 }
 

@@ -32,7 +32,7 @@ mod drain;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use ringpost_ring::{Completion, Listener, OpId, Ring, WOKEN_TOKEN};
+use ringpost_ring::{COMPLETIONS_PER_ENTER_MAX, Completion, Listener, OpId, Ring, WOKEN_TOKEN};
 use ringpost_storage::{Store, StoreConfig};
 
 use self::conn::{ConnKey, ConnTable};
@@ -49,7 +49,7 @@ use self::wheel::Wheel;
 use crate::control::auth::Verifier;
 use crate::limits::{AddressTable, Cidr, LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
 use crate::mesh::{Mesh, Source};
-use crate::metrics::ShardMetrics;
+use crate::metrics::{Bound, ShardMetrics};
 use crate::transport::Acceptor;
 
 /// What a shard is told at its start, once and for all.
@@ -239,6 +239,9 @@ impl<R: Ring> Shard<R> {
         let sleeps = wait_ns > 0 && self.mesh.arm_sleep();
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.enter(if sleeps { wait_ns } else { 0 }, &mut completions);
+        if completions.len() + 1 >= COMPLETIONS_PER_ENTER_MAX {
+            self.metrics.bound_hits.add(Bound::CompletionsPerTurn);
+        }
         self.completions = completions;
         if sleeps {
             self.mesh.disarm_sleep();

@@ -11,6 +11,11 @@
 //! not yet durable can be promised or denied. Sends whose outcome is unknown are not answered: their
 //! clients are sent away, and replay them (see `route`). Connections of the devices that live here
 //! are sent away too. Receipts are stored again. What arrives meanwhile waits in the backlog.
+//!
+//! What the store had made durable is still on the disk, but is not delivered until it is open again:
+//! only recovery can tell which records those are, an acknowledgement could not be kept, and so the
+//! same messages would come twice. It takes as long as a recovery, most often milliseconds; devices
+//! of other shards do not notice.
 
 use std::collections::VecDeque;
 

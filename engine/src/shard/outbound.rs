@@ -13,6 +13,7 @@ use super::Shard;
 use super::conn::{Closing, ConnKey, Held, Phase, Shutdown};
 use super::token::Token;
 use crate::limits::{LINGER_MS, SPARE_BUFFER_BYTES_MAX, SPARE_BUFFERS_MAX};
+use crate::metrics::Bound;
 
 impl<R: Ring> Shard<R> {
     /// Puts a connection into the queue of this turn's flush.
@@ -114,6 +115,9 @@ impl<R: Ring> Shard<R> {
             self.metrics.peer_faults += 1;
         } else {
             self.metrics.hello_refused.add(fault.into());
+        }
+        if matches!(fault, PeerFault::WindowExceeded) {
+            self.metrics.bound_hits.add(Bound::SendsUnanswered);
         }
         if !conn.transport.is_handshaking() {
             message::put_fault(&mut conn.out, fault);
