@@ -195,6 +195,8 @@ shard_metrics! {
         "ringpost_store_checkpoints_failed_total", "Checkpoints given up.";
     store_disk_reads: Counter =
         "ringpost_store_disk_reads_total", "Records that were not in memory when they were wanted.";
+    store_reads_waiting: Gauge = "ringpost_store_reads_waiting",
+        "Reads of records that wait until others have ended.";
     expiry_clock_lag: Highest = "ringpost_expiry_clock_lag_seconds",
         "How far the expiry clock is behind the host's, on the shard where it is most.";
     stores_full: Gauge = "ringpost_stores_full",
@@ -248,6 +250,7 @@ impl ShardMetrics {
         self.store_bytes.set(stats.file_bytes);
         self.store_live_bytes.set(stats.live_bytes);
         self.store_index_bytes.set(stats.index_bytes);
+        self.store_reads_waiting.set(stats.reads_waiting);
         self.stores_full.set(u64::from(stats.disk_full));
         let mut counts = before;
         counts += StoreCounts::of(stats);

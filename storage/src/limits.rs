@@ -104,6 +104,10 @@ pub const FILL_CHUNK_BYTES_MAX: u32 = 1 << 20;
 pub const CLOCK_LOG_MS: u64 = 60_000;
 /// The expiry clock advances at most so far at a start that no operator confirmed.
 pub const CLOCK_STEP_MS_MAX: u64 = 3_600_000;
+/// Reads of records that are under way at once. Thousands of devices that return to full mailboxes
+/// would else fill each turn of a shard with their reads, and everybody else would wait for all of
+/// them.
+pub const READS_IN_FLIGHT_MAX: usize = 64;
 /// So often a full disk is asked again.
 pub const DISK_RETRY_MS: u64 = 1000;
 /// An idle store attests its last batch after this time.

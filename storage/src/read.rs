@@ -8,6 +8,7 @@ use crate::commit::Task;
 use crate::disk::DiskOp;
 use crate::entry::Place;
 use crate::fault::Fault;
+use crate::limits::READS_IN_FLIGHT_MAX;
 use crate::record;
 use crate::store::{ReadId, ReadStart, Store, StoreEvent};
 
@@ -47,8 +48,13 @@ impl Store {
         ReadStart::Pending(id)
     }
 
+    /// Reads begin in the order in which they were asked for, a bounded number at once.
     pub(crate) fn poll_read(&mut self) -> Option<(Task, DiskOp)> {
+        if self.reads_in_flight == READS_IN_FLIGHT_MAX {
+            return None;
+        }
         let task = self.reads.pop_front()?;
+        self.reads_in_flight += 1;
         let Place { segment, offset } = task.place;
         let (file, offset) = (segment.into(), u64::from(offset));
         let op = DiskOp::Read { file, offset, length_bytes: task.length };
@@ -57,6 +63,7 @@ impl Store {
 
     pub(crate) fn finish_read(&mut self, task: ReadTask, read: Result<Bytes, Fault>) {
         let ReadTask { id, mailbox, seq, place, .. } = task;
+        self.reads_in_flight -= 1;
         self.log.get_mut(place.segment).reads -= 1;
         let Place { segment, offset } = place;
         let record = read.and_then(|bytes| {

@@ -304,6 +304,7 @@ impl Rebuild {
             tasks: hashbrown::HashMap::with_hasher(seed),
             last_op: 0,
             reads: VecDeque::new(),
+            reads_in_flight: 0,
             last_read: 0,
             reclaim: Reclaim::default(),
             scan: None,

@@ -51,6 +51,8 @@ pub struct Store {
     pub(crate) tasks: HashMap<u64, Task, HashSeed>,
     pub(crate) last_op: u64,
     pub(crate) reads: VecDeque<ReadTask>,
+    /// 0 <= reads_in_flight <= READS_IN_FLIGHT_MAX
+    pub(crate) reads_in_flight: usize,
     pub(crate) last_read: u64,
     pub(crate) reclaim: Reclaim,
     pub(crate) scan: Option<SegmentScan>,
@@ -155,6 +157,8 @@ pub struct StoreStats {
     pub reclaim_copied_bytes: u64,
     pub reads_from_cache: u64,
     pub reads_from_disk: u64,
+    /// Reads that wait until others have ended.
+    pub reads_waiting: u64,
     /// Entries that cannot be read any more, each replaced by a gap.
     pub damaged_records: u64,
     /// Messages are refused: see [`StoreFull::Disk`].
@@ -363,6 +367,7 @@ impl Store {
             queued_records: self.last_assigned - self.durable_record,
             queued_bytes: self.forming.queued_bytes() as u64,
             cache_bytes: self.cache.bytes() as u64,
+            reads_waiting: self.reads.len() as u64,
             disk_full: self.room.is_full(),
             ..self.stats
         }

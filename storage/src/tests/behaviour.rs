@@ -4,7 +4,7 @@ use ringpost_protocol::id::{MailboxId, Seq};
 
 use super::disk::Rng;
 use super::world::{World, address, small_config};
-use crate::limits::ATTEST_MS;
+use crate::limits::{ATTEST_MS, READS_IN_FLIGHT_MAX};
 use crate::{ReadStart, RecordNumber, Room, StoreConfig, StoredRecord};
 
 #[test]
@@ -127,4 +127,29 @@ fn each_open_numbers_above_the_last() {
         world.reopen(None);
     }
     assert_eq!(world.queued(1).len(), 5);
+}
+
+#[test]
+fn a_bounded_number_of_reads_is_under_way_and_the_rest_follows() {
+    let mut rng = Rng(1);
+    let mut world = World::new(small_config());
+    let count = 3 * READS_IN_FLIGHT_MAX;
+    let seqs: Vec<(u64, Seq)> = (1..=count as u64)
+        .map(|mailbox| (mailbox, world.message(1, &[mailbox], 100).unwrap()))
+        .collect();
+    world.settle(&mut rng);
+    world.reopen(None); // nothing is in memory
+    world.settle(&mut rng);
+    for (mailbox, seq) in seqs {
+        let started = world.store.read(MailboxId(mailbox), seq);
+        assert!(matches!(started, ReadStart::Pending(_)));
+    }
+    while world.step(&mut rng) {
+        let waiting = usize::try_from(world.store.stats().reads_waiting).unwrap();
+        // One has just ended, and its place is free until the next poll.
+        let under_way = count - waiting - world.read.len();
+        assert!(under_way < READS_IN_FLIGHT_MAX, "{under_way}");
+    }
+    assert_eq!(world.read.len(), count);
+    assert!(world.read.values().all(Result::is_ok));
 }
