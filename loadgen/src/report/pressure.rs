@@ -18,7 +18,7 @@ pub struct PressureReport {
     /// The well-behaved.
     pub connections: u32,
     pub quiet: PhaseReport,
-    /// While readers return to their mailboxes, a storm of logins; null when there are none.
+    /// While readers return to their mailboxes, a storm of logins and mail; null when there are none.
     pub onset: Option<PhaseReport>,
     pub loaded: PhaseReport,
     /// Of delivery to the well-behaved, under pressure over quiet.

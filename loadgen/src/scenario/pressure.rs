@@ -199,8 +199,8 @@ pub fn run(plan: &PressurePlan, options: &Options) -> Result<PressureResult> {
     })
 }
 
-/// Readers first return, which is a storm of logins, and then do what they do; the two are told
-/// apart. `ended`: the others have given up.
+/// Readers first return, which is a storm of logins and of mail until they are seen to stop; the
+/// time after that is told apart. `ended`: the others have given up.
 fn under_pressure(
     crowd: &mut Crowd,
     server: &mut Server,
@@ -213,11 +213,28 @@ fn under_pressure(
             while !readers.have_returned() && !ended() {
                 thread::sleep(LOOK);
             }
+            if readers.do_stop() {
+                wait_until_still(server);
+            }
             Some(onset)
         }
         None => None,
     };
     Ok((onset, crowd.run(server)?))
+}
+
+/// Until the gateway delivers nothing any more, as far as it tells.
+fn wait_until_still(server: &mut Server) {
+    let deadline = Instant::now() + STILL_TIME_MAX;
+    let mut last = None;
+    while Instant::now() < deadline {
+        let delivered = server.read_counter("ringpost_messages_delivered_total");
+        if delivered.is_none() || delivered == last {
+            return;
+        }
+        last = delivered;
+        thread::sleep(STILL);
+    }
 }
 
 fn ratio(quiet: &PhaseReport, loaded: &PhaseReport) -> Option<f64> {
@@ -245,5 +262,8 @@ fn settings(plan: &PressurePlan, options: &Options, threads: usize) -> crate::ho
 }
 
 const SETTLE: Duration = Duration::from_secs(1);
+/// Without a delivery for so long, readers have stopped.
+const STILL: Duration = Duration::from_secs(1);
+const STILL_TIME_MAX: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(30);

@@ -60,6 +60,11 @@ impl Readers {
         self.returned.load(Ordering::Relaxed) == self.threads
     }
 
+    /// Whether they take nothing at all in the end.
+    pub(super) fn do_stop(&self) -> bool {
+        self.pressure != Pressure::ReadSlowly
+    }
+
     /// Returns when `stop` says so.
     pub(super) fn attack(&self, stop: &Arc<AtomicBool>) -> Result<AttackCounts> {
         let (mail, threads, pressure) = (self.mail.clone(), self.threads, self.pressure);
