@@ -261,9 +261,9 @@ fn settings(plan: &PressurePlan, options: &Options, threads: usize) -> crate::ho
     settings
 }
 
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_millis(300);
 /// Without a delivery for so long, readers have stopped.
-const STILL: Duration = Duration::from_secs(1);
+const STILL: Duration = Duration::from_millis(500);
 const STILL_TIME_MAX: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(30);
