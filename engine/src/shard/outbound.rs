@@ -2,6 +2,11 @@
 //!
 //! One send is in flight per connection at most, and only what is sent is sealed: the rest stays in
 //! the mailbox. So a slow reader costs one bounded buffer, and delays nobody else.
+//!
+//! A reader that stops holds at most twice `OUTBOUND_BYTES_MAX` and one frame: once sealed and in
+//! flight, once in `out`; and in the kernel 16 KiB that are not sent yet (TCP_NOTSENT_LOWAT) and what
+//! its window has taken, together no more than the socket's buffer. Answers to what it sends do not add
+//! to that: it is not read while they wait. After `send_stall_ms_max` it is ended.
 
 use bytes::Bytes;
 use ringpost_protocol::fault::PeerFault;
