@@ -7,6 +7,7 @@
 //! to the machine they were taken on.
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,8 +19,15 @@ pub mod disk;
 pub mod workers;
 pub mod store;
 pub mod tls;
+pub mod memory_ring;
+pub mod exchange;
+pub mod paths;
 pub mod idle;
 pub mod slab;
+#[cfg(feature = "faceoff")]
+pub mod echo;
+#[cfg(feature = "faceoff")]
+pub mod stores;
 
 /// The gateway's own, so that allocations cost here what they cost there.
 #[global_allocator]
@@ -74,6 +82,17 @@ pub fn host_facts(name: &str, data: Option<&Path>) -> String {
         memory = host.memory_bytes >> 20,
         kernel = host.kernel,
     )
+}
+
+/// What else the machine does: `/proc/loadavg`.
+pub fn load_average() -> String {
+    fs::read_to_string("/proc/loadavg").map_or_else(|_| "unknown".into(), |text| text.trim().into())
+}
+
+/// The middle one, or the lower of the two in the middle. `values` has at least one.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[(values.len() - 1) / 2]
 }
 
 const WARM_UP_TIME: Duration = Duration::from_millis(500);

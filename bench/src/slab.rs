@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::thread::sleep;
+use std::time::Duration;
 
 /// Objects in use and bytes of one object, by cache.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +48,27 @@ impl Slab {
         });
         grown.collect()
     }
+}
+
+/// Bytes that all caches together gained per connection.
+pub fn total(growth: &[Growth]) -> f64 {
+    growth.iter().map(|cache| cache.bytes).sum()
+}
+
+/// Slab bytes of one end of an idle TCP connection between blocking sockets: to be taken off where
+/// the client's end is on the same host. Zero without root. `settle`: until the kernel has freed
+/// what the connecting needed.
+pub fn plain_end_bytes(pairs: u32, settle: Duration) -> io::Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let Ok(before) = Slab::read() else { return Ok(0.0) };
+    let mut ends = Vec::new();
+    for _ in 0..pairs {
+        ends.push((TcpStream::connect(address)?, listener.accept()?));
+    }
+    sleep(settle);
+    let growth = Slab::read()?.growth(&before, pairs);
+    Ok(total(&growth) / 2.0)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! A store and its disk, driven to the point that the gateway waits for.
 
 use bytes::Bytes;
-use ringpost_protocol::id::{DeviceAddress, SendSeq};
+use ringpost_protocol::id::{DeviceAddress, SendSeq, Seq};
 use ringpost_storage::{
-    BlockingDisk, NewMessage, RecordNumber, RecoveryReport, Store, StoreConfig, StoreEvent,
-    StoreFull, blocking,
+    BlockingDisk, NewMessage, ReadStart, RecordNumber, RecoveryReport, Store, StoreConfig,
+    StoreEvent, StoreFull, blocking,
 };
 
 use crate::fixture;
@@ -17,6 +17,8 @@ pub struct OpenStore<D> {
     envelope: Bytes,
     mailboxes: u64,
     appended: u64,
+    /// Of these, taken by [`OpenStore::take_all`].
+    taken: u64,
     durable_up_to: RecordNumber,
 }
 
@@ -44,6 +46,7 @@ impl<D: BlockingDisk> OpenStore<D> {
             envelope: fixture::envelope(envelope_bytes).into(),
             mailboxes,
             appended: 0,
+            taken: 0,
             durable_up_to: RecordNumber(0),
         };
         open.prepare();
@@ -85,6 +88,22 @@ impl<D: BlockingDisk> OpenStore<D> {
     /// Runs what is left: zeros ahead of the log. The gateway does it while it waits for work.
     pub fn prepare(&mut self) {
         while self.step() {}
+    }
+
+    /// Reads what waits in every mailbox and was appended since the last call, and acknowledges it.
+    pub fn take_all(&mut self, mut on_read: impl FnMut(ReadStart)) {
+        for number in self.taken + 1..=self.appended {
+            let mailbox = fixture::mailbox(number % self.mailboxes);
+            let seq = self.store.next(mailbox, Seq(0)).expect("it is durable");
+            on_read(self.store.read(mailbox, seq));
+            self.store.ack(mailbox, seq);
+        }
+        self.taken = self.appended;
+    }
+
+    /// Bytes of the batches written so far, with what fills them up.
+    pub fn batch_bytes_written(&self) -> u64 {
+        self.store.stats().batch_bytes_written
     }
 
     /// Length of the log.

@@ -4,7 +4,6 @@
 
 use std::error::Error;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -12,7 +11,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use ringpost_bench::idle::{IdleConnection, Scratch};
-use ringpost_bench::slab::{Growth, Slab};
+use ringpost_bench::slab::{Growth, Slab, plain_end_bytes, total};
 use ringpost_loadgen::client::Identity;
 use ringpost_loadgen::gateway::{Gateway, GatewayConfig, Stop, find_binary};
 use ringpost_loadgen::host::Host;
@@ -86,7 +85,7 @@ fn measure(gateway: &mut Gateway, connections: u32) -> Result<Measured, Box<dyn 
     let rss_bytes_after = read_metrics(gateway.admin(), "/metrics")?.rss_bytes;
     let slab_after = Slab::read().ok();
 
-    let slab_bytes_client = plain_end_bytes(connections)?;
+    let slab_bytes_client = plain_end_bytes(connections, SETTLE_TIME)?;
     drop((warm_up, idle));
     let gained = rss_bytes_after.saturating_sub(rss_bytes_before);
     Ok(Measured {
@@ -117,24 +116,6 @@ fn connect(
         IdleConnection::open(gateway.target(), &config, identity, &mut scratch)
     };
     (0..count).map(&mut open).collect()
-}
-
-/// Slab bytes of one end of an idle TCP connection between blocking sockets.
-fn plain_end_bytes(pairs: u32) -> Result<f64, Box<dyn Error>> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    let Ok(before) = Slab::read() else { return Ok(0.0) };
-    let mut ends = Vec::new();
-    for _ in 0..pairs {
-        ends.push((TcpStream::connect(address)?, listener.accept()?));
-    }
-    sleep(SETTLE_TIME);
-    let growth = Slab::read()?.growth(&before, pairs);
-    Ok(total(&growth) / 2.0)
-}
-
-fn total(growth: &[Growth]) -> f64 {
-    growth.iter().map(|cache| cache.bytes).sum()
 }
 
 fn print_table(cli: &Cli, measured: &Measured) {

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use ringpost_bench::disk::{self, BackgroundDisk};
+use ringpost_bench::load_average;
 use ringpost_bench::store::OpenStore;
 use ringpost_engine::data_dir::ShardDisk;
 use ringpost_loadgen::host::Host;
@@ -228,10 +229,6 @@ fn rss_bytes() -> Result<u64, Box<dyn Error>> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).ok_or("no VmRSS")?;
     Ok(kib.trim().parse::<u64>()? << 10)
-}
-
-fn load_average() -> String {
-    fs::read_to_string("/proc/loadavg").map_or_else(|_| "unknown".into(), |text| text.trim().into())
 }
 
 const STORE_ID: u64 = 0x5eed;
