@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::plain_file::file_of_zeros;
-use super::{Outcome, Work};
+use super::{Outcome, SEGMENT_BYTES, Work};
 
 /// Its version; `None` when it is not installed.
 pub fn version() -> Option<String> {
@@ -23,10 +23,13 @@ pub(super) fn run(work: &Work, directory: &Path) -> Result<Outcome, Box<dyn Erro
     let bytes = work.bytes_per_batch * work.batches as usize;
     let output = Command::new("fio")
         .args(["--name=batches", "--rw=write", "--ioengine=psync", "--fdatasync=1"])
-        .args(["--overwrite=1", "--fallocate=none", "--output-format=json"])
+        // Unless told so it makes the file anew, and then measures the allocation of its blocks.
+        .args(["--overwrite=1", "--allow_file_create=0", "--fallocate=none", "--invalidate=0"])
+        .arg("--output-format=json")
         .arg(format!("--filename={}", path.display()))
         .arg(format!("--bs={}", work.bytes_per_batch))
-        .arg(format!("--size={bytes}"))
+        .arg(format!("--size={SEGMENT_BYTES}"))
+        .arg(format!("--io_size={bytes}"))
         .output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into());
