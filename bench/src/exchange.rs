@@ -64,6 +64,7 @@ impl Exchange {
             verifier: Arc::new(Verifier::load(&data.join("jwks.json"), AUDIENCE)?),
             limits: Arc::new(limits()),
             reconnect_jitter_ms: 0,
+            audits: false,
         };
         let mut shard = shard(&ring, settings)?;
         for _ in 0..TURNS_TO_OPEN_MAX {
