@@ -1,7 +1,7 @@
 //! The same echo of 64 bytes over plain TCP on several runtimes: what a message costs before
 //! anybody has looked at it.
 //!
-//! Servers: [`on_ring`] is the gateway's own ring; [`on_monoio`], [`on_glommio`] and [`on_tokio`] are
+//! Servers: `on_ring` is the gateway's own ring; `on_monoio`, `on_glommio` and `on_tokio` are
 //! written as their authors' examples are, one task per connection. Each runs in a process of its own
 //! ([`server`]) and is asked by one [`client`], the same for all.
 
