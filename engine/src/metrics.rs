@@ -179,6 +179,8 @@ shard_metrics! {
     store_index_bytes: Gauge = "ringpost_store_index_bytes", "Memory of the indexes.";
     store_expired: Counter =
         "ringpost_store_expired_total", "Messages that were kept for their whole time.";
+    store_lost_batches: Gauge = "ringpost_store_lost_batches",
+        "Batches of records that were durable and could not be read when the store was opened.";
     store_damaged: Counter = "ringpost_store_damaged_total",
         "Entries of mailboxes that cannot be read any more; gaps took their places.";
     store_written_bytes: Counter =
@@ -252,6 +254,7 @@ impl ShardMetrics {
         self.store_index_bytes.set(stats.index_bytes);
         self.store_reads_waiting.set(stats.reads_waiting);
         self.stores_full.set(u64::from(stats.disk_full));
+        self.store_lost_batches.set(stats.lost_batches);
         let mut counts = before;
         counts += StoreCounts::of(stats);
         self.store_expired.set(counts.expired_records);

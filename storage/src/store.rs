@@ -161,6 +161,8 @@ pub struct StoreStats {
     pub reads_waiting: u64,
     /// Entries that cannot be read any more, each replaced by a gap.
     pub damaged_records: u64,
+    /// Batches that were durable and could not be read when the store was opened.
+    pub lost_batches: u64,
     /// Messages are refused: see [`StoreFull::Disk`].
     pub disk_full: bool,
     /// Messages that were kept for their whole time, each replaced by a gap.

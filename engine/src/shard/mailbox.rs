@@ -211,6 +211,9 @@ impl<R: Ring> Shard<R> {
             };
             match open.store.read(device.mailbox, seq) {
                 ReadStart::Ready(record) => {
+                    if is_active(Mutant::ReceiptForExpired) {
+                        open.owe_expired(&mut device.ack, &record, self.time);
+                    }
                     self.spare_out.lend(&mut conn.out);
                     let waited_ms =
                         open.hand_out(device.mailbox, attached, conn, seq, &record, self.time);
@@ -238,15 +241,16 @@ impl<R: Ring> Shard<R> {
         let home = self.home.as_mut().expect("devices live at home");
         let device = &mut home.devices[index.0 as usize];
         let Some(attached) = device.attached.as_mut() else { return };
-        let Some((_, seq)) = attached.reading.take_if(|&mut (reading, _)| reading == id) else {
+        let is_own =
+            |&mut (own, _): &mut (ReadId, Seq)| own == id || is_active(Mutant::StaleReadDelivered);
+        let Some((_, seq)) = attached.reading.take_if(is_own) else {
             return; // for a connection that is gone
         };
         let key = attached.conn;
         // A receipt may have been replaced while it was read: its record must not take the place of
         // the entry that is next now.
         let open = home.state.open_mut();
-        let is_next = open.store.next(device.mailbox, attached.cursor) == Some(seq)
-            || is_active(Mutant::StaleReadDelivered);
+        let is_next = open.store.next(device.mailbox, attached.cursor) == Some(seq);
         if let (Some(conn), true) = (self.conns.get_mut(key), is_next) {
             match result {
                 Ok(record) if conn.device().is_some() => {

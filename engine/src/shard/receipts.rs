@@ -6,7 +6,7 @@
 //! then append the watermark. One walk per device runs at a time; what is acknowledged meanwhile is
 //! covered by its next round.
 
-use ringpost_protocol::id::{DeviceAddress, DeviceId, Seq, UserId};
+use ringpost_protocol::id::{DeviceAddress, DeviceId, MailboxId, Seq, UserId};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use ringpost_storage::{Fault, ReadId, ReadStart, ReceiptRecord, StoredMessage, StoredRecord};
@@ -150,7 +150,9 @@ impl Home {
                 Some(entry) => entry.source,
                 // Acknowledged by Hello, so delivered on an earlier connection.
                 None => match open.store.read(device.mailbox, seq) {
-                    ReadStart::Ready(StoredRecord::Message(message)) => open.owed(&message, time),
+                    ReadStart::Ready(StoredRecord::Message(message)) => {
+                        open.owed(device.mailbox, seq, &message, time)
+                    }
                     ReadStart::Ready(_) | ReadStart::Gone => None,
                     ReadStart::Pending(id) => {
                         walk.reading = Some(seq);
@@ -294,12 +296,14 @@ impl<R: Ring> Shard<R> {
             ReadFor::Delivery(index) => self.deliver_read(index, id, result),
             ReadFor::Ack(index) => {
                 let Home { devices, state, .. } = home;
-                let walk = devices[index.0 as usize].ack.as_mut();
-                let walk = walk.expect("a walk outlives its reads");
-                walk.position = walk.reading.take().expect("the walk waits for this read");
+                let device = &mut devices[index.0 as usize];
+                let walk = device.ack.as_mut().expect("a walk outlives its reads");
+                let seq = walk.reading.take().expect("the walk waits for this read");
+                walk.position = seq;
                 // What cannot be read any more cannot be receipted; it was delivered all the same.
                 if let Ok(StoredRecord::Message(message)) = result
-                    && let Some(source) = state.open().owed(&message, self.time)
+                    && let Some(source) =
+                        state.open_mut().owed(device.mailbox, seq, &message, self.time)
                 {
                     walk.owe(source);
                 }
@@ -311,12 +315,35 @@ impl<R: Ring> Shard<R> {
 
 impl OpenStore {
     /// Who is told that a message was acknowledged. Nobody of one that has expired: its device gets a
-    /// gap, whatever became of the message before.
-    fn owed(&self, message: &StoredMessage, time: Time) -> Option<Source> {
-        if self.has_expired(message, time) && !is_active(Mutant::ReceiptForExpired) {
+    /// gap, whatever became of the message before. It may have had one that a crash took away, and
+    /// acknowledge what came behind.
+    fn owed(
+        &mut self,
+        mailbox: MailboxId,
+        seq: Seq,
+        message: &StoredMessage,
+        time: Time,
+    ) -> Option<Source> {
+        if self.has_expired(message, time) {
+            self.store.expire(mailbox, seq, message.group.as_deref());
             return None;
         }
         Source::of(message, &mut None)
+    }
+
+    /// What must never be: a receipt for a message that expired before its device got it.
+    pub(super) fn owe_expired(
+        &self,
+        ack: &mut Option<Box<AckWalk>>,
+        record: &StoredRecord,
+        time: Time,
+    ) {
+        if let StoredRecord::Message(message) = record
+            && self.has_expired(message, time)
+            && let Some(source) = Source::of(message, &mut None)
+        {
+            ack.get_or_insert_with(|| Box::new(AckWalk::new(Seq(0)))).owe(source);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use ringpost_protocol::id::{SendSeq, UserId};
 use ringpost_protocol::message::{
     self, GoAwayReason, Limits, Outcome, Recipient, RejectCode, SendRequest,
 };
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::window::{Admission, SendMemory};
 use ringpost_ring::{Op, Ring};
 
@@ -208,7 +209,9 @@ impl<R: Ring> Shard<R> {
         if origin.shard == self.id {
             return self.handle_unknown(origin, &to);
         }
-        if let Recipient::User(user) = &to {
+        if let Recipient::User(user) = &to
+            && !is_active(Mutant::UnknownBlockMissing)
+        {
             let home = self.home.as_mut().expect("requests go to home shards");
             home.blocks.arm(origin, user, Refusal::Unknown);
         }

@@ -221,10 +221,11 @@ impl Opening {
         let highest = self.checkpoints.first().map_or(0, |(id, _)| id.0);
         let found = Found { current, highest, log_bytes: self.rebuild.log_bytes };
         let named = self.loaded.map_or(SegmentId(0), |loaded| loaded.end.last_named());
-        let (store, dropped) =
+        let (mut store, dropped) =
             self.rebuild.finish(self.config, open_count, next_batch, named, found);
         report.outdated_entries = dropped.outdated;
         report.lost_entries = dropped.lost.len() as u64;
+        store.stats.lost_batches = report.lost_batches();
         let stats = store.stats();
         report.open_count = open_count;
         report.devices = store.devices.len();

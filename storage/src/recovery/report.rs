@@ -58,3 +58,10 @@ pub struct RecoveryReport {
     /// Segments that were prepared but never used, and removed. While anything is damaged none is.
     pub unused_segments: usize,
 }
+
+impl RecoveryReport {
+    /// Batches that were durable and could not be read.
+    pub fn lost_batches(&self) -> u64 {
+        self.damaged.iter().map(|range| range.last_batch - range.first_batch + 1).sum()
+    }
+}

@@ -7,7 +7,7 @@ use ringpost_client::ledger::{Ledger, LedgerConfig};
 use ringpost_client::store::Batch;
 use ringpost_client::store::disk::MemoryDisk;
 use ringpost_client::{Event as AppEvent, EventId, News};
-use ringpost_protocol::id::DeviceAddress;
+use ringpost_protocol::id::{DeviceAddress, Seq};
 use ringpost_protocol::message::{ClientEvent, Mode};
 
 use super::app::Brought;
@@ -253,11 +253,26 @@ impl Client {
 
     /// Leaves, and stays away for long.
     pub fn go_away(&mut self, host: &mut Host, oracle: &mut Oracle) {
+        let until_ms = host.clock.now_ms() + self.random.between(2_000, 40_000);
+        self.go_away_until(host, oracle, until_ms);
+    }
+
+    pub fn go_away_until(&mut self, host: &mut Host, oracle: &mut Oracle, until_ms: u64) {
         host.faults.counts.absences += 1;
         let vanishes = self.random.chance(500);
         self.leave(host, oracle, vanishes);
-        self.reconnect_at_ms = host.clock.now_ms() + self.random.between(2_000, 40_000);
+        self.reconnect_at_ms = until_ms;
         self.plan_timer(host);
+    }
+
+    /// Acknowledges what it was never sent: its connection must end, and nothing else.
+    pub fn acknowledge_unsent(&mut self, host: &mut Host) {
+        // No world opens its stores so often.
+        let up_to = Seq(u64::MAX >> host.faults.misbehaviour.below(4));
+        let Some(conn) = &mut self.conn else { return };
+        let Some(frames) = conn.false_ack(up_to) else { return };
+        host.faults.counts.false_acks += 1;
+        host.client_write(conn.link, &frames);
     }
 
     /// Does not read for a while: the network fills up.

@@ -1,10 +1,12 @@
 //! One connection of a client: the production session, watched by the oracle.
 
 use bytes::BytesMut;
+use prost::Message as _;
 use ringpost_client::ledger::Identity;
 use ringpost_protocol::id::{DeviceId, MailboxId, Seq};
 use ringpost_protocol::message::{ClientEvent, Mode};
 use ringpost_protocol::session::{ClientHello, ClientSession};
+use ringpost_protocol::wire::{self, client_frame::Frame};
 
 use super::net::LinkId;
 use super::oracle::Oracle;
@@ -39,6 +41,8 @@ pub struct Connection {
     /// Wait that the server asked for, and when to leave.
     pub leaving: Option<(u64, u64)>,
     pub replaced_ns: Option<u64>,
+    /// It has acknowledged what it was never sent.
+    has_lied: bool,
     /// Sends that the session saw answered, and whose answers were not looked at yet.
     pub settled: usize,
 }
@@ -76,6 +80,7 @@ impl Connection {
             caught_up: false,
             leaving: None,
             replaced_ns: None,
+            has_lied: false,
             settled: 0,
         }
     }
@@ -88,6 +93,23 @@ impl Connection {
             && newer.welcomed
             && self.clock_steps.min(newer.clock_steps) == clock_steps
             && self.welcomed_unix_ms < newer.welcomed_unix_ms
+    }
+
+    /// An acknowledgement of what no server has sent yet, and behind it a request that only a server
+    /// which goes on would answer. `None`: not now.
+    pub fn false_ack(&mut self, up_to: Seq) -> Option<Vec<u8>> {
+        if !self.welcomed || self.leaving.is_some() || self.has_lied {
+            return None;
+        }
+        self.has_lied = true;
+        let ack = wire::Ack { up_to_seq: up_to.0 };
+        let get = wire::GroupGet { request_id: REQUEST_AFTER_LIE, ..wire::GroupGet::default() };
+        let mut out = Vec::new();
+        for frame in [Frame::Ack(ack), Frame::GroupGet(get)] {
+            let frame = wire::ClientFrame { frame: Some(frame) };
+            frame.encode_length_delimited(&mut out).expect("a Vec grows");
+        }
+        Some(out)
     }
 
     /// Takes what arrived; the events are in the session then.
@@ -130,6 +152,11 @@ impl Connection {
                 self.note_seq(oracle, client, delivery.seq);
                 oracle.delivered(client, self.mailbox, delivery, self.replaced_ns);
             }
+            ClientEvent::Error { fatal, code, request_id, .. } if self.has_lied => {
+                oracle.require(*fatal || *request_id != REQUEST_AFTER_LIE, || {
+                    format!("client {client} acknowledged what it was never sent: {code:?}")
+                });
+            }
             _ => {}
         }
     }
@@ -141,3 +168,6 @@ impl Connection {
         });
     }
 }
+
+/// No other request has an id.
+const REQUEST_AFTER_LIE: u64 = 77;

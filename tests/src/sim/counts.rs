@@ -42,6 +42,7 @@ counts! {
         cuts,
         vanished,
         rogues,
+        false_acks,
         // clients
         client_crashes,
         absences,
@@ -54,6 +55,7 @@ counts! {
         clock_steps,
         // the disk
         slow_syncs,
+        crashes_in_sync,
         failed_writes,
         failed_syncs,
         failed_reads,

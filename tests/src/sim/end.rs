@@ -20,6 +20,7 @@ impl World {
         // Connections left without a word time out, those of background devices late.
         self.pass(if self.shape.background > 0 { BACKGROUND_MS_MAX } else { FOREGROUND_MS_MAX })?;
         self.check_leaks()?;
+        self.check_durable()?;
         self.drain();
         let process = self.host.borrow().process;
         let now_ns = self.host.borrow().clock.now_ns();
@@ -69,6 +70,16 @@ impl World {
         oracle.verdict()
     }
 
+    /// A last power failure: what was acknowledged stays gone.
+    fn check_durable(&mut self) -> Result<(), Violation> {
+        self.gateway.watch_stores(&mut self.oracle);
+        self.end_process(true);
+        let end_ns = self.host.borrow().clock.now_ns() + OPEN_MS_MAX * MS;
+        let opened = self.run_until(end_ns, |world| world.gateway.queued_records().is_some())?;
+        self.oracle.require(opened, || "a store does not open".into());
+        self.oracle.verdict()
+    }
+
     fn pass(&mut self, duration_ms: u64) -> Result<(), Violation> {
         let end_ns = self.host.borrow().clock.now_ns() + duration_ms * MS;
         self.run_until(end_ns, |_| false).map(|_| ())
@@ -79,5 +90,7 @@ impl World {
 const BACKGROUND_MS_MAX: u64 = HEARTBEAT_BACKGROUND_MS_MAX / 2 * 5 + 300_000;
 /// The same for the usual heartbeat, and the timers of the last connection behind it.
 const FOREGROUND_MS_MAX: u64 = 300_000;
+/// A start, and the reading of a few segments.
+const OPEN_MS_MAX: u64 = 60_000;
 const ACKS_MS_MAX: u64 = 300_000;
 pub(super) const DRAIN_MS_MAX: u64 = 60_000;

@@ -20,6 +20,8 @@ pub struct Faults {
     pub clock: Stream,
     pub disk: Stream,
     pub reshard: Stream,
+    pub misbehaviour: Stream,
+    slow_sync: Stream,
     clear_more: Stream,
     no_buffers: Stream,
     cancelled: Stream,
@@ -47,6 +49,8 @@ impl Faults {
             clock: stream("clock"),
             disk: stream("disk"),
             reshard: stream("reshard"),
+            misbehaviour: stream("misbehaviour"),
+            slow_sync: stream("slow sync"),
             clear_more: stream("clear more"),
             no_buffers: stream("no buffers"),
             cancelled: stream("cancelled"),
@@ -130,6 +134,13 @@ impl Faults {
     /// So many times slower than the usual one is a new link.
     pub fn link_slowness(&mut self) -> u64 {
         if self.network.chance(300) { self.weights.slow_link } else { 1 }
+    }
+
+    /// When the process ends during a sync that takes `sync_ns`, and whether power goes with it.
+    pub fn crash_in_sync(&mut self, sync_ns: u64) -> Option<(u64, bool)> {
+        let random = &mut self.slow_sync;
+        let hit = self.active && random.chance(self.weights.crash_in_sync);
+        hit.then(|| (random.below(sync_ns), random.chance(500)))
     }
 
     pub fn completion_delay_ns(&mut self) -> u64 {

@@ -262,6 +262,14 @@ impl Gateway {
         self.turns += 1;
         if self.turns.is_multiple_of(TURNS_PER_CHECK) {
             self.check_bounds(oracle);
+            self.watch_stores(oracle);
+        }
+    }
+
+    /// Shows all open stores to the oracle.
+    pub fn watch_stores(&self, oracle: &mut Oracle) {
+        for store in self.shards.iter().filter_map(Shard::store) {
+            oracle.watch_store(store);
         }
     }
 
@@ -269,7 +277,10 @@ impl Gateway {
         let events = std::mem::take(&mut *self.events.lock().expect("one thread"));
         for event in events {
             match event {
-                ShardEvent::Ready { .. } | ShardEvent::Reopened { .. } => oracle.opened(),
+                ShardEvent::Ready { .. } | ShardEvent::Reopened { .. } => {
+                    oracle.opened();
+                    self.watch_stores(oracle);
+                }
                 ShardEvent::Finished { .. }
                 | ShardEvent::UnknownKey { .. }
                 | ShardEvent::Audit(_) => {}

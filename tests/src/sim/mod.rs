@@ -28,6 +28,7 @@ pub mod app;
 pub mod workload;
 pub mod fate;
 pub mod oracle;
+pub mod stores;
 mod strike;
 pub mod settle;
 mod end;

@@ -8,6 +8,7 @@ use ringpost_protocol::message::{Delivery, GapReason, RejectCode, SkipReason};
 
 use super::fate::{Excuse, Fate, Taken, Told};
 use super::injury::Damage;
+use super::stores::Floors;
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +44,7 @@ pub struct Oracle {
     pub reads_failed: bool,
     /// Clients whose home shard's disk has damaged something.
     pub(super) excused: BTreeMap<usize, Excuse>,
+    pub(super) floors: Floors,
     pub accepted_count: u64,
     pub refused_count: u64,
     pub gap_count: u64,
@@ -67,6 +69,7 @@ impl Oracle {
             answers_lost: false,
             reads_failed: false,
             excused: BTreeMap::new(),
+            floors: Floors::default(),
             accepted_count: 0,
             refused_count: 0,
             gap_count: 0,

@@ -329,6 +329,9 @@ impl Host {
         if self.slow_sync_ns > 0 && self.faults.active && matches!(file_op, FileOp::Sync { .. }) {
             delay_ns += std::mem::take(&mut self.slow_sync_ns);
             self.faults.counts.slow_syncs += 1;
+            if let Some((after_ns, loses_power)) = self.faults.crash_in_sync(delay_ns) {
+                self.clock.plan_in(after_ns, Event::CrashInSync { process, loses_power });
+            }
         }
         self.kernel(shard).ops.get_mut(&slot).expect("just submitted").file_op = Some(file_op);
         self.clock.plan_in(delay_ns, Event::FileDue { process, shard, slot });

@@ -20,6 +20,13 @@ pub struct Shape {
     pub busy_ms: u64,
     /// A client's app does something after up to this time.
     pub pause_ms_max: u64,
+    /// For so long most messages go to one user, then to the next; zero: to all alike. Who is left
+    /// alone acknowledges nothing, while the log goes on.
+    pub focus_ms: u64,
+    /// Of users with several devices only the first stays: the others leave as soon as they are known,
+    /// and come back when nothing goes wrong any more. What the first acknowledged stays stored for
+    /// them, and outlives the acknowledgement in the log.
+    pub hermits: bool,
     /// Messages of many kilobytes, per mille.
     pub large: u64,
     /// Messages that live for a short time only, per mille.
@@ -52,6 +59,8 @@ impl Shape {
             devices: devices(&mut random),
             busy_ms: random.between(8_000, 30_000),
             pause_ms_max: pick(&mut random, [800, 3_000, 6_000]),
+            focus_ms: pick(&mut Stream::new(seed, "focus"), [0, 2_000, 8_000]),
+            hermits: Stream::new(seed, "hermits").chance(300),
             large: pick(&mut random, [0, 30, 30, 200]),
             late: random.chance(500),
             mortal: pick(&mut random, [0, 100, 400]),
@@ -85,6 +94,11 @@ impl Shape {
     pub fn siblings(&self, client: usize) -> Vec<usize> {
         let user = &self.devices[client].user;
         (0..self.devices.len()).filter(|&other| self.devices[other].user == *user).collect()
+    }
+
+    /// Whether this client leaves early and comes back late.
+    pub fn is_hermit(&self, client: usize) -> bool {
+        self.hermits && self.siblings(client)[0] != client
     }
 
     /// The shard that stores what is sent to this client.

@@ -27,6 +27,9 @@ impl World {
             return;
         }
         self.host.borrow().tell(|| format!("fault: {fault:?}"));
+        if let Fault::SlowSync | Fault::FailWrite | Fault::FailSync = fault {
+            self.plan_bursts();
+        }
         match fault {
             Fault::Connection => self.strike_connection(),
             Fault::Partition | Fault::Absence | Fault::SlowReader | Fault::ClientCrash => {
@@ -34,6 +37,11 @@ impl World {
             }
             Fault::PowerFailure | Fault::Kill | Fault::Restart => self.strike_process(fault),
             Fault::Rogue => self.send_rogue(),
+            Fault::FalseAck => {
+                let host = &mut *self.host.borrow_mut();
+                let client = host.faults.misbehaviour.index(self.clients.len());
+                self.clients[client].acknowledge_unsent(host);
+            }
             Fault::Overflow => {
                 let host = &mut *self.host.borrow_mut();
                 let shard = host.faults.disk.below(u64::from(self.shape.shards));
@@ -53,6 +61,34 @@ impl World {
             | Fault::DiskFull => self.host.borrow_mut().injure(fault),
         }
         self.plan_fault(fault);
+    }
+
+    /// Soon many messages go to one user at once: what happens to the disk then, happens under load.
+    fn plan_bursts(&mut self) {
+        if !self.bursts.chance(600) {
+            return;
+        }
+        let to = self.bursts.index(self.clients.len());
+        for client in 0..self.clients.len() {
+            let delay_ns = self.bursts.below(20 * MS);
+            self.host.borrow_mut().clock.plan_in(delay_ns, Event::Burst { client, to });
+        }
+    }
+
+    pub(super) fn burst(&mut self, client: usize, to: usize) {
+        let host = &mut *self.host.borrow_mut();
+        if host.clock.now_ns() >= self.calm_ns {
+            return;
+        }
+        let worker = &mut self.clients[client];
+        for _ in 0..self.bursts.between(1, 12) {
+            let message = self.oracle.next_message();
+            let draft = self.author.draft(&self.shape, client, Some(to), message);
+            if !worker.app_sends(host, &mut self.oracle, draft) {
+                break; // the outbox is full
+            }
+        }
+        worker.drive(host, &mut self.oracle);
     }
 
     fn strike_process(&mut self, fault: Fault) {

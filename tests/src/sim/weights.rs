@@ -28,6 +28,8 @@ pub struct Weights {
     pub turn_ns: u64,
     pub receive_buffers: u16,
     pub send_buffer_bytes: usize,
+    /// The process or its machine goes down while a slow sync is under way.
+    pub crash_in_sync: u64,
     /// Mean time between faults of a kind; `None`: not in this world.
     pub mean_ms: Vec<(Fault, u64)>,
 }
@@ -45,6 +47,8 @@ pub enum Fault {
     SlowReader,
     /// Somebody connects who does not speak the protocol.
     Rogue,
+    /// A client acknowledges what it was never sent.
+    FalseAck,
     ClientCrash,
     PowerFailure,
     Kill,
@@ -84,8 +88,10 @@ impl Weights {
         let (accept_fault, split) = (level(50, 300), level(200, 900));
         let (late_submit, loss, lost_reset) = (level(50, 400), level(5, 60), level(100, 600));
         let usual = MEANS.iter().map(|&fault| (fault, 500));
+        let of_store = STORE_MEANS.iter().map(|&fault| (fault, STORE_CHANCE));
         let of_disk = DISK_MEANS.iter().map(|&fault| (fault, DISK_CHANCE));
         let mean_ms = usual
+            .chain(of_store)
             .chain(of_disk)
             .filter_map(|((fault, mean_ms), chance)| {
                 let mut stream = Stream::new(seed, &format!("weight of {fault:?}"));
@@ -110,6 +116,7 @@ impl Weights {
             turn_ns: scale([5_000, 50_000, MS]),
             receive_buffers: u16::try_from(scale([2, 8, 64])).expect("small"),
             send_buffer_bytes: usize::try_from(scale([2_000, 16_000, 200_000])).expect("small"),
+            crash_in_sync: [0, 200, 600][Stream::new(seed, "weight of crash in sync").index(3)],
             mean_ms,
         }
     }
@@ -133,6 +140,7 @@ impl Weights {
             turn_ns: 50_000,
             receive_buffers: 64,
             send_buffer_bytes: 200_000,
+            crash_in_sync: 0,
             mean_ms: Vec::new(),
         }
     }
@@ -150,6 +158,7 @@ const MEANS: &[(Fault, u64)] = &[
     (Fault::Absence, 20_000),
     (Fault::SlowReader, 15_000),
     (Fault::Rogue, 10_000),
+    (Fault::FalseAck, 20_000),
     (Fault::ClientCrash, 20_000),
     (Fault::PowerFailure, 30_000),
     (Fault::Kill, 30_000),
@@ -159,10 +168,12 @@ const MEANS: &[(Fault, u64)] = &[
     (Fault::ClockStep, 15_000),
 ];
 
-/// Faults of the disk's own making come in fewer worlds: they excuse much.
+/// A store that fails is opened again, which excuses nothing, but takes time.
+const STORE_MEANS: &[(Fault, u64)] = &[(Fault::FailWrite, 15_000), (Fault::FailSync, 15_000)];
+const STORE_CHANCE: u64 = 250;
+
+/// Other faults of the disk's own making come in fewer worlds: they excuse much.
 const DISK_MEANS: &[(Fault, u64)] = &[
-    (Fault::FailWrite, 20_000),
-    (Fault::FailSync, 20_000),
     (Fault::FailRead, 5_000),
     (Fault::Unreadable, 20_000),
     (Fault::Misdirect, 20_000),

@@ -41,7 +41,9 @@ pub enum Event {
     ClientReads { client: usize },
     RogueLeaves { link: LinkId },
     Work { client: usize },
+    Burst { client: usize, to: usize },
     Fault(Fault),
+    CrashInSync { process: u64, loses_power: bool },
     GatewayStarts,
     DrainDue { process: u64 },
 }
@@ -105,11 +107,12 @@ pub struct World {
     pub(super) clients: Vec<Client>,
     pub(super) oracle: Oracle,
     keys: Keys,
-    author: Author,
+    pub(super) author: Author,
     work: Stream,
     tokens: Stream,
+    pub(super) bursts: Stream,
     /// Until then messages are sent and things go wrong.
-    calm_ns: u64,
+    pub(super) calm_ns: u64,
     events: u64,
     start_ms: u64,
     /// Still to come.
@@ -147,6 +150,7 @@ impl World {
             author: Author::new(seed),
             work: Stream::new(seed, "work"),
             tokens: Stream::new(seed, "tokens"),
+            bursts: Stream::new(seed, "bursts"),
             calm_ns,
             events: 0,
             start_ms,
@@ -223,7 +227,16 @@ impl World {
                 }
             }
             Event::Work { client } => self.work(client),
+            Event::Burst { client, to } => self.burst(client, to),
             Event::Fault(fault) => self.strike(fault),
+            Event::CrashInSync { process, loses_power } => {
+                let mut host = self.host.borrow_mut();
+                if host.process == process && host.faults.active {
+                    host.faults.counts.crashes_in_sync += 1;
+                    drop(host);
+                    self.end_process(loses_power);
+                }
+            }
             Event::GatewayStarts => {
                 if !self.gateway.is_up() {
                     self.start_gateway();
@@ -330,6 +343,10 @@ impl World {
         let host = &mut *self.host.borrow_mut();
         let is_busy = host.clock.now_ns() < self.calm_ns;
         let worker = &mut self.clients[client];
+        let is_hermit = self.shape.is_hermit(client);
+        if is_busy && is_hermit && worker.is_idle() {
+            worker.go_away_until(host, &mut self.oracle, self.calm_ns / MS);
+        }
         if is_busy && self.work.chance(30) {
             let mode = self.author.mode(&self.shape);
             worker.set_mode(host, &mut self.oracle, mode);
@@ -338,14 +355,18 @@ impl World {
             let token = self.keys.mint(worker.address(), host.clock.unix_ms(), 400 * 86_400);
             worker.renew(host, &mut self.oracle, &token);
         }
-        if is_busy {
+        if is_busy && !is_hermit {
             if self.work.chance(10) {
                 let too_large = self.author.too_large(&self.shape.devices[client].user);
                 worker.app_sends_too_large(host, &mut self.oracle, too_large);
             }
             let burst = if self.work.chance(50) { 60 } else { 4 };
             let count = self.work.between(1, burst);
-            let to = self.work.index(self.shape.devices.len());
+            let mut to = self.work.index(self.shape.devices.len());
+            if self.shape.focus_ms > 0 && self.work.chance(800) {
+                let turn = host.clock.now_ms() / self.shape.focus_ms;
+                to = usize::try_from(turn % self.shape.devices.len() as u64).expect("few devices");
+            }
             let to = (!self.work.chance(20)).then_some(to);
             for _ in 0..count {
                 let message = self.oracle.next_message();
