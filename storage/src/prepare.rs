@@ -26,6 +26,9 @@ pub(crate) struct DiskRoom {
     full_since_ms: Option<u64>,
     /// While it is full: no attempt before this time.
     retry_at_ms: u64,
+    /// The store was polled since then: what it waits for now is the end of an operation, however
+    /// long that takes, and no time.
+    retried: bool,
 }
 
 impl DiskRoom {
@@ -51,6 +54,7 @@ impl Store {
             self.preparations.push_back(Preparation::new(next_segment(current)));
         }
         let grows = !self.room.is_full() || now_ms >= self.room.retry_at_ms;
+        self.room.retried = grows;
         for preparation in &mut self.preparations {
             let segment = preparation.segment;
             let want = if is_idle || segment < current {
@@ -98,6 +102,7 @@ impl Store {
             found.refused(op);
         }
         self.room.retry_at_ms = now_ms.saturating_add(DISK_RETRY_MS);
+        self.room.retried = false;
         if !self.room.is_full() {
             self.room.full_since_ms = Some(now_ms);
             self.events.push_back(StoreEvent::DiskFull { since_ms: now_ms });
@@ -106,7 +111,7 @@ impl Store {
     }
 
     pub(crate) fn disk_room_timeout(&self) -> Option<u64> {
-        self.room.is_full().then_some(self.room.retry_at_ms)
+        (self.room.is_full() && !self.room.retried).then_some(self.room.retry_at_ms)
     }
 
     /// Whether a record of `length` bytes would begin a segment that is not prepared. Only

@@ -70,6 +70,20 @@ fn messages_are_refused_and_all_else_goes_on_in_the_reserve() {
 }
 
 #[test]
+fn an_attempt_that_takes_long_asks_for_no_turn_meanwhile() {
+    let mut rng = Rng(1);
+    let mut world = with_capacity(5);
+    world.settle(&mut rng);
+    fill(&mut world, &mut rng);
+    world.settle(&mut rng);
+    let retry_ms = world.store.disk_room_timeout().expect("the disk is full");
+    // Nothing of it is answered.
+    let ops = std::iter::from_fn(|| world.store.poll_disk(retry_ms)).count();
+    assert!(ops > 0);
+    assert_eq!(world.store.disk_room_timeout(), None);
+}
+
+#[test]
 fn a_used_up_reserve_makes_commits_wait_and_nothing_fails() {
     let mut rng = Rng(1);
     let mut world = with_capacity(3);
