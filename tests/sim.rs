@@ -24,6 +24,10 @@ const REGRESSION_SEEDS: &[u64] = &[
     6812, 7013,
     // A receipt was awaited of a device that the sender was told is skipped.
     118,
+    // A record that became unreadable between its delivery and its acknowledgement: no receipt.
+    412,
+    // A re-sharding met a full disk after the last operation of the ring had met it.
+    1008, 3904,
 ];
 
 /// Names the seed also when production code panics.

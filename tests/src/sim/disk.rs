@@ -159,7 +159,8 @@ impl Disk {
         Ok(File(self.last_file))
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether it takes nothing new at the last operation's time.
+    pub fn is_full(&self) -> bool {
         self.now_ns < self.full_until_ns
     }
 

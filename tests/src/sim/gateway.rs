@@ -129,7 +129,7 @@ impl Gateway {
             Ended::CutOff => host.faults.counts.reshardings_cut_off += 1,
             Ended::Failed(reason) => {
                 // A disk that is full, which re-sharding meets below the ring.
-                host.injuries.hurt_process |= host.clock.now_ns() < host.disk.full_until_ns;
+                host.injuries.hurt_process |= host.disk.is_full();
                 self.failure = Some(reason);
             }
         }
