@@ -416,11 +416,11 @@ impl Store {
         self.forming.closed_bytes -= buffer.len();
         self.stats.batches_written += 1;
         self.stats.batch_bytes_written += buffer.len() as u64;
-        let cost = buffer.capacity();
+        let (cost, batch_bytes) = (buffer.capacity(), buffer.len());
         let data = Bytes::from(buffer);
         let evicted = self.cache.insert(Place { segment, offset: base }, data.clone(), cost);
         if let Some(spare) = evicted.and_then(memory_of)
-            && spare.capacity() <= SPARE_SIZES_MAX * cost
+            && spare.capacity() <= SPARE_SIZES_MAX * batch_bytes
         {
             self.forming.spare = spare;
         }
@@ -496,11 +496,12 @@ impl Cache {
         let key = |place: Place| (place.segment, place.offset);
         // Most records are read once, as soon as their batch is durable.
         let newest = self.batches.back().filter(|(start, ..)| key(*start) <= key(place));
-        let (start, _, batch) = if newest.is_some() {
-            newest?
-        } else {
-            let after = self.batches.partition_point(|(start, ..)| key(*start) <= key(place));
-            self.batches.get(after.checked_sub(1)?)?
+        let (start, _, batch) = match newest {
+            Some(newest) => newest,
+            None => {
+                let after = self.batches.partition_point(|(start, ..)| key(*start) <= key(place));
+                self.batches.get(after.checked_sub(1)?)?
+            }
         };
         let from = index(place.offset - start.offset.min(place.offset));
         let within = start.segment == place.segment && from + index(length) <= batch.len();
@@ -532,5 +533,6 @@ fn to_u32(length: usize) -> u32 {
     u32::try_from(length).expect("a batch fits its segment")
 }
 
-/// A spare buffer is at most so many times as large as the batch that it may replace.
+/// A spare buffer is at most so many times as long as the last batch: the cache counts all of it,
+/// so after a burst the buffers of large batches must not come back for small ones.
 const SPARE_SIZES_MAX: usize = 4;

@@ -153,3 +153,26 @@ fn a_bounded_number_of_reads_is_under_way_and_the_rest_follows() {
     assert_eq!(world.read.len(), count);
     assert!(world.read.values().all(Result::is_ok));
 }
+
+/// The cache is bounded by the memory of its batches, so short ones must not keep the long buffers
+/// of a burst before them.
+#[test]
+fn after_a_burst_the_cache_holds_as_many_short_batches_as_before() {
+    let mut rng = Rng(8);
+    let mut world = World::new(StoreConfig { cache_bytes: 64 << 10, ..small_config() });
+    for _ in 0..12 {
+        world.message(1, &[1], 24_000).unwrap();
+        while world.step(&mut rng) {}
+    }
+    let short: Vec<_> = (0..14)
+        .map(|_| {
+            let seq = world.message(1, &[2], 100).unwrap();
+            while world.step(&mut rng) {}
+            seq
+        })
+        .collect();
+    // The first ones may still have had a buffer of the burst.
+    for &seq in &short[4..] {
+        assert!(matches!(world.store.read(MailboxId(2), seq), ReadStart::Ready(_)), "{seq:?}");
+    }
+}
