@@ -1,7 +1,9 @@
 //! SIGHUP: what is new holds for what comes, and nobody is disconnected.
 
 use std::thread;
+use std::time::{Duration, SystemTime};
 
+use rcgen::{CertificateParams, KeyPair};
 use ringpost_protocol::wire::{ErrorCode, RejectCode, client_frame};
 use rustls::HandshakeKind;
 
@@ -134,6 +136,27 @@ fn limits_change_under_open_connections() {
         late.join().unwrap();
     });
     assert!(send(&mut alice, 8, "dave").is_ok());
+}
+
+#[test]
+fn a_certificate_that_no_client_would_take_is_refused() {
+    let gateway = Gateway::start(Settings::default());
+    let pair = KeyPair::generate().unwrap();
+    std::fs::write(gateway.path().join("key.pem"), pair.serialize_pem()).unwrap();
+    let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+    let times = [
+        (now - day * 400, now - day * 3, "has expired"),
+        (now + day, now + day * 90, "is not valid yet"),
+    ];
+    for (not_before, not_after, told) in times {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (not_before.into(), not_after.into());
+        let certificate = params.self_signed(&pair).unwrap().pem();
+        std::fs::write(gateway.path().join("cert.pem"), certificate).unwrap();
+        assert!(!gateway.reload(&gateway.config()), "{told}");
+        assert!(gateway.log().contains(told), "{}", gateway.log());
+        Raw::open(&gateway, "alice", "phone"); // by the certificate of before
+    }
 }
 
 #[test]

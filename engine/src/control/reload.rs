@@ -102,9 +102,14 @@ impl Reloader {
         let config = Config::load(&self.path)?;
         let files = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
         let validity = files.validity;
-        if let Standing::Expired { days_ago } = validity.now() {
-            let path = config.tls.certificate_path;
-            return Err(TlsFilesFault::Expired { path, days_ago }.into());
+        // A start goes on with one, because there is nothing better; here the old one is.
+        let path = || config.tls.certificate_path.clone();
+        match validity.now() {
+            Standing::Valid { .. } => {}
+            Standing::Expired { days_ago } => {
+                return Err(TlsFilesFault::Expired { path: path(), days_ago }.into());
+            }
+            Standing::NotYet => return Err(TlsFilesFault::NotYetValid { path: path() }.into()),
         }
         let acceptor = state.settings.borrow().acceptor.with_certificate(files)?;
         let keys = self.new_keys(&config).await?;

@@ -29,6 +29,8 @@ pub enum TlsFilesFault {
     Mismatch { certificate: PathBuf, key: PathBuf },
     #[error("the certificate {} has expired {days_ago} days ago", path.display())]
     Expired { path: PathBuf, days_ago: u64 },
+    #[error("the certificate {} is not valid yet", path.display())]
+    NotYetValid { path: PathBuf },
 }
 
 /// A chain, the server's own certificate first, and its private key.
@@ -133,6 +135,9 @@ impl TlsFilesFault {
             }
             Self::Expired { .. } => {
                 "renew it: no client accepts it; or set this host's clock right"
+            }
+            Self::NotYetValid { .. } => {
+                "set this host's clock right, or use a certificate that is valid"
             }
             Self::Mismatch { .. } => {
                 "use the key that the certificate was issued for, and put the server's own \
