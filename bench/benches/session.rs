@@ -2,12 +2,10 @@
 
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion};
-use ringpost_bench::fixture;
-use ringpost_protocol::frame::split_frame;
-use ringpost_protocol::id::{MailboxId, SendSeq, Seq};
-use ringpost_protocol::limits::FRAME_BYTES_MAX;
-use ringpost_protocol::message::{Limits, Outcome, Request, Welcome, put_outcome};
-use ringpost_protocol::session::ServerSession;
+use ringpost_bench::session::FRAMES_PER_BATCH;
+use ringpost_bench::{fixture, session};
+use ringpost_protocol::id::{SendSeq, Seq};
+use ringpost_protocol::message::{Outcome, Request, put_outcome};
 use ringpost_protocol::window::{Admission, SendMemory};
 
 fn main() {
@@ -22,7 +20,7 @@ fn main() {
 
 /// Frame off the stream, checked by the session, admitted, settled, answered. No storage.
 fn send_to_accepted(criterion: &mut Criterion, envelope: &Bytes) {
-    let mut session = open_session();
+    let mut session = session::open();
     let mut memory = SendMemory::new(fixture::INSTALL);
     let mut sent = 0;
     let mut out = Vec::new();
@@ -34,8 +32,10 @@ fn send_to_accepted(criterion: &mut Criterion, envelope: &Bytes) {
                 sent += 1;
                 BytesMut::from(&fixture::send_frame(SendSeq(sent), envelope)[..])
             },
-            |stream| {
-                let Some(Request::Send(send)) = handle(&mut session, stream, &mut out) else {
+            |mut stream| {
+                let Some(Request::Send(send)) =
+                    session::handle(&mut session, &mut stream, &mut out)
+                else {
                     unreachable!("the client sends only this")
                 };
                 let admission = memory.admit(send.send_seq, &send.to, send.after_reject);
@@ -53,7 +53,7 @@ fn send_to_accepted(criterion: &mut Criterion, envelope: &Bytes) {
 
 /// Deliver encoded, and the Ack of it taken off the stream and checked.
 fn deliver_to_ack(criterion: &mut Criterion, envelope: &Bytes) {
-    let mut session = open_session();
+    let mut session = session::open();
     let from = fixture::device(1);
     let (mut acked, mut delivered) = (0, 0);
     let mut out = Vec::new();
@@ -64,37 +64,13 @@ fn deliver_to_ack(criterion: &mut Criterion, envelope: &Bytes) {
                 acked += 1;
                 BytesMut::from(&fixture::ack_frame(Seq::new(1, acked))[..])
             },
-            |stream| {
+            |mut stream| {
                 delivered += 1;
                 out.clear();
                 session.deliver(&mut out, &fixture::deliver_head(&from, delivered), envelope);
-                handle(&mut session, stream, &mut out)
+                session::handle(&mut session, &mut stream, &mut out)
             },
             BatchSize::NumIterations(FRAMES_PER_BATCH),
         );
     });
 }
-
-fn handle(session: &mut ServerSession, mut stream: BytesMut, out: &mut Vec<u8>) -> Option<Request> {
-    let frame = split_frame(&mut stream, FRAME_BYTES_MAX).expect("legal").expect("whole");
-    session.handle_frame(1, frame, out).expect("the client keeps the rules")
-}
-
-fn open_session() -> ServerSession {
-    let mut session = ServerSession::new(0);
-    let mut out = Vec::new();
-    let hello = BytesMut::from(&fixture::hello_frame()[..]);
-    handle(&mut session, hello, &mut out);
-    let welcome = Welcome {
-        mailbox_id: MailboxId(1),
-        heartbeat_ms: 30_000,
-        server_time_ms: fixture::UNIX_MS,
-        limits: Limits::of_protocol(),
-        capabilities: 0,
-    };
-    session.welcome(0, u64::MAX, &welcome, &mut out);
-    session
-}
-
-/// Below the window of unanswered Sends, and about what one receive buffer of the ring holds.
-const FRAMES_PER_BATCH: u64 = 64;

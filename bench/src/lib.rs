@@ -15,6 +15,7 @@ use criterion::Criterion;
 use ringpost_loadgen::host::Host;
 
 pub mod fixture;
+pub mod session;
 pub mod disk;
 pub mod workers;
 pub mod store;

@@ -7,12 +7,9 @@ use std::hint::black_box;
 use bytes::{Bytes, BytesMut};
 use ringpost_engine::shard::{Shard, Turn};
 use ringpost_protocol::frame::split_frame;
-use ringpost_protocol::id::{MailboxId, SendSeq, Seq};
+use ringpost_protocol::id::{SendSeq, Seq};
 use ringpost_protocol::limits::FRAME_BYTES_MAX;
-use ringpost_protocol::message::{
-    Limits, Outcome, Request, Welcome, parse_client_frame, put_outcome,
-};
-use ringpost_protocol::session::ServerSession;
+use ringpost_protocol::message::{Outcome, Request, parse_client_frame, put_outcome};
 use ringpost_protocol::window::SendMemory;
 use ringpost_storage::ReadStart;
 use rustls::HandshakeKind;
@@ -21,6 +18,7 @@ use crate::disk::NullDisk;
 use crate::exchange::Exchange;
 use crate::fixture;
 use crate::memory_ring::ShardRing;
+use crate::session::{self, FRAMES_PER_BATCH};
 use crate::store::OpenStore;
 use crate::tls::{Endpoints, KeyExchange, Pair, client_seal};
 
@@ -34,7 +32,7 @@ pub struct Path {
 }
 
 impl Path {
-    /// Goes it `times`, a multiple of [`BATCH`].
+    /// Goes it `times`, a multiple of [`FRAMES_PER_BATCH`].
     pub fn run(&self, times: u64) -> Result<(), Box<dyn Error>> {
         (self.run)(times)
     }
@@ -49,50 +47,50 @@ pub const ALL: &[Path] = &[
     Path {
         name: "tls/open",
         about: "one record of 200 bytes opened",
-        times: 10 * BATCH,
+        times: 10 * FRAMES_PER_BATCH,
         run: tls_open,
     },
     Path {
         name: "frame/split_parse_send",
         about: "a Send of 200 bytes off the stream",
-        times: 50 * BATCH,
+        times: 50 * FRAMES_PER_BATCH,
         run: split_parse_send,
     },
     Path {
         name: "session/send_to_accepted",
         about: "a Send off the stream, checked, admitted, settled, answered",
-        times: 50 * BATCH,
+        times: 50 * FRAMES_PER_BATCH,
         run: send_to_accepted,
     },
     Path {
         name: "store/append_read_ack",
         about: "a message appended, committed with 63 others, read from the cache, acknowledged",
-        times: 50 * BATCH,
+        times: 50 * FRAMES_PER_BATCH,
         run: append_read_ack,
     },
     Path {
         name: "session/deliver_to_ack",
         about: "a Deliver written, its Ack off the stream and checked",
-        times: 50 * BATCH,
+        times: 50 * FRAMES_PER_BATCH,
         run: deliver_to_ack,
     },
     Path {
         name: "tls/seal",
         about: "one record of 200 bytes sealed",
-        times: 10 * BATCH,
+        times: 10 * FRAMES_PER_BATCH,
         run: tls_seal,
     },
     Path {
         name: "shard/message_window_1",
         about: "a message of 200 bytes through a shard with TLS, alone: sent, stored, delivered, \
                 acknowledged, both answers; no kernel",
-        times: 4 * BATCH,
+        times: 4 * FRAMES_PER_BATCH,
         run: message_window_1,
     },
     Path {
         name: "shard/message_window_16",
         about: "the same, 16 messages of one sender together",
-        times: 8 * BATCH,
+        times: 8 * FRAMES_PER_BATCH,
         run: message_window_16,
     },
 ];
@@ -107,8 +105,9 @@ pub fn measured(work: &mut dyn FnMut()) {
 
 fn split_parse_send(times: u64) -> Result<(), Box<dyn Error>> {
     let frame = fixture::send_frame(SendSeq(1000), &envelope());
-    for _ in 0..times / BATCH {
-        let mut streams: Vec<_> = (0..BATCH).map(|_| BytesMut::from(&frame[..])).collect();
+    for _ in 0..times / FRAMES_PER_BATCH {
+        let mut streams: Vec<_> =
+            (0..FRAMES_PER_BATCH).map(|_| BytesMut::from(&frame[..])).collect();
         measured(&mut || {
             for stream in &mut streams {
                 let frame = split_frame(stream, FRAME_BYTES_MAX).expect("legal").expect("whole");
@@ -120,18 +119,19 @@ fn split_parse_send(times: u64) -> Result<(), Box<dyn Error>> {
 }
 
 fn send_to_accepted(times: u64) -> Result<(), Box<dyn Error>> {
-    let (mut session, mut memory) = (open_session(), SendMemory::new(fixture::INSTALL));
+    let (mut session, mut memory) = (session::open(), SendMemory::new(fixture::INSTALL));
     let outcome = Outcome::Accepted { server_time_ms: fixture::UNIX_MS, skipped: Vec::new() };
     let (envelope, mut sent, mut out) = (envelope(), 0, Vec::new());
-    for _ in 0..times / BATCH {
+    for _ in 0..times / FRAMES_PER_BATCH {
         let mut next = || {
             sent += 1;
             BytesMut::from(&fixture::send_frame(SendSeq(sent), &envelope)[..])
         };
-        let mut streams: Vec<_> = (0..BATCH).map(|_| next()).collect();
+        let mut streams: Vec<_> = (0..FRAMES_PER_BATCH).map(|_| next()).collect();
         measured(&mut || {
             for stream in &mut streams {
-                let Some(Request::Send(send)) = handle(&mut session, stream, &mut out) else {
+                let Some(Request::Send(send)) = session::handle(&mut session, stream, &mut out)
+                else {
                     unreachable!("the client sends only this")
                 };
                 memory.admit(send.send_seq, &send.to, send.after_reject).expect("the next one");
@@ -146,20 +146,20 @@ fn send_to_accepted(times: u64) -> Result<(), Box<dyn Error>> {
 }
 
 fn deliver_to_ack(times: u64) -> Result<(), Box<dyn Error>> {
-    let (mut session, from, envelope) = (open_session(), fixture::device(1), envelope());
+    let (mut session, from, envelope) = (session::open(), fixture::device(1), envelope());
     let (mut acked, mut delivered, mut out) = (0, 0, Vec::new());
-    for _ in 0..times / BATCH {
+    for _ in 0..times / FRAMES_PER_BATCH {
         let mut next = || {
             acked += 1;
             BytesMut::from(&fixture::ack_frame(Seq::new(1, acked))[..])
         };
-        let mut streams: Vec<_> = (0..BATCH).map(|_| next()).collect();
+        let mut streams: Vec<_> = (0..FRAMES_PER_BATCH).map(|_| next()).collect();
         measured(&mut || {
             for stream in &mut streams {
                 delivered += 1;
                 out.clear();
                 session.deliver(&mut out, &fixture::deliver_head(&from, delivered), &envelope);
-                black_box(handle(&mut session, stream, &mut out));
+                black_box(session::handle(&mut session, stream, &mut out));
             }
         });
     }
@@ -168,9 +168,9 @@ fn deliver_to_ack(times: u64) -> Result<(), Box<dyn Error>> {
 
 fn append_read_ack(times: u64) -> Result<(), Box<dyn Error>> {
     let mut store = OpenStore::new(NullDisk, ENVELOPE_BYTES);
-    for _ in 0..times / BATCH {
+    for _ in 0..times / FRAMES_PER_BATCH {
         measured(&mut || {
-            (0..BATCH).for_each(|_| store.append());
+            (0..FRAMES_PER_BATCH).for_each(|_| store.append());
             store.commit();
             store.take_all(|read| match read {
                 ReadStart::Ready(record) => drop(black_box(record)),
@@ -186,9 +186,9 @@ fn append_read_ack(times: u64) -> Result<(), Box<dyn Error>> {
 fn tls_seal(times: u64) -> Result<(), Box<dyn Error>> {
     let (mut pair, plaintext) = (tls_pair()?, envelope());
     let mut ciphertext = Vec::new();
-    for _ in 0..times / BATCH {
+    for _ in 0..times / FRAMES_PER_BATCH {
         measured(&mut || {
-            for _ in 0..BATCH {
+            for _ in 0..FRAMES_PER_BATCH {
                 ciphertext.clear();
                 pair.server.seal(&plaintext, &mut ciphertext);
             }
@@ -200,8 +200,9 @@ fn tls_seal(times: u64) -> Result<(), Box<dyn Error>> {
 fn tls_open(times: u64) -> Result<(), Box<dyn Error>> {
     let Pair { mut server, mut client, .. } = tls_pair()?;
     let (said, mut plaintext) = (envelope(), BytesMut::new());
-    for _ in 0..times / BATCH {
-        let records: Vec<_> = (0..BATCH).map(|_| client_seal(&mut client, &said)).collect();
+    for _ in 0..times / FRAMES_PER_BATCH {
+        let records: Vec<_> =
+            (0..FRAMES_PER_BATCH).map(|_| client_seal(&mut client, &said)).collect();
         measured(&mut || {
             for record in &records {
                 plaintext.clear();
@@ -239,30 +240,4 @@ fn envelope() -> Bytes {
     fixture::envelope(ENVELOPE_BYTES).into()
 }
 
-fn handle(
-    session: &mut ServerSession,
-    stream: &mut BytesMut,
-    out: &mut Vec<u8>,
-) -> Option<Request> {
-    let frame = split_frame(stream, FRAME_BYTES_MAX).expect("legal").expect("whole");
-    session.handle_frame(1, frame, out).expect("the client keeps the rules")
-}
-
-fn open_session() -> ServerSession {
-    let mut session = ServerSession::new(0);
-    let mut out = Vec::new();
-    handle(&mut session, &mut BytesMut::from(&fixture::hello_frame()[..]), &mut out);
-    let welcome = Welcome {
-        mailbox_id: MailboxId(1),
-        heartbeat_ms: 30_000,
-        server_time_ms: fixture::UNIX_MS,
-        limits: Limits::of_protocol(),
-        capabilities: 0,
-    };
-    session.welcome(0, u64::MAX, &welcome, &mut out);
-    session
-}
-
-/// Below the window of unanswered Sends, and about what one receive buffer of the ring holds.
-pub const BATCH: u64 = 64;
 const ENVELOPE_BYTES: usize = 200;

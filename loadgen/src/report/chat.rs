@@ -66,10 +66,7 @@ impl ChatReport {
         rows.add("sent", self.sent);
         rows.add("accepted / rejected", format!("{} / {}", self.accepted, self.rejected));
         rows.add("delivered", self.delivered);
-        rows.add(
-            "lost / duplicated / reordered",
-            format!("{} / {} / {}", self.lost, self.duplicated, self.reordered),
-        );
+        rows.add_verdict(self.lost, self.duplicated, self.reordered);
         rows.add_latency("accepted", &self.accepted_us);
         rows.add_latency("delivered", &self.delivered_us);
         rows.add_known("server CPU per message", self.server_cpu_us_per_message, "us");

@@ -77,10 +77,7 @@ impl ChurnReport {
         rows.add("sent", self.sent);
         rows.add("accepted / rejected", format!("{} / {}", self.accepted, self.rejected));
         rows.add("delivered", self.delivered);
-        rows.add(
-            "lost / duplicated / reordered",
-            format!("{} / {} / {}", self.lost, self.duplicated, self.reordered),
-        );
+        rows.add_verdict(self.lost, self.duplicated, self.reordered);
         rows.add("duplicated on the wire", self.duplicated_on_wire);
         rows.add("clients that vanished", self.vanished);
         let kills = format!("{} / {}", self.gateway_kills, self.client_kills);

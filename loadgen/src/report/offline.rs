@@ -46,10 +46,7 @@ impl OfflineReport {
         rows.add_known("restart until ready", self.restart_ms, "ms");
         rows.add("drained", format!("{}/s", self.drained_per_second));
         rows.add("delivered", self.delivered);
-        rows.add(
-            "lost / duplicated / reordered",
-            format!("{} / {} / {}", self.lost, self.duplicated, self.reordered),
-        );
+        rows.add_verdict(self.lost, self.duplicated, self.reordered);
         rows.add("duplicated on the wire", self.duplicated_on_wire);
         rows.add_known("disk bytes per payload byte", self.disk_bytes_per_payload_byte, "");
         rows.add_known("index memory per queued message", self.memory_bytes_per_queued_record, "B");

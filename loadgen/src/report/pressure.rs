@@ -92,10 +92,7 @@ impl PressureReport {
         if self.onset.is_some() {
             rows.add_known("p99 onset / quiet", self.p99_ratio_onset, "");
         }
-        rows.add(
-            "lost / duplicated / reordered",
-            format!("{} / {} / {}", self.lost, self.duplicated, self.reordered),
-        );
+        rows.add_verdict(self.lost, self.duplicated, self.reordered);
         let two = |of: &dyn Fn(&PhaseReport) -> String| {
             let phases = [Some(&self.quiet), self.onset.as_ref(), Some(&self.loaded)];
             let values: Vec<String> = phases.into_iter().flatten().map(of).collect();

@@ -32,6 +32,11 @@ impl Rows {
         self.add(&format!("{name} after, ms"), text);
     }
 
+    /// What the verification found.
+    pub fn add_verdict(&mut self, lost: u64, duplicated: u64, reordered: u64) {
+        self.add("lost / duplicated / reordered", format!("{lost} / {duplicated} / {reordered}"));
+    }
+
     pub fn add_host(&mut self, host: &Host) {
         let disk = host.data_filesystem.as_deref().unwrap_or("unknown");
         let text = format!(
