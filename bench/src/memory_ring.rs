@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use ringpost_ring::{
-    COMPLETIONS_PER_ENTER_MAX, Completion, Errno, File, Lease, Op, OpId, Outcome, Ring,
+    COMPLETIONS_PER_ENTER_MAX, Completion, Errno, File, Lease, Op, OpId, Outcome, Pool, Ring,
     RingCounters, Socket,
 };
 
@@ -154,6 +154,9 @@ impl State {
                 Outcome::Opened(File(self.files))
             }
             Op::Read { .. } => unreachable!("what was written a moment ago is in memory"),
+            Op::RecvDatagrams { .. } | Op::SendDatagrams { .. } => {
+                unreachable!("its shard serves TCP alone")
+            }
             _ => Outcome::Done,
         };
         self.ready.push_back((token, id, false, Ok(Done::Other(outcome))));
@@ -184,7 +187,7 @@ impl ShardRing {
             u16::try_from(self.lent.len() - 1).expect("a few buffers")
         });
         self.lent[usize::from(buffer_index)] = bytes;
-        Outcome::Received(Some(Lease { buffer_index, length_bytes }))
+        Outcome::Received(Some(Lease { pool: Pool::Stream, buffer_index, length_bytes }))
     }
 }
 

@@ -30,6 +30,8 @@ impl Errno {
     pub const CONNABORTED: Self = Self(libc::ECONNABORTED);
     pub const CONNRESET: Self = Self(libc::ECONNRESET);
     pub const NOBUFS: Self = Self(libc::ENOBUFS);
+    /// A datagram longer than its path takes.
+    pub const MSGSIZE: Self = Self(libc::EMSGSIZE);
     pub const NOTCONN: Self = Self(libc::ENOTCONN);
     pub const TIMEDOUT: Self = Self(libc::ETIMEDOUT);
     pub const CONNREFUSED: Self = Self(libc::ECONNREFUSED);

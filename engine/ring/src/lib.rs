@@ -20,8 +20,15 @@
 //! - Every operation but [`Op::Wake`] has exactly one completion with `more` false. A wake has none
 //!   at its sender: a shard that is gone needs no wake, and nothing could be done about it.
 
+//!
+//! Datagrams arrive on one [`UdpSocket`] per shard ([`net::UdpGroup`]); a [`steering::Program`] in
+//! the kernel picks the shard by the QUIC connection id. They have a pool of their own, because its
+//! buffers must hold the largest train of datagrams that the kernel joins; a ring without QUIC has
+//! none ([`UringConfig::datagram_buffer_count`]).
+
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod datagram;
 mod errno;
 pub mod host;
 mod inbox;
@@ -30,6 +37,7 @@ pub mod net;
 mod op;
 pub mod probe;
 mod queue;
+pub mod steering;
 mod uring;
 pub mod wake;
 
@@ -55,7 +63,7 @@ pub trait Ring {
     /// completion that concerned only the ring (the first part of a long write).
     fn enter(&mut self, wait_ns: u64, out: &mut Vec<Completion>);
 
-    /// The bytes that a lease names.
+    /// The bytes that a lease names: of a datagram its payload alone.
     fn bytes(&self, lease: &Lease) -> &[u8];
 
     /// Gives a receive buffer back. Every lease is given back exactly once.
@@ -105,6 +113,19 @@ pub enum Op {
     /// connects it; completes with [`Outcome::Connected`]. A failed connect leaves no socket.
     Connect { local: Option<SocketAddr>, remote: SocketAddr },
 
+    /// Multishot receive of datagrams into the ring's datagram pool. Completes with
+    /// [`Outcome::Datagrams`] until `more` is false: an empty datagram ends it, for example. Fails
+    /// with [`Errno::NOBUFS`] when the pool is empty: arm again after a lease was released; what
+    /// arrives meanwhile waits in the socket. Only for a ring that was made with a datagram pool.
+    RecvDatagrams { socket: UdpSocket },
+    /// Sends what `send` says with one call; completes once, with [`Outcome::Done`] or an error,
+    /// and waits while the socket is full. A train that the kernel refuses to cut up
+    /// ([`Errno::INVAL`] or [`Errno::IO`], from a device without the offload) is repeated by the
+    /// ring, one datagram at a time, and counted; the next train is tried as one again. An error
+    /// says that the datagrams from there on were lost, as datagrams may be, and nothing about the
+    /// socket.
+    SendDatagrams { socket: UdpSocket, send: Box<DatagramSend> },
+
     /// Opens a file; completes with [`Outcome::Opened`].
     Open { path: CString, mode: OpenMode },
     /// Reads up to `length_bytes`; completes with [`Outcome::Read`], short only at the end of file.
@@ -139,6 +160,38 @@ pub enum OpenMode {
     Directory,
 }
 
+/// One datagram to send, or a train of equally long ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatagramSend {
+    /// In the family of the socket; a socket for IPv6 reaches IPv4 by mapped addresses.
+    pub to: SocketAddr,
+    /// The address to send from, as [`Datagrams::local`] gave it; `None`: the kernel's choice.
+    pub from: Option<IpAddr>,
+    /// The two bits of explicit congestion notification, 0 to 3.
+    pub ecn: u8,
+    /// `data` is cut into datagrams of this many bytes, the last one may be shorter; `None`: it is
+    /// one. At most [`SEGMENTS_MAX`] of them.
+    pub segment_bytes: Option<u16>,
+    /// Together at most [`DATAGRAM_BYTES_MAX`].
+    pub data: Bytes,
+}
+
+/// Datagrams that arrived from one address: one, or a train that the kernel joined.
+#[derive(Debug)]
+pub struct Datagrams {
+    /// Their bytes, one after the other. To be released.
+    pub lease: Lease,
+    /// The sender; an IPv4 one is mapped where the socket is for IPv6.
+    pub from: SocketAddr,
+    /// The address that they were sent to; that of the answer.
+    pub local: Option<IpAddr>,
+    /// The two bits of explicit congestion notification, 0 to 3.
+    pub ecn: u8,
+    /// Bytes of each but the last, which may be shorter. Never zero, so that it may be divided by:
+    /// 1 for an empty datagram.
+    pub segment_bytes: u32,
+}
+
 /// One completion.
 #[derive(Debug)]
 pub struct Completion {
@@ -164,6 +217,7 @@ pub enum Outcome {
         sent_bytes: usize,
         data: Vec<Bytes>,
     },
+    Datagrams(Datagrams),
     Opened(File),
     Read(Bytes),
     Woken,
@@ -171,13 +225,23 @@ pub enum Outcome {
     Done,
 }
 
-/// A bounded region of the ring's receive pool, lent to the shard. Neither cloneable nor
+/// A bounded region of one of the ring's receive pools, lent to the shard. Neither cloneable nor
 /// constructible by accident: it is returned through [`Ring::release`].
 #[derive(Debug)]
 #[must_use = "a lease that is not released starves the receive pool"]
 pub struct Lease {
+    pub pool: Pool,
     pub buffer_index: u16,
     pub length_bytes: u32,
+}
+
+/// The receive pool that a [`Lease`] is from; of no interest to its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// Of [`Op::Recv`].
+    Stream,
+    /// Of [`Op::RecvDatagrams`].
+    Datagram,
 }
 
 /// Slot and generation of an operation in flight.
@@ -190,6 +254,10 @@ pub struct OpId {
 /// A connected stream socket.
 #[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
 pub struct Socket(pub i32);
+
+/// A bound datagram socket. It belongs to its [`net::UdpGroup`] and is not closed by the ring.
+#[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
+pub struct UdpSocket(pub i32);
 
 /// An open file or directory.
 #[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
@@ -213,10 +281,25 @@ pub struct RingCounters {
     pub receive_pool_empty: u64,
     /// Receive buffers on loan now.
     pub leases_out: u64,
+    /// Receives that found the datagram pool empty.
+    pub datagram_pool_empty: u64,
+    /// Datagram buffers on loan now.
+    pub datagram_leases_out: u64,
+    /// Datagrams that did not fit into their buffer, and so are of no use. IP carries none so large
+    /// but as a jumbogram.
+    pub datagrams_truncated: u64,
+    /// Trains that the kernel refused to cut up; the ring sent their datagrams one by one.
+    pub segmentations_refused: u64,
 }
 
 /// Token of a wake from another shard or thread; not for operations.
 pub const WOKEN_TOKEN: u64 = u64::MAX;
+
+/// Bytes of the largest datagram or train of datagrams, without its headers.
+pub const DATAGRAM_BYTES_MAX: usize = 65_507;
+
+/// Datagrams of one train ([`DatagramSend::segment_bytes`]).
+pub const SEGMENTS_MAX: usize = 64;
 
 /// Completions that one [`Ring::enter`] appends at most, so that a turn stays short.
 pub const COMPLETIONS_PER_ENTER_MAX: usize = 1024;

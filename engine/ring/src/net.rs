@@ -1,5 +1,9 @@
-//! Sockets before they belong to a ring: listeners, addresses, and the socket of a connect.
+//! Sockets before they belong to a ring: listeners, datagram sockets, addresses, and the socket of a
+//! connect.
 
+mod udp;
+
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -7,15 +11,18 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::{Errno, Listener, Socket};
 
+pub use udp::{UdpGroup, UdpOptions};
+
 /// Why listeners could not be made, with what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenFault {
     #[error(
-        "{address} is in use by another process: find it with `ss -ltnp 'sport = :{port}'` and \
-         stop it, or configure another address",
+        "{protocol} {address} is in use by another process: find it with \
+         `ss -l{}np 'sport = :{port}'` and stop it, or configure another address",
+        .protocol.letter(),
         port = .address.port()
     )]
-    InUse { address: SocketAddr },
+    InUse { protocol: Protocol, address: SocketAddr },
     #[error(
         "port {port} is privileged: use a port from 1024 on, or grant CAP_NET_BIND_SERVICE, or set \
          net.ipv4.ip_unprivileged_port_start={port}"
@@ -26,12 +33,48 @@ pub enum ListenFault {
         ip = .address.ip()
     )]
     NotLocal { address: SocketAddr },
-    #[error(
-        "no descriptor left for a listener: raise the open file limit (LimitNOFILE=, ulimit -n)"
-    )]
+    #[error("no descriptor left for a socket: raise the open file limit (LimitNOFILE=, ulimit -n)")]
     OpenFiles,
-    #[error("cannot listen on {address}: {errno}")]
-    Other { address: SocketAddr, errno: Errno },
+    #[error("cannot listen on {protocol} {address}: {errno}")]
+    Other { protocol: Protocol, address: SocketAddr, errno: Errno },
+}
+
+impl ListenFault {
+    fn new(protocol: Protocol, address: SocketAddr, errno: Errno) -> Self {
+        match errno.0 {
+            libc::EADDRINUSE => Self::InUse { protocol, address },
+            libc::EACCES => Self::Privileged { port: address.port() },
+            libc::EADDRNOTAVAIL => Self::NotLocal { address },
+            libc::EMFILE | libc::ENFILE => Self::OpenFiles,
+            _ => Self::Other { protocol, address, errno },
+        }
+    }
+}
+
+/// What a port belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// Its option of `ss`.
+    fn letter(self) -> char {
+        match self {
+            Self::Tcp => 't',
+            Self::Udp => 'u',
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
 }
 
 /// What listeners and the sockets that they accept have.
@@ -71,7 +114,7 @@ impl ListenerGroup {
         options: &ListenOptions,
     ) -> Result<Self, ListenFault> {
         assert!(count > 0, "a group has listeners");
-        let fault = |error: io::Error| listen_fault(address, Errno::of(&error));
+        let fault = |error: io::Error| ListenFault::new(Protocol::Tcp, address, Errno::of(&error));
         if address.port() != 0 {
             // Every process of this user could join the group, and would silently take a part of
             // the connections. A socket that does not share finds out.
@@ -111,7 +154,7 @@ pub fn local_address(socket: Socket) -> io::Result<SocketAddr> {
 
 /// A stream socket to connect to `remote`, bound to `local` if given.
 pub(crate) fn stream_socket(local: Option<SocketAddr>, remote: SocketAddr) -> io::Result<Socket> {
-    let socket = tcp_socket(remote)?;
+    let socket = new_socket(remote, libc::SOCK_STREAM)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
     if let Some(local) = local {
         if local.port() == 0 {
@@ -181,7 +224,7 @@ fn listener(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedFd>
 }
 
 fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
-    let socket = tcp_socket(address)?;
+    let socket = new_socket(address, libc::SOCK_STREAM)?;
     // Connections of an earlier process in TIME_WAIT must not delay a restart.
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     if shared {
@@ -192,10 +235,10 @@ fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
 }
 
 /// Blocking, as the ring wants it: on a non-blocking one it would answer EAGAIN instead of waiting.
-fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
+fn new_socket(address: SocketAddr, kind: i32) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    let fd = check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -257,16 +300,6 @@ fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn listen_fault(address: SocketAddr, errno: Errno) -> ListenFault {
-    match errno.0 {
-        libc::EADDRINUSE => ListenFault::InUse { address },
-        libc::EACCES => ListenFault::Privileged { port: address.port() },
-        libc::EADDRNOTAVAIL => ListenFault::NotLocal { address },
-        libc::EMFILE | libc::ENFILE => ListenFault::OpenFiles,
-        _ => ListenFault::Other { address, errno },
-    }
-}
-
 /// The families in the width that an address has room for.
 #[expect(clippy::cast_possible_truncation, reason = "2 and 10")]
 const AF_INET: libc::sa_family_t = libc::AF_INET as _;
@@ -295,9 +328,9 @@ mod tests {
     #[test]
     fn faults_say_the_fix() {
         let address = "127.0.0.1:443".parse().unwrap();
-        let text = listen_fault(address, Errno(libc::EACCES)).to_string();
+        let text = ListenFault::new(Protocol::Tcp, address, Errno(libc::EACCES)).to_string();
         assert!(text.contains("ip_unprivileged_port_start=443"), "{text}");
-        let text = listen_fault(address, Errno(libc::EADDRNOTAVAIL)).to_string();
+        let text = ListenFault::new(Protocol::Tcp, address, Errno(libc::EADDRNOTAVAIL)).to_string();
         assert!(text.contains("127.0.0.1 is no address of this host"), "{text}");
         let elsewhere = "192.0.2.1:0".parse().unwrap();
         let fault = ListenerGroup::bind(elsewhere, 1, &ListenOptions::default()).unwrap_err();

@@ -12,17 +12,21 @@
 //!
 //! A slot is 32 bytes: every idle connection has one for its armed receive.
 
+mod file;
+
 use std::ffi::CString;
 use std::ptr;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{cqueue, opcode};
 
+use crate::datagram::{self, DatagramCounts};
 use crate::lease::ReceivePool;
 use crate::net::RawAddress;
-use crate::{Completion, Errno, File, Op, OpId, OpenMode, Outcome, Socket};
+use crate::{Completion, Errno, File, Op, OpId, Outcome, Socket};
+use file::{FileRead, FileWrite};
 
 /// What the ring does next with a completion.
 pub(crate) enum Step {
@@ -39,6 +43,17 @@ pub(crate) struct OpTable {
     /// Send memory to use again, at most [`SEND_BLOCKS_MAX`].
     #[expect(clippy::vec_box, reason = "the kernel has their address; they move between slots")]
     send_blocks: Vec<Box<SendBlock>>,
+    /// The same for datagrams.
+    #[expect(clippy::vec_box, reason = "as above")]
+    datagram_blocks: Vec<Box<datagram::SendBlock>>,
+    datagram_counts: DatagramCounts,
+}
+
+/// The receive pools of a ring.
+pub(crate) struct Pools {
+    pub(crate) stream: ReceivePool,
+    /// Absent from a ring that serves no datagrams.
+    pub(crate) datagram: Option<ReceivePool>,
 }
 
 struct Slot {
@@ -62,6 +77,8 @@ enum State {
     Sync,
     Unlink(Box<CString>),
     Connect(Box<Dial>),
+    RecvDatagrams(Box<libc::msghdr>),
+    SendDatagrams(Box<datagram::SendBlock>),
 }
 
 /// Chunks of a send and the two structures that describe them to `sendmsg`.
@@ -71,22 +88,6 @@ struct SendBlock {
     data: Vec<Bytes>,
 }
 
-struct FileRead {
-    file: File,
-    offset: u64,
-    length_bytes: usize,
-    /// `len() <= length_bytes <= capacity()`; the kernel writes behind `len()`.
-    buffer: BytesMut,
-}
-
-struct FileWrite {
-    file: File,
-    offset: u64,
-    data: Bytes,
-    /// `<= data.len()`.
-    written_bytes: usize,
-}
-
 struct Dial {
     socket: Socket,
     remote: RawAddress,
@@ -94,7 +95,17 @@ struct Dial {
 
 impl OpTable {
     pub(crate) fn new() -> Self {
-        Self { slots: Vec::new(), vacant: Vec::new(), send_blocks: Vec::new() }
+        Self {
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            send_blocks: Vec::new(),
+            datagram_blocks: Vec::new(),
+            datagram_counts: DatagramCounts::default(),
+        }
+    }
+
+    pub(crate) fn datagram_counts(&self) -> DatagramCounts {
+        self.datagram_counts
     }
 
     /// Operations that have a slot.
@@ -139,6 +150,27 @@ impl OpTable {
             Op::CloseSocket { socket: Socket(fd) } | Op::CloseFile { file: File(fd) } => {
                 self.start_with(token, State::Close, |_| opcode::Close::new(Fd(fd)).build())
             }
+            Op::RecvDatagrams { socket } => {
+                let header = datagram::receive_header();
+                self.start_with(token, State::RecvDatagrams(header), |state| {
+                    let State::RecvDatagrams(header) = state else { unreachable!() };
+                    datagram::receive_entry(socket, header)
+                })
+            }
+            Op::SendDatagrams { socket, send } => {
+                let block = datagram::SendBlock::new(socket, *send);
+                let block = match self.datagram_blocks.pop() {
+                    Some(mut used) => {
+                        *used = block;
+                        used
+                    }
+                    None => Box::new(block),
+                };
+                self.start_with(token, State::SendDatagrams(block), |state| {
+                    let State::SendDatagrams(block) = state else { unreachable!() };
+                    block.entry()
+                })
+            }
             Op::Connect { .. } | Op::Wake { .. } => unreachable!("started by the ring itself"),
             file_op => self.start_file(token, file_op),
         }
@@ -149,7 +181,7 @@ impl OpTable {
             Op::Open { path, mode } => {
                 self.start_with(token, State::Open(Box::new(path)), |state| {
                     let State::Open(path) = state else { unreachable!() };
-                    open_entry(path, mode)
+                    file::open_entry(path, mode)
                 })
             }
             Op::Unlink { path } => self.start_with(token, State::Unlink(Box::new(path)), |state| {
@@ -157,16 +189,14 @@ impl OpTable {
                 opcode::UnlinkAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build()
             }),
             Op::Read { file, offset, length_bytes } => {
-                let length_bytes = length_bytes as usize;
-                let buffer = BytesMut::with_capacity(length_bytes);
-                let read = Box::new(FileRead { file, offset, length_bytes, buffer });
+                let read = Box::new(FileRead::new(file, offset, length_bytes as usize));
                 self.start_with(token, State::Read(read), |state| {
                     let State::Read(read) = state else { unreachable!() };
                     read.entry()
                 })
             }
             Op::Write { file, offset, data } => {
-                let write = Box::new(FileWrite { file, offset, data, written_bytes: 0 });
+                let write = Box::new(FileWrite::new(file, offset, data));
                 self.start_with(token, State::Write(write), |state| {
                     let State::Write(write) = state else { unreachable!() };
                     write.entry()
@@ -217,7 +247,7 @@ impl OpTable {
         user_data: u64,
         result: i32,
         flags: u32,
-        pool: &mut ReceivePool,
+        pools: &mut Pools,
     ) -> Step {
         let slot_index = user_data & SLOT_MASK;
         let slot = usize::try_from(slot_index).ok().and_then(|index| self.slots.get_mut(index));
@@ -229,7 +259,15 @@ impl OpTable {
         let more = cqueue::more(flags);
         let outcome = match &mut slot.state {
             State::Accept if result >= 0 => Ok(Outcome::Accepted(Socket(result))),
-            State::Recv => received(result, flags, pool),
+            State::Recv => received(result, flags, &mut pools.stream),
+            State::RecvDatagrams(_) => {
+                let pool = pools.datagram.as_mut().expect("asked at submit");
+                datagram::received(result, flags, pool, &mut self.datagram_counts)
+            }
+            State::SendDatagrams(block) => match block.advance(result, &mut self.datagram_counts) {
+                None => return Step::Again(block.entry().user_data(user_data)),
+                Some(outcome) => outcome,
+            },
             State::Open(_) if result >= 0 => Ok(Outcome::Opened(File(result))),
             State::Read(read) => match read.advance(result) {
                 None => return Step::Again(read.entry().user_data(user_data)),
@@ -288,12 +326,17 @@ impl OpTable {
     fn remove(&mut self, slot_index: u32) {
         let slot = &mut self.slots[slot_index as usize];
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
-        if let State::Send(mut block) = std::mem::replace(&mut slot.state, State::Vacant)
-            && self.send_blocks.len() < SEND_BLOCKS_MAX
-        {
-            block.data = Vec::new();
-            block.parts.clear();
-            self.send_blocks.push(block);
+        match std::mem::replace(&mut slot.state, State::Vacant) {
+            State::Send(mut block) if self.send_blocks.len() < SEND_BLOCKS_MAX => {
+                block.data = Vec::new();
+                block.parts.clear();
+                self.send_blocks.push(block);
+            }
+            State::SendDatagrams(mut block) if self.datagram_blocks.len() < SEND_BLOCKS_MAX => {
+                block.clear();
+                self.datagram_blocks.push(block);
+            }
+            _ => {}
         }
         self.vacant.push(slot_index);
     }
@@ -309,7 +352,7 @@ impl State {
         match self {
             Self::Vacant => 0,
             Self::Accept => 1,
-            Self::Recv => 2,
+            Self::Recv => RECV_KIND,
             Self::Send(_) => 3,
             Self::Cancel => 4,
             Self::Shutdown => 5,
@@ -320,21 +363,15 @@ impl State {
             Self::Sync => 10,
             Self::Unlink(_) => 11,
             Self::Connect(_) => 12,
+            Self::RecvDatagrams(_) => RECV_DATAGRAMS_KIND,
+            Self::SendDatagrams(_) => 14,
         }
     }
 }
 
 impl SendBlock {
     fn empty() -> Box<Self> {
-        let header = libc::msghdr {
-            msg_name: ptr::null_mut(),
-            msg_namelen: 0,
-            msg_iov: ptr::null_mut(),
-            msg_iovlen: 0,
-            msg_control: ptr::null_mut(),
-            msg_controllen: 0,
-            msg_flags: 0,
-        };
+        let header = datagram::empty_header();
         Box::new(Self { header, parts: Vec::new(), data: Vec::new() })
     }
 
@@ -357,54 +394,6 @@ impl SendBlock {
     }
 }
 
-impl FileRead {
-    fn entry(&mut self) -> Entry {
-        let filled_bytes = self.buffer.len();
-        let rest = u32::try_from(self.length_bytes - filled_bytes).expect("from a u32");
-        let start = self.buffer.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        opcode::Read::new(Fd(self.file.0), start, rest)
-            .offset(self.offset + filled_bytes as u64)
-            .build()
-    }
-
-    /// `None`: go on reading.
-    fn advance(&mut self, result: i32) -> Option<Result<Outcome, Errno>> {
-        if result < 0 {
-            return (Errno(-result) != Errno::INTR).then_some(Err(Errno(-result)));
-        }
-        let filled_bytes = self.buffer.len() + result.unsigned_abs() as usize;
-        assert!(filled_bytes <= self.length_bytes, "the kernel read more than was asked for");
-        // SAFETY: the kernel has written `result` bytes behind `len()`, so they are initialised,
-        // and filled_bytes <= length_bytes <= capacity.
-        unsafe { self.buffer.set_len(filled_bytes) };
-        let done = result == 0 || filled_bytes == self.length_bytes;
-        done.then(|| Ok(Outcome::Read(std::mem::take(&mut self.buffer).freeze())))
-    }
-}
-
-impl FileWrite {
-    fn entry(&mut self) -> Entry {
-        let rest = &self.data[self.written_bytes..];
-        let rest_bytes = u32::try_from(rest.len()).unwrap_or(u32::MAX);
-        opcode::Write::new(Fd(self.file.0), rest.as_ptr(), rest_bytes)
-            .offset(self.offset + self.written_bytes as u64)
-            .build()
-    }
-
-    /// `None`: go on writing.
-    fn advance(&mut self, result: i32) -> Option<Result<Outcome, Errno>> {
-        if result < 0 {
-            return (Errno(-result) != Errno::INTR).then_some(Err(Errno(-result)));
-        }
-        self.written_bytes += result.unsigned_abs() as usize;
-        if self.written_bytes >= self.data.len() {
-            return Some(Ok(Outcome::Done));
-        }
-        // A write that makes no progress would be repeated for ever.
-        (result == 0).then_some(Err(Errno::IO))
-    }
-}
-
 fn recv_entry(socket: Socket, multishot: bool) -> Entry {
     if multishot {
         return opcode::RecvMulti::new(Fd(socket.0), RECEIVE_GROUP).build();
@@ -413,19 +402,6 @@ fn recv_entry(socket: Socket, multishot: bool) -> Entry {
         .buf_group(RECEIVE_GROUP)
         .build()
         .flags(Flags::BUFFER_SELECT)
-}
-
-fn open_entry(path: &CString, mode: OpenMode) -> Entry {
-    let (flags, permissions) = match mode {
-        OpenMode::ReadWrite => (libc::O_RDWR, 0),
-        OpenMode::ReadOnly => (libc::O_RDONLY, 0),
-        OpenMode::CreateNew => (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o600),
-        OpenMode::Directory => (libc::O_RDONLY | libc::O_DIRECTORY, 0),
-    };
-    opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr())
-        .flags(flags | libc::O_CLOEXEC)
-        .mode(permissions)
-        .build()
 }
 
 /// A buffer that the kernel took goes either to the shard or straight back: also at an error or at
@@ -443,8 +419,12 @@ fn received(result: i32, flags: u32, pool: &mut ReceivePool) -> Result<Outcome, 
     if result < 0 { Err(Errno(-result)) } else { Ok(Outcome::Received(None)) }
 }
 
-/// The one provided-buffer group of a ring.
+/// The provided-buffer group of the stream pool; see [`datagram::DATAGRAM_GROUP`] for the other.
 pub(crate) const RECEIVE_GROUP: u16 = 0;
+
+/// Kinds that the ring tells apart.
+pub(crate) const RECV_KIND: u64 = 2;
+pub(crate) const RECV_DATAGRAMS_KIND: u64 = 13;
 
 /// Kinds from here on are signals of the ring: they have no slot.
 pub(crate) const SIGNAL_KIND_MIN: u64 = 128;
@@ -464,16 +444,17 @@ const _: () = assert!(size_of::<Slot>() <= 32);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::UdpSocket;
 
-    fn pool() -> ReceivePool {
-        ReceivePool::new(2, 64)
+    fn pools() -> Pools {
+        Pools { stream: ReceivePool::new(2, 64), datagram: Some(ReceivePool::for_datagrams(2)) }
     }
 
     #[test]
     fn a_slot_is_reused_under_a_new_generation() {
         let mut table = OpTable::new();
         let (first, entry) = table.start(7, Op::Shutdown { socket: Socket(0) });
-        let step = table.complete(entry.get_user_data(), 0, 0, &mut pool());
+        let step = table.complete(entry.get_user_data(), 0, 0, &mut pools());
         assert!(matches!(step, Step::Deliver(Completion { token: 7, more: false, .. })));
         assert!(!table.is_live(first));
         let (second, _) = table.start(8, Op::Shutdown { socket: Socket(0) });
@@ -486,8 +467,8 @@ mod tests {
     fn a_stale_completion_is_a_bug() {
         let mut table = OpTable::new();
         let (_, entry) = table.start(7, Op::Shutdown { socket: Socket(0) });
-        table.complete(entry.get_user_data(), 0, 0, &mut pool());
-        table.complete(entry.get_user_data(), 0, 0, &mut pool());
+        table.complete(entry.get_user_data(), 0, 0, &mut pools());
+        table.complete(entry.get_user_data(), 0, 0, &mut pools());
     }
 
     #[test]
@@ -496,9 +477,9 @@ mod tests {
         let data = Bytes::from_static(b"0123456789");
         let (_, entry) = table.start(1, Op::Write { file: File(0), offset: 5, data });
         let user_data = entry.get_user_data();
-        assert!(matches!(table.complete(user_data, 4, 0, &mut pool()), Step::Again(_)));
+        assert!(matches!(table.complete(user_data, 4, 0, &mut pools()), Step::Again(_)));
         assert_eq!(table.in_flight(), 1);
-        let Step::Deliver(done) = table.complete(user_data, 0, 0, &mut pool()) else { panic!() };
+        let Step::Deliver(done) = table.complete(user_data, 0, 0, &mut pools()) else { panic!() };
         assert_eq!(done.result.err(), Some(Errno::IO));
         assert_eq!(table.in_flight(), 0);
     }
@@ -506,12 +487,23 @@ mod tests {
     #[test]
     fn a_buffer_that_comes_with_an_error_goes_back() {
         let mut table = OpTable::new();
-        let mut pool = pool();
+        let mut pools = pools();
         let (_, entry) = table.start(1, Op::Recv { socket: Socket(0), multishot: true });
         let with_buffer = 1; // IORING_CQE_F_BUFFER, index 0
-        let step = table.complete(entry.get_user_data(), -104, with_buffer, &mut pool);
+        let step = table.complete(entry.get_user_data(), -104, with_buffer, &mut pools);
         let Step::Deliver(completion) = step else { panic!() };
         assert_eq!(completion.result.err(), Some(Errno::CONNRESET));
-        assert_eq!(pool.lent_count(), 0);
+        assert_eq!(pools.stream.lent_count(), 0);
+    }
+
+    #[test]
+    fn a_datagram_buffer_that_comes_with_an_error_goes_back() {
+        let mut table = OpTable::new();
+        let mut pools = pools();
+        let (_, entry) = table.start(1, Op::RecvDatagrams { socket: UdpSocket(0) });
+        let step = table.complete(entry.get_user_data(), -libc::ENOMEM, 1, &mut pools);
+        let Step::Deliver(completion) = step else { panic!() };
+        assert_eq!(completion.result.err(), Some(Errno::NOMEM));
+        assert_eq!(pools.datagram.unwrap().lent_count(), 0);
     }
 }

@@ -157,11 +157,12 @@ fn memlock_of(limits: &str) -> String {
 }
 
 /// What the ring submits; a kernel that lacks one is refused.
-const OPCODES: [(u8, &str, &str, &str); 14] = [
+const OPCODES: [(u8, &str, &str, &str); 15] = [
     (opcode::AcceptMulti::CODE, "OP_ACCEPT", "the listeners", "5.19"),
     (opcode::Recv::CODE, "OP_RECV", "receiving", "6.0"),
     (opcode::Send::CODE, "OP_SEND", "sending", "5.6"),
     (opcode::SendMsg::CODE, "OP_SENDMSG", "vectored sends", "5.3"),
+    (opcode::RecvMsgMulti::CODE, "OP_RECVMSG", "datagrams", "6.0"),
     (opcode::AsyncCancel::CODE, "OP_ASYNC_CANCEL", "parking and closing", "5.5"),
     (opcode::Shutdown::CODE, "OP_SHUTDOWN", "closing", "5.11"),
     (opcode::Close::CODE, "OP_CLOSE", "closing", "5.6"),

@@ -24,12 +24,16 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode};
 
+use crate::datagram::DATAGRAM_GROUP;
 use crate::lease::ReceivePool;
-use crate::op::{KIND_SHIFT, OpTable, RECEIVE_GROUP, SIGNAL_KIND_MIN, Step};
+use crate::op::{
+    KIND_SHIFT, OpTable, Pools, RECEIVE_GROUP, RECV_DATAGRAMS_KIND, RECV_KIND, SIGNAL_KIND_MIN,
+    Step,
+};
 use crate::wake::Group;
 use crate::{
-    COMPLETIONS_PER_ENTER_MAX, Completion, Errno, Lease, Op, OpId, Outcome, Ring, RingCounters,
-    RingFault, Socket, WOKEN_TOKEN, host, net, probe,
+    COMPLETIONS_PER_ENTER_MAX, Completion, Datagrams, Errno, Lease, Op, OpId, Outcome, Pool, Ring,
+    RingCounters, RingFault, Socket, WOKEN_TOKEN, host, net, probe,
 };
 
 /// Sizes of one ring.
@@ -43,6 +47,9 @@ pub struct UringConfig {
     pub receive_buffer_count: u16,
     /// Bytes of one receive buffer; a power of two.
     pub receive_buffer_bytes: u32,
+    /// Buffers of 68 KiB for datagrams; a power of two, at most 32768. 0: the ring serves none.
+    /// Untouched pages cost nothing; short datagrams touch 4 KiB of a buffer, and trains all of it.
+    pub datagram_buffer_count: u16,
 }
 
 impl Default for UringConfig {
@@ -52,6 +59,7 @@ impl Default for UringConfig {
             completion_entries: 16 * 1024,
             receive_buffer_count: 512,
             receive_buffer_bytes: 4096,
+            datagram_buffer_count: 0,
         }
     }
 }
@@ -62,7 +70,7 @@ pub struct Uring {
     /// Dropped by hand: only after the kernel is done with what it owns.
     ops: ManuallyDrop<OpTable>,
     /// Dropped by hand, as above.
-    pool: ManuallyDrop<ReceivePool>,
+    pools: ManuallyDrop<Pools>,
     /// Where the armed read of the eventfd puts the counter. Dropped by hand, as above.
     bell_count: ManuallyDrop<Box<u64>>,
     bell_armed: bool,
@@ -93,18 +101,24 @@ impl Uring {
             .build(config.submission_entries)
             .map_err(|error| probe::setup_fault(&error, ring_bytes(&config)))?;
         probe::require(&probe::features_of(&ring)?)?;
-        let pool = ReceivePool::new(config.receive_buffer_count, config.receive_buffer_bytes);
-        // SAFETY: the descriptors lie in `pool`, which is freed only after `drop` has seen the last
-        // completion and the group is unregistered, or never.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                pool.descriptors_address(),
-                pool.count(),
-                RECEIVE_GROUP,
-                0,
-            )
+        let pools = Pools {
+            stream: ReceivePool::new(config.receive_buffer_count, config.receive_buffer_bytes),
+            datagram: (config.datagram_buffer_count > 0)
+                .then(|| ReceivePool::for_datagrams(config.datagram_buffer_count)),
+        };
+        for (group, pool) in groups(&pools) {
+            // SAFETY: the descriptors lie in `pools`, which is freed only after `drop` has seen the
+            // last completion and the group is unregistered, or never.
+            unsafe {
+                ring.submitter().register_buf_ring_with_flags(
+                    pool.descriptors_address(),
+                    pool.count(),
+                    group,
+                    0,
+                )
+            }
+            .map_err(|error| probe::setup_fault(&error, ring_bytes(&config)))?;
         }
-        .map_err(|error| probe::setup_fault(&error, ring_bytes(&config)))?;
 
         // Waiting for peers is no disk wait; without this an idle shard counts as 100 % iowait.
         let mut enter_flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
@@ -115,7 +129,7 @@ impl Uring {
         let mut uring = Self {
             ring,
             ops: ManuallyDrop::new(OpTable::new()),
-            pool: ManuallyDrop::new(pool),
+            pools: ManuallyDrop::new(pools),
             bell_count: ManuallyDrop::new(Box::new(0)),
             bell_armed: false,
             spill: VecDeque::new(),
@@ -184,7 +198,7 @@ impl Uring {
     }
 
     fn push(&mut self, entry: &Entry) -> bool {
-        // SAFETY: whatever the entry points to is owned by the op table, the pool or `bell_count`,
+        // SAFETY: whatever the entry points to is owned by the op table, the pools or `bell_count`,
         // and stays in place until the operation's final completion.
         unsafe { self.ring.submission().push(entry) }.is_ok()
     }
@@ -242,11 +256,16 @@ impl Uring {
                 continue;
             }
             self.counters.completions += 1;
-            match self.ops.complete(cqe.user_data(), cqe.result(), cqe.flags(), &mut self.pool) {
+            match self.ops.complete(cqe.user_data(), cqe.result(), cqe.flags(), &mut self.pools) {
                 Step::Again(entry) => self.spill.push_back(entry),
                 Step::Deliver(completion) => {
-                    let starved = matches!(completion.result, Err(Errno::NOBUFS));
-                    self.counters.receive_pool_empty += u64::from(starved);
+                    if completion.result.as_ref().err() == Some(&Errno::NOBUFS) {
+                        match cqe.user_data() >> KIND_SHIFT {
+                            RECV_KIND => self.counters.receive_pool_empty += 1,
+                            RECV_DATAGRAMS_KIND => self.counters.datagram_pool_empty += 1,
+                            _ => {}
+                        }
+                    }
                     out.push(completion);
                 }
             }
@@ -286,7 +305,9 @@ impl Uring {
         match completion.result {
             Ok(Outcome::Accepted(socket) | Outcome::Connected(socket)) => net::close(socket.0),
             Ok(Outcome::Opened(file)) => net::close(file.0),
-            Ok(Outcome::Received(Some(lease))) => self.release(lease),
+            Ok(Outcome::Received(Some(lease)) | Outcome::Datagrams(Datagrams { lease, .. })) => {
+                self.release(lease)
+            }
             _ => {}
         }
     }
@@ -302,6 +323,8 @@ impl Ring for Uring {
             Op::Connect { .. } => self.connect(token, &op),
             Op::Cancel { target } if !self.ops.is_live(target) => self.fail(token, Errno::NOENT),
             op => {
+                let datagrams = matches!(op, Op::RecvDatagrams { .. });
+                assert!(!datagrams || self.pools.datagram.is_some(), "a ring without datagrams");
                 let (id, entry) = self.ops.start(token, op);
                 self.queue(entry);
                 id
@@ -328,11 +351,23 @@ impl Ring for Uring {
     }
 
     fn bytes(&self, lease: &Lease) -> &[u8] {
-        self.pool.bytes(lease)
+        match lease.pool {
+            Pool::Stream => self.pools.stream.bytes(lease),
+            Pool::Datagram => {
+                let pool = self.pools.datagram.as_ref();
+                pool.expect("a lease of this ring").bytes(lease)
+            }
+        }
     }
 
     fn release(&mut self, lease: Lease) {
-        self.pool.release(lease);
+        match lease.pool {
+            Pool::Stream => self.pools.stream.release(lease),
+            Pool::Datagram => {
+                let pool = self.pools.datagram.as_mut();
+                pool.expect("a lease of this ring").release(lease);
+            }
+        }
     }
 
     fn now_ns(&self) -> u64 {
@@ -352,7 +387,14 @@ impl Ring for Uring {
     }
 
     fn counters(&self) -> RingCounters {
-        RingCounters { leases_out: self.pool.lent_count(), ..self.counters }
+        let datagrams = self.ops.datagram_counts();
+        RingCounters {
+            leases_out: self.pools.stream.lent_count(),
+            datagram_leases_out: self.pools.datagram.as_ref().map_or(0, ReceivePool::lent_count),
+            datagrams_truncated: datagrams.truncated,
+            segmentations_refused: datagrams.segmentations_refused,
+            ..self.counters
+        }
     }
 }
 
@@ -368,11 +410,13 @@ impl Drop for Uring {
             return;
         }
         // Nothing selects a buffer any more; a failure would only keep the ring's own reference.
-        let _ = self.ring.submitter().unregister_buf_ring(RECEIVE_GROUP);
+        for (group, _) in groups(&self.pools) {
+            let _ = self.ring.submitter().unregister_buf_ring(group);
+        }
         // SAFETY: dropped once, here, and not used after; the kernel has given its last completion.
         unsafe {
             ManuallyDrop::drop(&mut self.ops);
-            ManuallyDrop::drop(&mut self.pool);
+            ManuallyDrop::drop(&mut self.pools);
             ManuallyDrop::drop(&mut self.bell_count);
         }
     }
@@ -401,11 +445,18 @@ fn timespec(wait_ns: u64) -> Timespec {
     Timespec::new().sec(wait.as_secs()).nsec(wait.subsec_nanos())
 }
 
+/// The pools with the numbers of their groups.
+fn groups(pools: &Pools) -> impl Iterator<Item = (u16, &ReceivePool)> {
+    let datagram = pools.datagram.as_ref().map(|pool| (DATAGRAM_GROUP, pool));
+    [(RECEIVE_GROUP, &pools.stream)].into_iter().chain(datagram)
+}
+
 /// Kernel memory for the queues, roughly, for the message when it is refused.
 fn ring_bytes(config: &UringConfig) -> u64 {
     u64::from(config.submission_entries) * 68
         + u64::from(config.completion_entries) * 16
         + u64::from(config.receive_buffer_count) * 16
+        + u64::from(config.datagram_buffer_count) * 16
 }
 
 /// Stands where an operation's id is asked for and there is none.

@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use bytes::Bytes;
-use ringpost_ring::{File, Op, Ring};
+use ringpost_ring::net::{UdpGroup, UdpOptions};
+use ringpost_ring::{DatagramSend, File, Op, Ring};
 use support::{pair, ring_with, small};
 
 #[global_allocator]
@@ -107,6 +108,11 @@ fn nothing_is_written_to_buffers_of_a_ring_that_is_gone() {
         }
         let (socket, mut peer) = pair();
         ring.submit(9, Op::Recv { socket, multishot: true });
+        let any = "127.0.0.1:0".parse().unwrap();
+        let group = UdpGroup::bind(any, 1, &UdpOptions::default()).unwrap();
+        ring.submit(10, Op::RecvDatagrams { socket: group.socket(0) });
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        datagrams.connect(group.address()).unwrap();
         let mut completions = Vec::new();
         ring.enter(0, &mut completions);
         let stop = Arc::new(AtomicBool::new(false));
@@ -118,10 +124,12 @@ fn nothing_is_written_to_buffers_of_a_ring_that_is_gone() {
                     // A full pipe would block; the reader below keeps it open.
                     pipe_in.write_all(b"late").unwrap();
                     let _ = peer.write(b"late");
+                    let _ = datagrams.send(b"late");
                     thread::yield_now();
                 }
                 while !stop.load(Ordering::Relaxed) {
                     let _ = peer.write(b"late");
+                    let _ = datagrams.send(b"late");
                     thread::yield_now();
                 }
             })
@@ -143,11 +151,24 @@ fn nothing_is_read_from_buffers_that_are_gone() {
         let file = std::fs::File::create_new(&path).unwrap();
         let file = File(file.into_raw_fd());
         let (socket, mut peer) = pair();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let group = UdpGroup::bind(any, 1, &UdpOptions::default()).unwrap();
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        datagrams.set_nonblocking(true).unwrap();
         let mut ring = ring_with(small());
         for number in 0..8 {
             let data = || Bytes::from(vec![DATA; 1 << 16]);
             ring.submit(1, Op::Send { socket, data: vec![data(), data()] });
             ring.submit(2, Op::Write { file, offset: number << 16, data: data() });
+            let send = DatagramSend {
+                to: datagrams.local_addr().unwrap(),
+                from: None,
+                ecn: 1,
+                segment_bytes: Some(1000),
+                data: data().slice(..30_000),
+            };
+            let socket = group.socket(0);
+            ring.submit(3, Op::SendDatagrams { socket, send: Box::new(send) });
         }
         let mut completions = Vec::new();
         for _ in 0..round % 4 {
@@ -160,6 +181,10 @@ fn nothing_is_read_from_buffers_that_are_gone() {
         // Ends with WouldBlock: the socket is still open.
         let _ = peer.read_to_end(&mut received);
         assert!(received.iter().all(|byte| *byte == DATA), "sent from freed memory");
+        let mut datagram = [0; 2000];
+        while let Ok(length) = datagrams.recv(&mut datagram) {
+            assert!(datagram[..length].iter().all(|byte| *byte == DATA), "sent from freed memory");
+        }
         let written = std::fs::read(&path).unwrap();
         let is_ours = |byte: &u8| *byte == DATA || *byte == 0;
         assert!(written.iter().all(is_ours), "written from freed memory");

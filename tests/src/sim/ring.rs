@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use ringpost_ring::{
-    COMPLETIONS_PER_ENTER_MAX, Completion, Errno, File, Lease, Op, OpId, Outcome, Ring,
+    COMPLETIONS_PER_ENTER_MAX, Completion, Errno, File, Lease, Op, OpId, Outcome, Pool, Ring,
     RingCounters, Socket, WOKEN_TOKEN,
 };
 
@@ -323,6 +323,9 @@ impl Host {
             Op::SyncAll { file } => self.sync(file, false),
             Op::Unlink { path } => FileOp::Unlink { path: text(path) },
             Op::Connect { .. } | Op::Wake { .. } => unreachable!("no shard connects"),
+            Op::RecvDatagrams { .. } | Op::SendDatagrams { .. } => {
+                unreachable!("no shard of the simulator serves QUIC yet")
+            }
         };
         let process = self.process;
         let mut delay_ns = self.faults.disk_delay_ns();
@@ -393,7 +396,11 @@ impl SimRing {
                 self.counters.leases_out += 1;
                 let before = self.lent[usize::from(buffer)].replace(data);
                 assert!(before.is_none(), "a buffer on loan was filled");
-                Outcome::Received(Some(Lease { buffer_index: buffer, length_bytes }))
+                Outcome::Received(Some(Lease {
+                    pool: Pool::Stream,
+                    buffer_index: buffer,
+                    length_bytes,
+                }))
             }
             Done::Ended => Outcome::Received(None),
             Done::Sent { bytes, data } => Outcome::Sent { sent_bytes: bytes, data },

@@ -20,6 +20,7 @@ pub(crate) fn small() -> UringConfig {
         completion_entries: 16,
         receive_buffer_count: 4,
         receive_buffer_bytes: 64,
+        datagram_buffer_count: 4,
     }
 }
 
