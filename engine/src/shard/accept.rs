@@ -10,6 +10,7 @@ use ringpost_ring::{Completion, Errno, Op, Outcome, Ring, Socket};
 use super::Shard;
 use super::backlog::Request;
 use super::conn::{Conn, ConnKey, Phase};
+use super::link::Link;
 use super::message::{Arrival, DeviceIndex, Login, MeshMessage, ShardEvent};
 use super::route::Waiter;
 use super::token::Token;
@@ -88,7 +89,7 @@ impl<R: Ring> Shard<R> {
     fn admit(&mut self, socket: Socket) {
         self.metrics.accepts += 1;
         let Some(conn) = self.begin_conn(socket) else {
-            self.ring.submit(Token::Unowned.pack(), Op::CloseSocket { socket });
+            self.link_close(Link::Tcp(socket));
             return;
         };
         let key = self.conns.insert(conn);
@@ -117,7 +118,8 @@ impl<R: Ring> Shard<R> {
         };
         let transport = self.acceptor.accept().ok()?;
         let frame_bytes_max = self.limits.frame_bytes_max;
-        let mut conn = Conn::new(socket, transport, address, frame_bytes_max, self.time.now_ms);
+        let mut conn =
+            Conn::new(Link::Tcp(socket), transport, address, frame_bytes_max, self.time.now_ms);
         conn.header = header;
         (conn.is_exempt, conn.guard) = (admission.is_exempt, admission.guard);
         Some(conn)

@@ -1,4 +1,4 @@
-//! Connections: their states, their table, and what is armed on their sockets.
+//! Connections: their states, their table, and what is armed on their links.
 //!
 //! ```text
 //! Greeting --Hello, token--> Moving --mesh--> (home shard) Registering --durable--> Open
@@ -15,10 +15,11 @@ use std::net::IpAddr;
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::message::SendRequest;
 use ringpost_protocol::session::ServerSession;
-use ringpost_ring::{OpId, Socket};
+use ringpost_ring::OpId;
 use slab::Slab;
 
 use super::flow::Flow;
+use super::link::Link;
 use super::message::{DeviceIndex, Login};
 use crate::limits::{AddressGuard, LimitSet};
 use crate::transport::Transport;
@@ -26,7 +27,7 @@ use crate::transport::proxy::HeaderReader;
 
 /// One connection.
 pub struct Conn {
-    pub(super) socket: Socket,
+    pub(super) link: Link,
     pub(super) phase: Phase,
     pub(super) transport: Transport,
     pub(super) session: ServerSession,
@@ -127,14 +128,14 @@ pub struct ConnTable {
 
 impl Conn {
     pub(super) fn new(
-        socket: Socket,
+        link: Link,
         transport: Transport,
         address: IpAddr,
         frame_bytes_max: u32,
         now_ms: u64,
     ) -> Self {
         Self {
-            socket,
+            link,
             phase: Phase::Greeting,
             transport,
             session: ServerSession::new(now_ms),

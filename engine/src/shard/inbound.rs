@@ -5,11 +5,10 @@ use ringpost_protocol::fault::{FrameFault, PeerFault};
 use ringpost_protocol::frame::split_frame;
 use ringpost_protocol::message::Request;
 use ringpost_protocol::mutant::{Mutant, is_active};
-use ringpost_ring::{Completion, Errno, Lease, Op, Outcome, Ring};
+use ringpost_ring::{Completion, Errno, Lease, Outcome, Ring};
 
 use super::Shard;
 use super::conn::{ConnKey, Held, Phase};
-use super::token::Token;
 use crate::limits::{INBOUND_BYTES_MAX, OUTBOUND_BYTES_MAX};
 use crate::metrics::Bound;
 use crate::transport::Peer;
@@ -152,7 +151,7 @@ impl<R: Ring> Shard<R> {
     fn stop_receive(&mut self, key: ConnKey) {
         let conn = self.conns.get(key).expect("its data is being handled");
         if let Some(target) = conn.recv {
-            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+            self.link_cancel(target);
         }
     }
 
@@ -285,7 +284,7 @@ impl<R: Ring> Shard<R> {
             conn.recv_paused = true;
             self.metrics.bound_hits.add(Bound::InboundBytes);
             if let Some(target) = conn.recv {
-                self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+                self.link_cancel(target);
             }
         }
     }
@@ -299,8 +298,7 @@ impl<R: Ring> Shard<R> {
                 continue;
             }
             let multishot = !matches!(conn.phase, Phase::Greeting) && !conn.flow.is_in_pieces();
-            let op = Op::Recv { socket: conn.socket, multishot };
-            conn.recv = Some(self.ring.submit(Token::Recv(key).pack(), op));
+            self.link_recv(key, multishot);
         }
         self.rearm = rearm;
     }

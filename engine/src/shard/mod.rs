@@ -15,6 +15,7 @@ mod accept;
 mod greeting;
 mod proxied;
 pub mod conn;
+pub mod link;
 mod flow;
 mod inbound;
 mod route;

@@ -12,11 +12,10 @@ use bytes::Bytes;
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::message::{self, GoAwayReason};
 use ringpost_protocol::mutant::{Mutant, is_active};
-use ringpost_ring::{Completion, Op, Outcome, Ring};
+use ringpost_ring::{Completion, Outcome, Ring};
 
 use super::Shard;
 use super::conn::{Closing, ConnKey, Held, Phase, Shutdown};
-use super::token::Token;
 use crate::limits::{LINGER_MS, SPARE_BUFFER_BYTES_MAX, SPARE_BUFFERS_MAX};
 use crate::metrics::Bound;
 
@@ -74,9 +73,8 @@ impl<R: Ring> Shard<R> {
             }
             data.push(Bytes::from(ciphertext));
         }
-        let op = Op::Send { socket: conn.socket, data };
-        conn.send = Some(self.ring.submit(Token::Send(key).pack(), op));
         conn.send_deadline_ms = self.time.now_ms + self.limits.send_stall_ms_max;
+        self.link_send(key, data);
         self.schedule(key);
     }
 
@@ -186,9 +184,9 @@ impl<R: Ring> Shard<R> {
         }
         closing.shutdown = Shutdown::Submitted;
         closing.deadline_ms = now_ms + LINGER_MS;
-        let op = Op::ShutdownWrite { socket: conn.socket };
-        self.ring.submit(Token::Shutdown(key).pack(), op);
-        if conn.peer_closed {
+        let peer_closed = conn.peer_closed;
+        self.link_end_write(key);
+        if peer_closed {
             self.cancel_all(key);
         }
         self.rearm.push(key);
@@ -214,7 +212,7 @@ impl<R: Ring> Shard<R> {
             return;
         }
         let conn = self.conns.remove(key);
-        self.ring.submit(Token::Unowned.pack(), Op::CloseSocket { socket: conn.socket });
+        self.link_close(conn.link);
     }
 
     /// The deadline of a connection may have come: a late Hello, a silent peer, an expired token, a
@@ -255,7 +253,7 @@ impl<R: Ring> Shard<R> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.peer_closed = true;
         for target in [conn.recv, conn.send].into_iter().flatten() {
-            self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
+            self.link_cancel(target);
         }
     }
 
