@@ -11,7 +11,9 @@ pub use bucket::{Bucket, Rate};
 pub use cidr::{Cidr, CidrFault};
 pub use live::LimitSet;
 
-use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, FRAME_BYTES_MAX, SENDS_UNANSWERED_MAX};
+use ringpost_protocol::limits::{
+    DELIVERS_UNACKED_MAX, FRAME_BYTES_MAX, HEARTBEAT_BACKGROUND_MS_MAX, SENDS_UNANSWERED_MAX,
+};
 
 /// Shards of one process.
 pub const SHARDS_MAX: u16 = 256;
@@ -111,6 +113,37 @@ pub const AUDIT_REFUSED_PER_SECOND_MAX: u64 = 100;
 /// The audit log tells what was refused in so long a time.
 pub const AUDIT_REFUSALS_MS: u64 = 60_000;
 
+/// Received bytes of a QUIC stream that the gateway has not taken yet; the client sends no more.
+pub const QUIC_RECEIVE_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes of a QUIC stream that were written and not acknowledged by the client; no more is taken.
+pub const QUIC_SEND_WINDOW_BYTES: u64 = 128 * 1024;
+/// Silence after which QUIC gives a connection up. Both sides announce it in the handshake, and the
+/// lower counts: above the longest heartbeat interval, so that sessions decide.
+pub const QUIC_IDLE_MS: u64 = 3_750_000;
+/// Datagrams of one connection that go out with one call.
+pub const QUIC_SEGMENTS_MAX: usize = 10;
+/// QUIC handshakes of one shard under way beyond which a client must prove its address first.
+pub const QUIC_RETRY_PENDING: usize = 64;
+/// New handshakes of one turn beyond which the same holds: each costs as much as a hundred messages.
+pub const QUIC_ACCEPTS_PER_TURN: u32 = 8;
+/// QUIC handshakes of one shard under way beyond which new ones are turned away.
+pub const QUIC_HANDSHAKES_PENDING_MAX: usize = 4_096;
+/// Address proofs that one shard demands; a flood beyond that goes unanswered.
+pub const QUIC_RETRIES: Rate = Rate { per_second: 5_000, burst: 500 };
+/// First packets of new connections that wait while another one is being accepted; none does, as
+/// each is decided at once.
+pub const QUIC_INCOMING_MAX: usize = 16;
+/// Bytes that wait behind such packets.
+pub const QUIC_INCOMING_BYTES_MAX: u64 = 64 * 1024;
+/// Answers without a connection (Retry, refusals, resets) that wait to be sent.
+pub const QUIC_RESPONSES_MAX: usize = 1_024;
+/// Datagrams that wait to be forwarded to their shards.
+pub const QUIC_FOREIGN_MAX: usize = 1_024;
+/// Connections whose timers are handled in one turn; the rest is due in the next.
+pub const QUIC_TIMEOUTS_PER_TURN: usize = 1_024;
+/// Time for a client to take what was written before its connection closes.
+pub const QUIC_CLOSE_LINGER_MS: u64 = 5_000;
+
 /// Granularity of the timer wheel.
 pub const WHEEL_TICK_MS: u64 = 64;
 /// Ticks of one turn of the timer wheel; later deadlines wait more than one turn.
@@ -126,3 +159,7 @@ const _: () = assert!(STORE_WAITING_BYTES_MAX as u64 <= UNSYNCED_BYTES_MAX / 2);
 const _: () = assert!(STORE_WAITING_REQUESTS_MAX as u64 <= UNSYNCED_RECORDS_MAX / 2);
 const _: () = assert!(STORE_WAITING_BYTES_MAX > FRAME_BYTES_MAX);
 const _: () = assert!(RECEIPTS_PER_WALK_MAX <= DELIVERS_UNACKED_MAX);
+// A session that is heard from as rarely as allowed is not given up under it.
+const _: () = assert!(QUIC_IDLE_MS >= 2 * HEARTBEAT_BACKGROUND_MS_MAX);
+// An address is asked for before anybody is turned away.
+const _: () = assert!(QUIC_RETRY_PENDING < QUIC_HANDSHAKES_PENDING_MAX);

@@ -2,6 +2,7 @@
 //! its send operations.
 
 pub mod proxy;
+pub mod quic;
 pub mod tls;
 
 #[cfg(feature = "plain-transport")]

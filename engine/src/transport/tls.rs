@@ -8,6 +8,7 @@ use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use quinn_proto::crypto::rustls::QuicServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -66,6 +67,23 @@ impl ServerConfig {
         let mut config = rustls::ServerConfig::clone(&self.0);
         config.cert_resolver = RequireAlpn::new(certificates, key, config.crypto_provider())?;
         Ok(Self(Arc::new(config)))
+    }
+}
+
+impl ServerConfig {
+    /// The same handshakes under QUIC: a session that began over TCP resumes there and the other
+    /// way round. rustls accepts no early data with a ticketer; zero bytes of it are allowed too.
+    pub(super) fn for_quic(&self) -> Arc<dyn quinn_proto::crypto::ServerConfig> {
+        let config = QuicServerConfig::try_from(Arc::clone(&self.0));
+        Arc::new(config.expect("the provider has the suite of first packets, AES-128-GCM"))
+    }
+
+    /// One that is otherwise than ours, to test against.
+    #[cfg(test)]
+    pub(super) fn changed(&self, change: impl FnOnce(&mut rustls::ServerConfig)) -> Self {
+        let mut config = rustls::ServerConfig::clone(&self.0);
+        change(&mut config);
+        Self(Arc::new(config))
     }
 }
 

@@ -1,0 +1,525 @@
+//! All QUIC connections of one shard.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::{
+    ConnectionHandle, DatagramEvent, EcnCodepoint, EndpointEvent, Incoming, Transmit, VarInt,
+};
+use ringpost_ring::DatagramSend;
+use ringpost_ring::steering::Program;
+
+use super::admission::{Admission, Candidate, Verdict};
+use super::config::QuicConfig;
+use super::connection::{Connection, Report};
+use super::timers::Timers;
+use super::transmit::Family;
+use super::{EndReason, ForeignDatagram, QuicCounters, QuicEvent, Read, StreamKey};
+use crate::limits::{QUIC_FOREIGN_MAX, QUIC_RESPONSES_MAX, QUIC_TIMEOUTS_PER_TURN};
+
+/// The QUIC side of one shard. How to call it: [the module](super).
+pub struct QuicEndpoint {
+    shard: u16,
+    config: QuicConfig,
+    /// How datagrams are steered, and so whose one is.
+    steering: Program,
+    quic: quinn_proto::Endpoint,
+    clock: Clock,
+    /// By the index that quinn-proto gave them, which it gives again when they are gone.
+    connections: Vec<Option<Box<Connection>>>,
+    connection_count: usize,
+    next_generation: u32,
+    timers: Timers,
+    /// Their timers have fired.
+    due: Vec<u32>,
+    /// They may have something to tell.
+    touched: Vec<u32>,
+    /// They may have something to send; each in turn sends one train.
+    dirty: VecDeque<u32>,
+    events: VecDeque<QuicEvent>,
+    responses: VecDeque<DatagramSend>,
+    foreign: VecDeque<(u16, ForeignDatagram)>,
+    admission: Admission,
+    family: Family,
+    counters: QuicCounters,
+    /// For whatever is being written.
+    buffer: Vec<u8>,
+}
+
+/// Where a datagram came from.
+#[derive(Clone, Copy)]
+struct Source {
+    from: SocketAddr,
+    local: Option<IpAddr>,
+    ecn: u8,
+}
+
+impl QuicEndpoint {
+    /// The endpoint of `shard`, one of `shards`.
+    pub fn new(config: &QuicConfig, shard: u16, shards: u16, now_ns: u64) -> Self {
+        let endpoint = Arc::new(config.endpoint(shard, shards));
+        let seed = config.shard_seed(shard);
+        let quic = quinn_proto::Endpoint::new(endpoint, Some(config.server()), false, seed);
+        Self {
+            shard,
+            config: config.clone(),
+            steering: config.program(shards),
+            quic,
+            clock: Clock::new(now_ns),
+            connections: Vec::new(),
+            connection_count: 0,
+            next_generation: 0,
+            timers: Timers::new(now_ns),
+            due: Vec::new(),
+            touched: Vec::new(),
+            dirty: VecDeque::new(),
+            events: VecDeque::new(),
+            responses: VecDeque::new(),
+            foreign: VecDeque::new(),
+            admission: Admission::default(),
+            family: Family::default(),
+            counters: QuicCounters::default(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Takes a newer certificate or other limits; connections go on with what they began with. The
+    /// naming of connection ids and the keys stay.
+    pub fn set_config(&mut self, config: &QuicConfig) {
+        assert!(config.naming == self.config.naming, "ids that were given out name their shards");
+        self.quic.set_server_config(Some(config.server()));
+        self.config = config.clone();
+    }
+
+    /// Whether new clients are let in; those under way go on.
+    pub fn set_accepting(&mut self, accepting: bool) {
+        self.admission.is_closed = !accepting;
+    }
+
+    /// Follows the steering program of the sockets: what it would have sent to another shard is
+    /// foreign, what it leaves to the kernel's hash is handled where it lands.
+    pub fn set_steering(&mut self, program: &Program) {
+        assert!(program.shards() == self.steering.shards(), "the number of shards stays");
+        self.steering = program.clone();
+    }
+
+    /// Takes what arrived from one address: datagrams of `segment_bytes` each, the last one may be
+    /// shorter. `ecn` are the two bits of the header.
+    pub fn handle_datagrams(
+        &mut self,
+        now_ns: u64,
+        from: SocketAddr,
+        local: Option<IpAddr>,
+        ecn: u8,
+        segment_bytes: u32,
+        data: &[u8],
+    ) {
+        self.clock.set(now_ns);
+        let segment_bytes = usize::try_from(segment_bytes.max(1)).expect("a 64-bit platform");
+        let source = Source { from, local, ecn };
+        for datagram in data.chunks(segment_bytes) {
+            self.counters.datagrams_received += 1;
+            match self.steering.shard(datagram) {
+                Some(owner) if owner != self.shard => self.put_foreign(owner, source, datagram),
+                _ => self.handle_datagram(source, datagram),
+            }
+        }
+        self.settle_touched();
+    }
+
+    /// Takes a datagram that landed on another shard.
+    pub fn handle_foreign(&mut self, now_ns: u64, foreign: &ForeignDatagram) {
+        self.clock.set(now_ns);
+        self.counters.forwarded += 1;
+        let &ForeignDatagram { from, local, ecn, ref data } = foreign;
+        if self.steering.shard(data).is_some_and(|owner| owner != self.shard) {
+            self.counters.misrouted += 1;
+            return;
+        }
+        self.handle_datagram(Source { from, local, ecn }, data);
+        self.settle_touched();
+    }
+
+    /// Runs the timers that are due; at most so many that the turn stays short.
+    pub fn handle_timeout(&mut self, now_ns: u64) {
+        self.clock.set(now_ns);
+        self.timers.expire(now_ns, &mut self.due);
+        let rest = self.due.split_off(self.due.len().min(QUIC_TIMEOUTS_PER_TURN));
+        for index in std::mem::replace(&mut self.due, rest) {
+            let now = self.clock.now;
+            self.contained(index, |conn, _, events, counters| {
+                conn.handle_timeout(&mut Report { now, events, counters });
+            });
+            self.touch(index);
+        }
+        self.settle_touched();
+    }
+
+    /// When [`QuicEndpoint::handle_timeout`] should be called.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        if self.due.is_empty() { self.timers.next_ns() } else { Some(self.clock.now_ns) }
+    }
+
+    pub fn poll_event(&mut self) -> Option<QuicEvent> {
+        self.events.pop_front()
+    }
+
+    /// A datagram for another shard's [`QuicEndpoint::handle_foreign`].
+    pub fn poll_foreign(&mut self) -> Option<(u16, ForeignDatagram)> {
+        self.foreign.pop_front()
+    }
+
+    /// What to send next.
+    pub fn poll_transmit(&mut self, now_ns: u64) -> Option<DatagramSend> {
+        self.clock.set(now_ns);
+        if let Some(response) = self.responses.pop_front() {
+            self.counters.datagrams_sent += 1;
+            return Some(response);
+        }
+        while let Some(index) = self.dirty.pop_front() {
+            if let Some(send) = self.transmit(index) {
+                self.dirty.push_back(index);
+                return Some(send);
+            }
+            self.finish_turn(index);
+        }
+        None
+    }
+
+    /// What has arrived on a stream, at most `max_bytes`.
+    pub fn read(&mut self, key: StreamKey, max_bytes: usize) -> Read {
+        let Some(index) = self.find(key) else { return Read::Reset };
+        let read = self.contained(index, |conn, _, _, _| conn.read(max_bytes));
+        let Some((read, must_tell)) = read else { return Read::Reset };
+        if must_tell {
+            self.mark_dirty(index);
+        }
+        read
+    }
+
+    /// Writes `data` to a stream, takes from its front what was taken, and gives its length. When
+    /// something is left, [`QuicEvent::Writable`] follows.
+    pub fn write(&mut self, key: StreamKey, data: &mut Vec<Bytes>) -> usize {
+        let Some(index) = self.find(key) else { return 0 };
+        let written_bytes = self.contained(index, |conn, _, _, _| conn.write(data));
+        self.mark_dirty(index);
+        written_bytes.unwrap_or(0)
+    }
+
+    /// Ends our direction of a stream behind what was written.
+    pub fn finish(&mut self, key: StreamKey) {
+        let Some(index) = self.find(key) else { return };
+        self.contained(index, |conn, _, _, _| conn.finish());
+        self.mark_dirty(index);
+    }
+
+    /// Ends a connection. The client is told `code` and `reason`.
+    pub fn close(&mut self, key: StreamKey, code: u32, reason: Bytes) {
+        let Some(index) = self.find(key) else { return };
+        let now = self.clock.now;
+        let linger = now + Duration::from_millis(self.config.limits.close_linger_ms);
+        self.contained(index, |conn, _, _, _| {
+            conn.close(now, linger, VarInt::from_u32(code), reason);
+        });
+        self.mark_dirty(index);
+    }
+
+    pub fn counters(&self) -> &QuicCounters {
+        &self.counters
+    }
+
+    /// Connections, those included that begin, linger or have ended a moment ago.
+    pub fn connections(&self) -> usize {
+        self.connection_count
+    }
+
+    /// Handshakes under way.
+    pub fn handshakes_pending(&self) -> usize {
+        self.admission.pending
+    }
+
+    #[cfg(test)]
+    pub(super) fn inner(&mut self, key: StreamKey) -> &mut quinn_proto::Connection {
+        let index = self.find(key).expect("a test names an open connection");
+        self.mark_dirty(index);
+        self.connections[index as usize].as_mut().expect("found").inner()
+    }
+
+    /// The open connection that `key` names.
+    fn find(&self, key: StreamKey) -> Option<u32> {
+        let conn = self.connections.get(key.index as usize)?.as_ref()?;
+        (conn.key == key && conn.is_open()).then_some(key.index)
+    }
+
+    fn put_foreign(&mut self, owner: u16, source: Source, datagram: &[u8]) {
+        self.counters.foreign += 1;
+        if self.foreign.len() >= QUIC_FOREIGN_MAX {
+            self.counters.foreign_dropped += 1;
+            return;
+        }
+        let Source { from, local, ecn } = source;
+        let data = Bytes::copy_from_slice(datagram);
+        self.foreign.push_back((owner, ForeignDatagram { from, local, ecn, data }));
+    }
+
+    fn handle_datagram(&mut self, source: Source, datagram: &[u8]) {
+        let from = self.family.take(source.from);
+        let local = source.local.map(|ip| ip.to_canonical());
+        let ecn = EcnCodepoint::from_bits(source.ecn);
+        // An allocation of its own: one byte that waits for those before it would otherwise hold
+        // the whole train, and a client could claim 64 KB with each.
+        let data = BytesMut::from(datagram);
+        let (quic, now) = (&mut self.quic, self.clock.now);
+        self.buffer.clear();
+        let buffer = &mut self.buffer;
+        let handled =
+            catch_unwind(AssertUnwindSafe(|| quic.handle(now, from, local, ecn, data, buffer)));
+        match handled {
+            Ok(None) => {}
+            Ok(Some(DatagramEvent::ConnectionEvent(handle, event))) => {
+                let Some(index) = self.index_of(handle) else { return };
+                self.contained(index, |conn, _, _, counters| {
+                    conn.handle_event(event, from, local, counters);
+                });
+                self.touch(index);
+            }
+            Ok(Some(DatagramEvent::NewConnection(incoming))) => self.admit(incoming),
+            Ok(Some(DatagramEvent::Response(transmit))) => {
+                let is_short = self.buffer.first().is_some_and(|first| first & 0x80 == 0);
+                self.counters.resets += u64::from(is_short);
+                self.respond(&transmit);
+            }
+            Err(_) => self.count_panic("a datagram", from),
+        }
+    }
+
+    /// The connection of a handle. One that is not there was lost when it began, in a panic.
+    fn index_of(&mut self, handle: ConnectionHandle) -> Option<u32> {
+        if matches!(self.connections.get(handle.0), Some(Some(_))) {
+            return Some(narrow(handle.0));
+        }
+        self.quic.handle_event(handle, EndpointEvent::drained());
+        None
+    }
+
+    fn admit(&mut self, incoming: Incoming) {
+        let candidate = Candidate {
+            is_address_proven: incoming.remote_address_validated(),
+            may_retry: incoming.may_retry(),
+        };
+        let (now_ns, limits) = (self.clock.now_ns, &self.config.limits);
+        match self.admission.decide(now_ns, candidate, self.connection_count, limits) {
+            Verdict::Accept => self.accept(incoming),
+            Verdict::Retry => {
+                self.counters.retries += 1;
+                match self.quic.retry(incoming, &mut self.buffer) {
+                    Ok(transmit) => self.respond(&transmit),
+                    Err(fault) => self.quic.ignore(fault.into_incoming()),
+                }
+            }
+            Verdict::Refuse => {
+                self.counters.refused += 1;
+                let transmit = self.quic.refuse(incoming, &mut self.buffer);
+                self.respond(&transmit);
+            }
+            Verdict::Ignore => {
+                self.counters.ignored += 1;
+                self.quic.ignore(incoming);
+            }
+        }
+    }
+
+    fn accept(&mut self, incoming: Incoming) {
+        let from = incoming.remote_address();
+        let (quic, buffer, now) = (&mut self.quic, &mut self.buffer, self.clock.now);
+        let accepted = catch_unwind(AssertUnwindSafe(|| {
+            quic.accept(incoming, now, buffer, None).map_err(Box::new)
+        }));
+        match accepted {
+            Ok(Ok((handle, connection))) => self.insert(handle, connection),
+            Ok(Err(fault)) => {
+                tracing::debug!(address = %from, cause = %fault.cause, "QUIC handshake failed");
+                self.counters.handshakes_failed += 1;
+                if let Some(transmit) = fault.response {
+                    self.respond(&transmit);
+                }
+            }
+            Err(_) => self.count_panic("a first packet", from),
+        }
+    }
+
+    fn insert(&mut self, handle: ConnectionHandle, connection: quinn_proto::Connection) {
+        let index = narrow(handle.0);
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let key = StreamKey { shard: self.shard, index, generation: self.next_generation };
+        let patience = Duration::from_millis(self.config.limits.handshake_ms_max);
+        let connection = Connection::new(connection, handle, key, self.clock.now + patience);
+        if handle.0 >= self.connections.len() {
+            self.connections.resize_with(handle.0 + 1, || None);
+        }
+        self.connections[handle.0] = Some(Box::new(connection));
+        self.connection_count += 1;
+        self.admission.pending += 1;
+        self.touch(index);
+    }
+
+    fn respond(&mut self, transmit: &Transmit) {
+        if self.responses.len() >= QUIC_RESPONSES_MAX {
+            self.counters.responses_dropped += 1;
+            return;
+        }
+        self.responses.push_back(self.family.send(transmit, transmit.src_ip, &self.buffer));
+    }
+
+    /// One train of a connection.
+    fn transmit(&mut self, index: u32) -> Option<DatagramSend> {
+        let (now, segments_max) = (self.clock.now, self.config.limits.segments_max);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let transmit = self
+            .contained(index, |conn, _, _, _| conn.poll_transmit(now, segments_max, &mut buffer));
+        self.buffer = buffer;
+        let (transmit, from) = transmit??;
+        let segment_bytes = transmit.segment_size.unwrap_or(transmit.size);
+        self.counters.datagrams_sent += transmit.size.div_ceil(segment_bytes.max(1)) as u64;
+        self.counters.trains_sent += u64::from(transmit.segment_size.is_some());
+        Some(self.family.send(&transmit, from, &self.buffer))
+    }
+
+    /// A connection has nothing more to send: only now its next deadline is known.
+    fn finish_turn(&mut self, index: u32) {
+        if let Some(Some(conn)) = self.connections.get_mut(index as usize) {
+            conn.is_dirty = false;
+        }
+        self.settle(index);
+        let deadline = self.contained(index, |conn, _, _, _| conn.poll_timeout());
+        let deadline_ns = deadline.flatten().map(|at| self.clock.ns(at));
+        self.timers.set(index, deadline_ns);
+    }
+
+    fn touch(&mut self, index: u32) {
+        let Some(Some(conn)) = self.connections.get_mut(index as usize) else { return };
+        if !std::mem::replace(&mut conn.is_touched, true) {
+            self.touched.push(index);
+        }
+    }
+
+    fn mark_dirty(&mut self, index: u32) {
+        let Some(Some(conn)) = self.connections.get_mut(index as usize) else { return };
+        if !std::mem::replace(&mut conn.is_dirty, true) {
+            self.dirty.push_back(index);
+        }
+    }
+
+    /// Hears what the connections have to say that something has happened to.
+    fn settle_touched(&mut self) {
+        while let Some(index) = self.touched.pop() {
+            if let Some(Some(conn)) = self.connections.get_mut(index as usize) {
+                conn.is_touched = false;
+            }
+            self.settle(index);
+            self.mark_dirty(index);
+        }
+    }
+
+    fn settle(&mut self, index: u32) {
+        let now = self.clock.now;
+        let settled = self.contained(index, |conn, quic, events, counters| {
+            let settled = conn.settle(quic, &mut Report { now, events, counters });
+            let is_done = conn.is_pending && !conn.is_handshaking();
+            conn.is_pending &= !is_done;
+            (settled, is_done)
+        });
+        let Some((settled, is_done)) = settled else { return };
+        self.admission.pending -= usize::from(is_done);
+        if settled.is_drained {
+            self.forget(index);
+        } else if settled.is_answered {
+            self.mark_dirty(index);
+        }
+    }
+
+    /// Runs `call` on a connection and survives its panics, which the connection does not. `None`:
+    /// there is no such connection, or no longer.
+    fn contained<T>(
+        &mut self,
+        index: u32,
+        call: impl FnOnce(
+            &mut Connection,
+            &mut quinn_proto::Endpoint,
+            &mut VecDeque<QuicEvent>,
+            &mut QuicCounters,
+        ) -> T,
+    ) -> Option<T> {
+        let Self { connections, quic, events, counters, .. } = self;
+        let conn = connections.get_mut(index as usize)?.as_mut()?;
+        match catch_unwind(AssertUnwindSafe(|| call(conn, quic, events, counters))) {
+            Ok(value) => Some(value),
+            Err(_) => {
+                self.bury(index);
+                None
+            }
+        }
+    }
+
+    /// Ends a connection that has panicked.
+    fn bury(&mut self, index: u32) {
+        let Some(conn) = self.forget(index) else { return };
+        self.count_panic("a connection", conn.path.remote());
+        self.quic.handle_event(conn.handle(), EndpointEvent::drained());
+        if conn.is_open() {
+            let reason = EndReason::Panicked;
+            self.events.push_back(QuicEvent::Ended { key: conn.key, reason });
+        }
+        // Half-changed state may panic once more on its way out.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(conn)));
+    }
+
+    fn forget(&mut self, index: u32) -> Option<Box<Connection>> {
+        let conn = self.connections.get_mut(index as usize)?.take()?;
+        self.connection_count -= 1;
+        self.admission.pending -= usize::from(conn.is_pending);
+        self.timers.set(index, None);
+        Some(conn)
+    }
+
+    fn count_panic(&mut self, of: &str, address: SocketAddr) {
+        self.counters.panics += 1;
+        tracing::error!(%address, "QUIC: a panic ended {of}; the shard goes on");
+    }
+}
+
+/// Instants are what quinn-proto wants, and are only ever counted from here.
+struct Clock {
+    start: Instant,
+    start_ns: u64,
+    now: Instant,
+    now_ns: u64,
+}
+
+impl Clock {
+    fn new(now_ns: u64) -> Self {
+        let start = Instant::now();
+        Self { start, start_ns: now_ns, now: start, now_ns }
+    }
+
+    fn set(&mut self, now_ns: u64) {
+        assert!(now_ns >= self.now_ns, "time goes on: {now_ns} after {}", self.now_ns);
+        self.now_ns = now_ns;
+        self.now = self.start + Duration::from_nanos(now_ns - self.start_ns);
+    }
+
+    fn ns(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.start);
+        self.start_ns + u64::try_from(since.as_nanos()).unwrap_or(u64::MAX - self.start_ns)
+    }
+}
+
+/// Indices are of connections, whose number is bounded.
+fn narrow(index: usize) -> u32 {
+    u32::try_from(index).expect("bounded by the limits")
+}

@@ -1,0 +1,44 @@
+//! Connections that do nothing cost nothing.
+
+use super::super::EndReason;
+use super::world::{SECOND, World};
+use crate::limits::QUIC_IDLE_MS;
+
+/// No keep-alive, no probe, no rotation of ids: an idle phone sleeps, and so does the gateway.
+#[test]
+fn an_idle_connection_sends_nothing_for_an_hour() {
+    let mut world = World::new(1);
+    let clients: Vec<usize> = (0..20).map(|_| world.connected()).collect();
+    world.run_for(10 * SECOND);
+    let sent = world.count(|counters| counters.datagrams_sent);
+    let received = world.count(|counters| counters.datagrams_received);
+    world.run_for(3_600 * SECOND);
+    assert_eq!(world.count(|counters| counters.datagrams_sent), sent);
+    assert_eq!(world.count(|counters| counters.datagrams_received), received);
+    for client in clients {
+        world.clients[client].received.clear();
+        world.clients[client].send(&b"still there"[..]);
+        world.run_until(SECOND, |world| world.clients[client].received == b"still there");
+    }
+    world.run_for((QUIC_IDLE_MS / 1_000 + 60) * SECOND);
+    assert_eq!(world.shards[0].endpoint.connections(), 0);
+    assert!(world.shards[0].ended.iter().all(|(_, reason)| *reason == EndReason::TimedOut));
+}
+
+/// Trap: an entry of a lazy timer that is linked anew must come nearer again. With it broken, what
+/// is lost after a quiet time is never sent again.
+#[test]
+fn what_is_lost_after_a_quiet_time_is_sent_again() {
+    let mut world = World::new(1);
+    let client = world.connected();
+    for round in 0..30_u8 {
+        world.run_for(u64::from(round) * 7 * SECOND);
+        let key = *world.shards[0].streams.keys().next().unwrap();
+        world.clients[client].received.clear();
+        world.network.loss_percent = 100;
+        world.shards[0].endpoint.write(key, &mut vec![vec![round; 3_000].into()]);
+        world.run_for(SECOND / 20);
+        world.network.loss_percent = 0;
+        world.run_until(5 * SECOND, |world| world.clients[client].received == [round; 3_000]);
+    }
+}
