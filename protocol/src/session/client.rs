@@ -56,6 +56,11 @@ pub struct ClientSession {
     /// When something last came, or the interval changed.
     heard_ms: u64,
     pinged_ms: u64,
+    pings_unanswered: u32,
+    /// When a probe has failed; `u64::MAX` when none is under way.
+    probe_ms: u64,
+    /// Pongs until that of the probe.
+    probe_pongs: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +145,9 @@ impl ClientSession {
             sent_ms: now_ms,
             heard_ms: now_ms,
             pinged_ms: now_ms,
+            pings_unanswered: 0,
+            probe_ms: u64::MAX,
+            probe_pongs: 0,
         };
         let frame = wire::Hello {
             token: hello.token,
@@ -196,7 +204,8 @@ impl ClientSession {
             ClientEvent::Gap { seq, .. } | ClientEvent::Delivered { seq, .. } => {
                 self.received(*seq)?;
             }
-            ClientEvent::CaughtUp | ClientEvent::Pong => {}
+            ClientEvent::Pong => self.ponged(),
+            ClientEvent::CaughtUp => {}
         }
         self.events.push_back(event);
         Ok(())
@@ -207,6 +216,7 @@ impl ClientSession {
             return Err(ServerFault::WelcomeRepeated);
         }
         self.state = State::Open;
+        self.probe_ms = u64::MAX;
         self.limits = welcome.limits;
         self.heartbeat_ms = match self.mode_changed {
             Some(mode) => granted_ms(mode, &self.limits),
@@ -230,6 +240,15 @@ impl ClientSession {
         }
         self.received_up_to = seq;
         Ok(())
+    }
+
+    /// Pongs come in the order of the Pings: one that was under way before the probe is no answer.
+    fn ponged(&mut self) {
+        self.pings_unanswered = self.pings_unanswered.saturating_sub(1);
+        self.probe_pongs = self.probe_pongs.saturating_sub(1);
+        if self.probe_pongs == 0 {
+            self.probe_ms = u64::MAX;
+        }
     }
 
     /// Sends a message, or replays one.
@@ -263,6 +282,17 @@ impl ClientSession {
         // the connection is still alive.
         self.heard_ms = now_ms;
         self.ping(now_ms);
+    }
+
+    /// The path to the server may have changed: asks whether it still leads there. Without an answer
+    /// within `answer_ms_max` the server is taken for gone.
+    pub fn probe(&mut self, now_ms: u64, answer_ms_max: u64) {
+        self.probe_ms = now_ms.saturating_add(answer_ms_max);
+        // Before the Welcome that is the answer: nothing else may be sent.
+        if self.state == State::Open {
+            self.ping(now_ms);
+        }
+        self.probe_pongs = self.pings_unanswered;
     }
 
     /// Prolongs the session with a newer token.
@@ -336,6 +366,7 @@ impl ClientSession {
 
     fn ping(&mut self, now_ms: u64) {
         self.pinged_ms = now_ms;
+        self.pings_unanswered = self.pings_unanswered.saturating_add(1);
         put_frame(&mut self.frames, Frame::Ping(wire::Ping {}));
     }
 
@@ -347,10 +378,11 @@ impl ClientSession {
     }
 
     fn silent_at_ms(&self) -> u64 {
-        match self.state {
-            State::AwaitWelcome => self.heard_ms + WELCOME_MS_MAX,
-            _ => self.heard_ms.saturating_add(silence_ms_max(self.heartbeat_ms)),
-        }
+        let silence_ms_max = match self.state {
+            State::AwaitWelcome => WELCOME_MS_MAX,
+            _ => silence_ms_max(self.heartbeat_ms),
+        };
+        self.heard_ms.saturating_add(silence_ms_max).min(self.probe_ms)
     }
 }
 

@@ -152,6 +152,11 @@ fn ping() -> Bytes {
     frame(Frame::Ping(wire::Ping {}))
 }
 
+fn pong() -> BytesMut {
+    let frame = wire::ServerFrame { frame: Some(wire::server_frame::Frame::Pong(wire::Pong {})) };
+    BytesMut::from(&frame.encode_length_delimited_to_vec()[..])
+}
+
 fn hello() -> Bytes {
     let (token, device) = ("t".into(), "phone".into());
     frame(Frame::Hello(wire::Hello { token, device, install_id: 1, ..Default::default() }))
@@ -375,6 +380,40 @@ fn coming_to_the_foreground_asks_whether_the_connection_lives() {
     assert_eq!(pair.events, [ClientEvent::Pong]);
     let silent_ms = HEARTBEAT_FOREGROUND_MS * 5 / 2;
     assert_eq!(pair.server.poll_timeout(pair.now_ms, 0), pair.now_ms + silent_ms);
+}
+
+#[test]
+fn a_probe_wants_its_own_answer_in_time() {
+    let mut pair = Pair::open(0);
+    pair.now_ms = HEARTBEAT_FOREGROUND_MS;
+    pair.client.handle_timeout(pair.now_ms).unwrap();
+    pair.client.probe(pair.now_ms, 1_000);
+    let failed_ms = pair.now_ms + 1_000;
+    assert_eq!(pair.client.poll_timeout(), failed_ms);
+    // The answer to the ping before it says nothing about the new path.
+    pair.client.handle_data(pair.now_ms, &mut pong()).unwrap();
+    assert_eq!(pair.client.poll_timeout(), failed_ms);
+    pair.client.handle_data(pair.now_ms, &mut pong()).unwrap();
+    assert_eq!(pair.client.poll_timeout(), pair.now_ms + HEARTBEAT_FOREGROUND_MS);
+
+    pair.client.probe(pair.now_ms, 1_000);
+    assert_eq!(pair.client.handle_timeout(failed_ms), Err(ServerFault::Silent));
+}
+
+#[test]
+fn a_probe_before_the_welcome_is_answered_by_it() {
+    let mut pair = Pair::new(0);
+    pair.client.set_mode(0, Mode::Foreground);
+    pair.client.probe(0, 1_000);
+    assert_eq!(pair.client.poll_timeout(), 1_000);
+    pair.step();
+    pair.welcome(MAILBOX);
+    pair.step();
+    assert_eq!(pair.client.poll_timeout(), HEARTBEAT_FOREGROUND_MS);
+
+    let mut client = ClientSession::new(0, client_hello(0));
+    client.probe(0, 1_000);
+    assert_eq!(client.handle_timeout(1_000), Err(ServerFault::WelcomeTimeout));
 }
 
 #[test]
