@@ -3,27 +3,27 @@
 //!
 //! While a batch is written, commands and deliveries gather for the next one.
 
+mod connect;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringpost_protocol::id::DeviceId;
 use ringpost_protocol::message::{ClientEvent, ErrorCode, Mode};
-use ringpost_protocol::session::{ClientHello, ClientSession};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::client::TlsStream;
 
+use crate::dial::Dialler;
 use crate::event::{Event, EventId, NewSend, SendId, Status};
 use crate::ledger::{Ledger, SendFault};
-use crate::limits::{
-    CLOSE_MS_MAX, COMMANDS_PER_TURN_MAX, CONNECT_MS_MAX, GO_AWAY_MS_MAX, OUTPUT_BYTES_MAX,
-};
-use crate::link::{Link, LinkFault, Tls};
+use crate::limits::{CLOSE_MS_MAX, COMMANDS_PER_TURN_MAX, GO_AWAY_MS_MAX, OUTPUT_BYTES_MAX};
+use crate::link::{Link, LinkFault};
+use crate::path::{Paths, Transport};
 use crate::reconnect::Reconnect;
 use crate::store::{StoreFault, Written};
+use crate::stream::Stream;
 use crate::token::{TokenFault, TokenSource};
 
 pub(crate) enum Command {
@@ -32,21 +32,27 @@ pub(crate) enum Command {
     Mode(Mode),
     RenewToken(String),
     Reconnect,
+    NetworkChanged,
     Close(oneshot::Sender<()>),
 }
 
 pub(crate) struct Driver {
     pub(crate) ledger: Ledger,
     pub(crate) addresses: Vec<String>,
-    pub(crate) tls: Tls,
+    pub(crate) dialler: Dialler,
     pub(crate) token_source: Arc<dyn TokenSource>,
     pub(crate) device: DeviceId,
     pub(crate) mode: Mode,
     pub(crate) reconnect: Reconnect,
+    pub(crate) paths: Paths,
+    /// What the present connection uses, once it is welcome.
+    pub(crate) transport: watch::Sender<Option<Transport>>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) started: Instant,
     pub(crate) phase: Phase,
+    /// QUIC, tried beside a connection over TLS.
+    pub(crate) retrying: Option<Connecting>,
     /// Answers for the app, by the batch that must be durable first.
     pub(crate) waiters: VecDeque<(u64, Waiter)>,
     pub(crate) writing: Option<JoinHandle<Result<Written, StoreFault>>>,
@@ -69,16 +75,25 @@ pub(crate) enum Phase {
     Waiting {
         until_ms: u64,
     },
-    Connecting(JoinHandle<Result<Dialled, ConnectFault>>),
+    Connecting(Connecting),
     Online {
         link: Box<Link>,
+        /// Where it leads to.
+        address: String,
+        is_welcome: bool,
         /// The server said GoAway: the wait it asked for, and when we stop listening.
         leaving: Option<(u64, u64)>,
     },
 }
 
+pub(crate) type Connecting = JoinHandle<Result<Dialled, ConnectFault>>;
+
 /// A fresh token, and the connection to use it on.
-pub(crate) type Dialled = (String, Box<TlsStream<TcpStream>>);
+pub(crate) struct Dialled {
+    token: String,
+    address: String,
+    stream: Stream,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectFault {
@@ -86,14 +101,15 @@ pub(crate) enum ConnectFault {
     Link(#[from] LinkFault),
     #[error(transparent)]
     Token(#[from] TokenFault),
-    #[error("no connection within {CONNECT_MS_MAX} ms")]
-    TimedOut,
+    #[error("no connection within {ms_max} ms")]
+    TimedOut { ms_max: u64 },
 }
 
 /// What one turn waited for.
 enum Input {
     Commands(usize),
     Connected(Result<Dialled, ConnectFault>),
+    Retried(Result<Dialled, ConnectFault>),
     Link(Result<(), LinkFault>),
     Written(Result<Written, StoreFault>),
     EventGiven,
@@ -104,7 +120,11 @@ enum Input {
 /// Why a connection is given up.
 enum End {
     Fault(String),
-    GoAway { wait_ms: u64 },
+    /// The same, and maybe because of the path to the server.
+    Lost(String),
+    GoAway {
+        wait_ms: u64,
+    },
     Replaced,
     TokenRefused(String),
 }
@@ -122,8 +142,9 @@ impl Driver {
                         break Some(Some(reply));
                     }
                 }
-                Input::Connected(Ok((token, stream))) => self.open_session(token, stream),
+                Input::Connected(Ok(dialled)) => self.open_session(dialled),
                 Input::Connected(Err(fault)) => self.handle_connect_fault(fault),
+                Input::Retried(result) => self.handle_retried(result),
                 Input::Link(result) => self.handle_link(result),
                 Input::Written(Ok(written)) => {
                     self.ledger.finish_commit(written);
@@ -137,6 +158,7 @@ impl Driver {
                 Input::Timer => self.handle_timer(),
             }
         };
+        self.transport.send_replace(None);
         // Memory and disk of a database that failed may differ: nothing more may come of it.
         let Some(reply) = closing else { return };
         self.close().await;
@@ -179,6 +201,7 @@ impl Driver {
             Phase::Online { link, .. } => (None, Some(link)),
         };
         let next_event = &mut self.next_event;
+        let retrying = &mut self.retrying;
         tokio::select! {
             count = self.commands.recv_many(commands, COMMANDS_PER_TURN_MAX) => {
                 Input::Commands(count)
@@ -189,6 +212,10 @@ impl Driver {
             }
             result = async { link.expect("guarded").drive(now_ms).await }, if link.is_some() => {
                 Input::Link(result)
+            }
+            result = async { retrying.as_mut().expect("guarded").await }, if retrying.is_some() => {
+                *retrying = None;
+                Input::Retried(result.expect("connecting does not panic and is not aborted"))
             }
             permit = self.events.reserve(), if next_event.is_some() => match permit {
                 Ok(permit) => {
@@ -234,6 +261,7 @@ impl Driver {
                         self.connect();
                     }
                 }
+                Command::NetworkChanged => self.handle_network_change(),
                 Command::Close(reply) => return Some(reply),
             }
         }
@@ -247,70 +275,28 @@ impl Driver {
             &mut Phase::Online { leaving: Some((wait_ms, until_ms)), .. } if until_ms <= now_ms => {
                 self.end(End::GoAway { wait_ms });
             }
-            Phase::Online { link, .. } => {
-                if let Err(fault) = link.session.handle_timeout(now_ms) {
-                    self.end(End::Fault(fault.to_string()));
-                }
-            }
+            Phase::Online { link, .. } => match link.session.handle_timeout(now_ms) {
+                Ok(()) => self.retry_quic(now_ms),
+                Err(fault) => self.end(End::Lost(fault.to_string())),
+            },
             // Else the ledger has something to release, and the next turn does.
             Phase::Stopped | Phase::Waiting { .. } | Phase::Connecting(_) => {}
         }
     }
 
-    fn connect(&mut self) {
-        let address = self
-            .other_address
-            .take()
-            .unwrap_or_else(|| self.addresses[self.reconnect.address_index()].clone());
-        let (tls, token_source) = (self.tls.clone(), self.token_source.clone());
-        let attempt = async move {
-            // Asked for here and not earlier: it should be fresh when the server sees it.
-            let token = token_source.token().await?;
-            let stream = tls.connect(&address).await?;
-            Ok((token, Box::new(stream)))
-        };
-        let limit = Duration::from_millis(CONNECT_MS_MAX);
-        self.phase = Phase::Connecting(tokio::spawn(async move {
-            timeout(limit, attempt).await.unwrap_or(Err(ConnectFault::TimedOut))
-        }));
-    }
-
-    fn open_session(&mut self, token: String, stream: Box<TlsStream<TcpStream>>) {
-        let identity = self.ledger.identity();
-        let hello = ClientHello {
-            token,
-            device: self.device.clone(),
-            install_id: identity.install_id,
-            mailbox_id: identity.mailbox_id,
-            acked_up_to: identity.acked_up_to,
-            mode: self.mode,
-            capabilities: 0,
-        };
-        let session = ClientSession::new(self.now_ms(), hello);
-        self.phase = Phase::Online { link: Box::new(Link::new(stream, session)), leaving: None };
-    }
-
-    fn handle_connect_fault(&mut self, fault: ConnectFault) {
-        let end = match fault {
-            ConnectFault::Token(TokenFault::Denied(reason)) => {
-                self.token_refusal_count = TOKEN_REFUSALS_MAX;
-                End::TokenRefused(reason)
-            }
-            fault => End::Fault(fault.to_string()),
-        };
-        self.end(end);
-    }
-
     /// Takes what came in even when the connection has ended: it may be the reason.
     fn handle_link(&mut self, result: Result<(), LinkFault>) {
         let now_ms = self.now_ms();
-        while let Phase::Online { link, leaving } = &mut self.phase {
+        while let Phase::Online { link, is_welcome, leaving, .. } = &mut self.phase {
             let Some(event) = link.session.poll_event() else { break };
             match &event {
                 ClientEvent::Welcome(_) => {
                     self.token_refusal_count = 0;
+                    *is_welcome = true;
                     self.reconnect.handle_welcome(now_ms);
-                    tracing::info!("connected");
+                    self.paths.handle_welcome(now_ms, link.transport());
+                    self.transport.send_replace(Some(link.transport()));
+                    tracing::info!(transport = %link.transport(), "connected");
                 }
                 ClientEvent::GoAway { reason, reconnect_after_ms, other_address } => {
                     tracing::info!(?reason, reconnect_after_ms, "the server asks to leave");
@@ -338,7 +324,7 @@ impl Driver {
         if let (Err(fault), Phase::Online { leaving, .. }) = (result, &self.phase) {
             let end = match leaving {
                 Some((wait_ms, _)) => End::GoAway { wait_ms: *wait_ms },
-                None => End::Fault(fault.to_string()),
+                None => End::Lost(fault.to_string()),
             };
             self.end(end);
         }
@@ -347,6 +333,11 @@ impl Driver {
     fn end(&mut self, end: End) {
         self.ledger.connection_ended();
         let now_ms = self.now_ms();
+        self.stop_retrying();
+        self.transport.send_replace(None);
+        if let (End::Lost(_), Phase::Online { link, is_welcome: false, .. }) = (&end, &self.phase) {
+            self.paths.handle_unwelcome(now_ms, link.transport());
+        }
         let (told_ms, reason) = match end {
             End::Replaced => {
                 tracing::warn!("a newer connection of this device took over");
@@ -360,7 +351,7 @@ impl Driver {
             }
             End::TokenRefused(reason) => (Some(0), reason),
             End::GoAway { wait_ms } => (Some(wait_ms), "the server asked to leave".into()),
-            End::Fault(reason) => (None, reason),
+            End::Fault(reason) | End::Lost(reason) => (None, reason),
         };
         let retry_in_ms = self.reconnect.handle_end(now_ms, told_ms);
         tracing::info!(reason, retry_in_ms, "disconnected");
@@ -390,6 +381,7 @@ impl Driver {
 
     /// Writes what gathered, says Bye.
     async fn close(&mut self) {
+        self.stop_retrying();
         if let Phase::Connecting(task) = &self.phase {
             task.abort();
         }
@@ -413,7 +405,7 @@ impl Driver {
             link.session.bye();
             link.collect(now_ms);
             // A peer that does not read gets no Bye.
-            let _ = timeout(Duration::from_millis(CLOSE_MS_MAX), link.flush()).await;
+            let _ = timeout(Duration::from_millis(CLOSE_MS_MAX), link.finish()).await;
         }
     }
 
@@ -421,14 +413,14 @@ impl Driver {
         let phase_ms = match &self.phase {
             Phase::Stopped | Phase::Connecting(_) => None,
             Phase::Waiting { until_ms } => Some(*until_ms),
-            Phase::Online { link, leaving } => {
+            Phase::Online { link, leaving, .. } => {
                 let leave_ms = leaving.map_or(u64::MAX, |(_, until_ms)| until_ms);
                 Some(link.session.poll_timeout().min(leave_ms))
             }
         };
         // While a batch is written, its end leads to the next look at the ledger.
         let ledger_ms = self.ledger.poll_timeout().filter(|_| self.writing.is_none());
-        let due_ms = phase_ms.into_iter().chain(ledger_ms).min();
+        let due_ms = phase_ms.into_iter().chain(ledger_ms).chain(self.retry_at_ms()).min();
         self.started + Duration::from_millis(due_ms.unwrap_or(u64::MAX).min(FAR_MS))
     }
 

@@ -7,14 +7,20 @@
 //! message once, in the sender's order, across its own restarts and the server's.
 //!
 //! ```text
-//! app -- send --> outbox -- commit --> session -- TLS --> server     Accepted --> News::Sent
-//! app <-- News -- inbox <-- commit -- session <-- TLS -- server      then Ack
+//! app -- send --> outbox -- commit --> session -- link --> server     Accepted --> News::Sent
+//! app <-- News -- inbox <-- commit -- session <-- link -- server      then Ack
 //! app -- confirm --> inbox (forgotten)
 //! ```
 //!
+//! The link is a QUIC connection, or TLS over TCP where UDP does not pass: both are tried, and on a
+//! network where TLS was faster QUIC is tried again later and taken without the app noticing. Tell
+//! [`Client::network_changed`] when the phone goes from one network to another: QUIC moves along
+//! without a handshake. Nothing is ever sent as early data.
+//!
 //! Modules from the app inwards: [`event`], what is sent and told; [`token`], who we are; the
 //! driver, a tokio task; [`store`], what is durable, with [`ledger`], all of the delivery logic
-//! without network or clock; the link, TLS; [`reconnect`], when to try again; [`limits`].
+//! without network or clock; the link, and its stream over TLS or QUIC; who dials, and the race of
+//! the transports; [`path`], which of them to prefer; [`reconnect`], when to try again; [`limits`].
 //!
 //! Envelopes are opaque here: encrypt before sending.
 #![forbid(unsafe_code)]
@@ -25,21 +31,23 @@ use std::sync::Arc;
 
 use ringpost_protocol::id::DeviceId;
 use ringpost_protocol::message::{Mode, Recipient, SendBody};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::dial::Dialler;
 use crate::driver::{Command, Driver, Phase};
 use crate::ledger::{Ledger, LedgerConfig, SendFault};
 use crate::limits::{COMMANDS_MAX, EVENTS_MAX};
-use crate::link::Tls;
+use crate::path::Paths;
 use crate::reconnect::{Reconnect, ReconnectConfig};
 use crate::store::StoreFault;
 
+pub use crate::dial::TlsFault;
 pub use crate::event::{
     Event, EventId, Gap, Message, NewSend, News, Receipt, Refused, SendId, SendOptions, Sent,
     Status,
 };
-pub use crate::link::TlsFault;
+pub use crate::path::{PathConfig, Transport, Transports};
 pub use crate::store::ledger;
 pub use crate::token::{TokenFault, TokenFuture, TokenSource};
 pub use ringpost_protocol as protocol;
@@ -49,12 +57,16 @@ pub mod token;
 mod driver;
 pub mod store;
 mod link;
+mod stream;
+mod dial;
+mod race;
+pub mod path;
 pub mod reconnect;
 pub mod limits;
 
 /// How to open a [`Client`].
 pub struct ClientConfig {
-    /// `host:port`, tried in turn.
+    /// `host:port`, tried in turn; each for all transports.
     pub addresses: Vec<String>,
     /// In the server's certificate; a DNS name or an IP address.
     pub server_name: String,
@@ -68,6 +80,7 @@ pub struct ClientConfig {
     /// Equals the token's claim.
     pub device: DeviceId,
     pub mode: Mode,
+    pub path: PathConfig,
     pub reconnect: ReconnectConfig,
     pub ledger: LedgerConfig,
 }
@@ -77,6 +90,7 @@ pub struct ClientConfig {
 pub struct Client {
     commands: mpsc::Sender<Command>,
     events: Arc<Mutex<mpsc::Receiver<Event>>>,
+    transport: watch::Receiver<Option<Transport>>,
 }
 
 /// Why a client did not open.
@@ -111,7 +125,7 @@ impl Client {
         if config.addresses.is_empty() {
             return Err(OpenFault::NoAddress);
         }
-        let tls = Tls::new(&config.roots_pem, &config.server_name)?;
+        let dialler = Dialler::new(&config.roots_pem, &config.server_name)?;
         let (path, ledger_config) = (config.database_path, config.ledger);
         let opening = tokio::task::spawn_blocking(move || {
             let database = store::create_database(&path)?;
@@ -120,11 +134,14 @@ impl Client {
         let ledger = opening.await.expect("opening does not panic and is not aborted")?;
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let (events_out, events) = mpsc::channel(EVENTS_MAX);
+        let (transport_out, transport) = watch::channel(None);
         let driver = Driver {
             ledger,
             reconnect: Reconnect::new(config.reconnect, config.addresses.len(), rand::random()),
+            paths: Paths::new(config.path, rand::random()),
+            transport: transport_out,
             addresses: config.addresses,
-            tls,
+            dialler,
             token_source: config.token_source,
             device: config.device,
             mode: config.mode,
@@ -132,6 +149,7 @@ impl Client {
             events: events_out,
             started: Instant::now(),
             phase: Phase::Waiting { until_ms: 0 },
+            retrying: None,
             waiters: VecDeque::new(),
             writing: None,
             next_event: None,
@@ -139,7 +157,7 @@ impl Client {
             token_refusal_count: 0,
         };
         tokio::spawn(driver.run());
-        Ok(Self { commands, events: Arc::new(Mutex::new(events)) })
+        Ok(Self { commands, events: Arc::new(Mutex::new(events)), transport })
     }
 
     /// Puts a message into the outbox; returns once it is on disk. [`News::Sent`] or
@@ -185,6 +203,19 @@ impl Client {
     /// network came back. No effect on a connection that stands.
     pub async fn reconnect(&self) -> Result<(), Closed> {
         self.command(Command::Reconnect).await
+    }
+
+    /// The device has left one network for another, or has got a new address. A QUIC connection goes
+    /// on from there and is asked for a sign of life; without one, and over TLS in any case, the
+    /// client connects again at once. What is known of UDP on the old network is forgotten.
+    pub async fn network_changed(&self) -> Result<(), Closed> {
+        self.command(Command::NetworkChanged).await
+    }
+
+    /// What the present connection uses; `None` while there is no welcome one. It changes without a
+    /// [`Status`] when QUIC takes over from TLS.
+    pub fn transport(&self) -> Option<Transport> {
+        *self.transport.borrow()
     }
 
     /// Says goodbye to the server and closes the database.

@@ -1,4 +1,7 @@
-//! Bounds of the client. Configuration may lower those that [`crate::ledger::LedgerConfig`] names.
+//! Bounds of the client. Configuration may lower those that [`crate::ledger::LedgerConfig`] names, and
+//! choose others for those of [`crate::PathConfig`].
+
+use ringpost_protocol::limits::HEARTBEAT_BACKGROUND_MS_MAX;
 
 /// Messages in the outbox.
 pub const OUTBOX_ROWS_MAX: usize = 4096;
@@ -27,9 +30,28 @@ pub const EVENTS_MAX: usize = 64;
 pub const COMMANDS_PER_TURN_MAX: usize = 256;
 /// Bytes queued for the socket above which no further Send is encoded.
 pub const OUTPUT_BYTES_MAX: usize = 256 * 1024;
-/// Time for name lookup, TCP and TLS to one address.
+/// Time for name lookup, token and handshake with one address of the list, over all transports.
 pub const CONNECT_MS_MAX: u64 = 10_000;
+/// Head start of the preferred transport, and of each resolved address of QUIC before the next.
+pub const STAGGER_MS: u64 = 250;
+/// Resolved addresses of one name that QUIC tries.
+pub const QUIC_ADDRESSES_MAX: usize = 4;
+/// Wait before QUIC is tried again on a network where TLS was faster; doubles.
+pub const QUIC_RETRY_MS_MIN: u64 = 30_000;
+/// Ceiling of that wait.
+pub const QUIC_RETRY_MS_MAX: u64 = 3_600_000;
+/// Time for token and QUIC handshake beside a connection that stands.
+pub const QUIC_RETRY_CONNECT_MS_MAX: u64 = 5_000;
+/// Time for the first answer on a path that may have changed.
+pub const PROBE_MS_MAX: u64 = 3_000;
+/// Silence after which QUIC itself gives a connection up. Never before the protocol does.
+pub const QUIC_IDLE_MS_MAX: u64 = 3_750_000;
+/// Bytes that the server may send ahead of what was read.
+pub const QUIC_WINDOW_BYTES: u32 = 256 * 1024;
 /// Time that a server which said GoAway is listened to before we leave.
 pub const GO_AWAY_MS_MAX: u64 = 5_000;
 /// Time for Bye to reach the socket at a close.
 pub const CLOSE_MS_MAX: u64 = 1_000;
+
+const _: () = assert!(QUIC_IDLE_MS_MAX >= HEARTBEAT_BACKGROUND_MS_MAX * 5 / 2);
+const _: () = assert!(QUIC_RETRY_CONNECT_MS_MAX <= QUIC_RETRY_MS_MIN);

@@ -1,99 +1,44 @@
-//! One connection: TCP, TLS, and [`ClientSession`] on it. Knows nothing of what is durable.
+//! One connection: a stream, and [`ClientSession`] on it. Knows nothing of what is durable.
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use ringpost_protocol::fault::ServerFault;
 use ringpost_protocol::session::ClientSession;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-/// Why the TLS settings cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsFault {
-    #[error("the roots are not PEM: {0}")]
-    Pem(#[from] rustls::pki_types::pem::Error),
-    #[error("the roots hold no certificate")]
-    NoRoot,
-    #[error("a root, or the TLS settings, cannot be used: {0}")]
-    Tls(#[from] rustls::Error),
-    #[error("the server name is not valid: {0}")]
-    Name(#[from] InvalidDnsNameError),
-}
+use crate::dial::DialFault;
+use crate::path::Transport;
+use crate::stream::Stream;
 
 /// Why a connection was not made, or ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkFault {
+    #[error(transparent)]
+    Dial(#[from] DialFault),
     #[error("network: {0}")]
     Io(#[from] io::Error),
-    #[error("the server does not speak ringpost/1")]
-    Alpn,
     #[error("the server closed the connection")]
     Closed,
     #[error("server fault: {0}")]
     Server(#[from] ServerFault),
 }
 
-/// How to reach the server.
-#[derive(Clone)]
-pub(crate) struct Tls {
-    connector: TlsConnector,
-    server_name: ServerName<'static>,
-}
-
 pub(crate) struct Link {
-    stream: Box<TlsStream<TcpStream>>,
+    stream: Stream,
     pub(crate) session: ClientSession,
     inbound: BytesMut,
     outbound: Vec<u8>,
-    /// TLS may hold records that the socket has not taken.
+    /// The stream may hold bytes that the socket has not taken.
     is_flushed: bool,
     scratch: Box<[u8; READ_BYTES]>,
 }
 
-impl Tls {
-    pub(crate) fn new(roots_pem: &[u8], server_name: &str) -> Result<Self, TlsFault> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(roots_pem) {
-            roots.add(certificate?)?;
-        }
-        if roots.is_empty() {
-            return Err(TlsFault::NoRoot);
-        }
-        // The provider's own order prefers X25519MLKEM768; session tickets are on by default.
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        let server_name = ServerName::try_from(server_name)?.to_owned();
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), server_name })
-    }
-
-    /// Tries the addresses that the name resolves to, in the resolver's order.
-    pub(crate) async fn connect(&self, address: &str) -> Result<TlsStream<TcpStream>, LinkFault> {
-        let tcp = TcpStream::connect(address).await?;
-        tcp.set_nodelay(true)?;
-        let stream = self.connector.connect(self.server_name.clone(), tcp).await?;
-        if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            return Err(LinkFault::Alpn);
-        }
-        Ok(stream)
-    }
-}
-
 impl Link {
-    pub(crate) fn new(stream: Box<TlsStream<TcpStream>>, session: ClientSession) -> Self {
+    pub(crate) fn new(stream: Stream, session: ClientSession) -> Self {
         Self {
             stream,
             session,
@@ -102,6 +47,20 @@ impl Link {
             is_flushed: true,
             scratch: Box::new([0; READ_BYTES]),
         }
+    }
+
+    pub(crate) fn transport(&self) -> Transport {
+        self.stream.transport()
+    }
+
+    /// The network has changed. True: the connection goes on from another address, and is gone if
+    /// the server does not answer in time.
+    pub(crate) fn rebind(&mut self, now_ms: u64, answer_ms_max: u64) -> io::Result<bool> {
+        let is_moving = self.stream.rebind()?;
+        if is_moving {
+            self.session.probe(now_ms, answer_ms_max);
+        }
+        Ok(is_moving)
     }
 
     /// Moves bytes until some have come in, which the session has then, or all that was queued is
@@ -120,14 +79,15 @@ impl Link {
         Ok(())
     }
 
-    /// Writes what is queued; for the end of a connection.
-    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+    /// Writes what is queued and ends the stream.
+    pub(crate) async fn finish(&mut self) -> io::Result<()> {
         poll_fn(|cx| -> Poll<io::Result<()>> {
             self.poll_write(cx)?;
             let is_done = self.outbound.is_empty() && self.is_flushed;
             if is_done { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
-        .await
+        .await?;
+        self.stream.finish().await
     }
 
     /// Takes from the session what it has to say. Gives the bytes that wait for the socket.
@@ -140,7 +100,7 @@ impl Link {
         let mut written_bytes = 0;
         while written_bytes < self.outbound.len() {
             let rest = &self.outbound[written_bytes..];
-            match Pin::new(&mut *self.stream).poll_write(cx, rest) {
+            match Pin::new(&mut self.stream).poll_write(cx, rest) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(bytes)) => written_bytes += bytes,
                 Poll::Ready(Err(error)) => return Err(error),
@@ -149,7 +109,7 @@ impl Link {
             self.is_flushed = false;
         }
         self.outbound.drain(..written_bytes);
-        if !self.is_flushed && Pin::new(&mut *self.stream).poll_flush(cx)?.is_ready() {
+        if !self.is_flushed && Pin::new(&mut self.stream).poll_flush(cx)?.is_ready() {
             self.is_flushed = true;
         }
         Ok(())
@@ -158,7 +118,7 @@ impl Link {
     /// Ready once something came in.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkFault>> {
         let mut buffer = ReadBuf::new(&mut self.scratch[..]);
-        match Pin::new(&mut *self.stream).poll_read(cx, &mut buffer) {
+        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Poll::Ready(Err(LinkFault::Closed))
@@ -175,6 +135,5 @@ impl Link {
     }
 }
 
-const ALPN: &[u8] = b"ringpost/1";
 /// As much as one TLS record holds.
 const READ_BYTES: usize = 16 * 1024;

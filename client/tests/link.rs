@@ -1,4 +1,4 @@
-//! A client on real sockets against a server in miniature.
+//! A client on real sockets against a server in miniature, over each transport.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -13,14 +13,46 @@ use ringpost_client::protocol::id::{DeviceId, SendSeq};
 use ringpost_client::protocol::message::{ErrorCode, Mode};
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
-    Client, ClientConfig, Closed, Event, EventId, News, SendOptions, Status, TokenFault,
-    TokenSource,
+    Client, ClientConfig, Closed, Event, EventId, News, PathConfig, SendOptions, Status,
+    TokenFault, TokenSource, Transports,
 };
 use support::gateway::{Gateway, Order};
 use support::{text, user};
 use tokio::time::timeout;
 
-async fn open(gateway: &Gateway, store: &Path, token_source: Arc<dyn TokenSource>) -> Client {
+/// Each of these tests runs over TLS and over QUIC.
+macro_rules! over_each_transport {
+    ($($test:ident)*) => {
+        mod tls {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Transports::TlsOnly).await;
+            })*
+        }
+        mod quic {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Transports::QuicOnly).await;
+            })*
+        }
+    };
+}
+
+over_each_transport! {
+    sends_receives_confirms_and_replays_after_a_lost_connection
+    what_is_sent_without_a_connection_goes_out_later
+    a_refused_token_is_replaced_once
+    a_replaced_client_stays_away_until_asked
+    the_wait_of_a_go_away_is_kept
+    a_server_of_another_protocol_is_refused
+}
+
+async fn open(
+    transports: Transports,
+    gateway: &Gateway,
+    store: &Path,
+    token_source: Arc<dyn TokenSource>,
+) -> Client {
     let config = ClientConfig {
         addresses: vec![gateway.address.clone()],
         server_name: "127.0.0.1".into(),
@@ -29,6 +61,7 @@ async fn open(gateway: &Gateway, store: &Path, token_source: Arc<dyn TokenSource
         token_source,
         device: DeviceId::new("d").unwrap(),
         mode: Mode::Foreground,
+        path: PathConfig { transports, ..PathConfig::default() },
         reconnect: ReconnectConfig { first_ms: 20, ..ReconnectConfig::default() },
         ledger: LedgerConfig::default(),
     };
@@ -68,11 +101,10 @@ fn body(news: &News) -> &[u8] {
     }
 }
 
-#[tokio::test]
-async fn sends_receives_confirms_and_replays_after_a_lost_connection() {
+async fn sends_receives_confirms_and_replays_after_a_lost_connection(transports: Transports) {
     let gateway = Gateway::start(b"ringpost/1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = open(&gateway, store.path(), tokens()).await;
+    let client = open(transports, &gateway, store.path(), tokens()).await;
     next_status(&client, |status| *status == Status::Connected).await;
     let send = |body: &'static str| client.send(user("bob"), text(body), SendOptions::default());
     let first = send("one").await.unwrap();
@@ -113,7 +145,7 @@ async fn sends_receives_confirms_and_replays_after_a_lost_connection() {
     }
 
     // The one message that was not confirmed comes again, the others do not.
-    let client = open(&gateway, store.path(), tokens()).await;
+    let client = open(transports, &gateway, store.path(), tokens()).await;
     let (id, news) = next_news(&client).await;
     assert_eq!(body(&news), b"again");
     client.confirm(id).await.unwrap();
@@ -121,24 +153,22 @@ async fn sends_receives_confirms_and_replays_after_a_lost_connection() {
     assert_eq!(body(&next_news(&client).await.1), b"third");
 }
 
-#[tokio::test]
-async fn what_is_sent_without_a_connection_goes_out_later() {
+async fn what_is_sent_without_a_connection_goes_out_later(transports: Transports) {
     let gateway = Gateway::start(b"ringpost/1").await;
     let store = tempfile::tempdir().unwrap();
     let away: Arc<dyn TokenSource> =
         Arc::new(|| std::future::ready(Err(TokenFault::Unavailable("offline".into()))));
-    let client = open(&gateway, store.path(), away).await;
+    let client = open(transports, &gateway, store.path(), away).await;
     client.send(user("bob"), text("later"), SendOptions::default()).await.unwrap();
     next_status(&client, |status| matches!(status, Status::Disconnected { .. })).await;
     client.close().await;
-    let client = open(&gateway, store.path(), tokens()).await;
+    let client = open(transports, &gateway, store.path(), tokens()).await;
     let (_, news) = next_news(&client).await;
     assert!(matches!(news, News::Sent(_)));
     assert_eq!(gateway.state.lock().unwrap().stored[0].2, "later");
 }
 
-#[tokio::test]
-async fn a_refused_token_is_replaced_once() {
+async fn a_refused_token_is_replaced_once(transports: Transports) {
     let gateway = Gateway::start(b"ringpost/1").await;
     gateway.order(Order::Refuse(ErrorCode::TokenInvalid));
     let store = tempfile::tempdir().unwrap();
@@ -148,7 +178,7 @@ async fn a_refused_token_is_replaced_once() {
         source.fetch_add(1, Ordering::Relaxed);
         std::future::ready(Ok("token".to_owned()))
     });
-    let client = open(&gateway, store.path(), counting).await;
+    let client = open(transports, &gateway, store.path(), counting).await;
     next_status(&client, |status| matches!(status, Status::TokenRefused { .. })).await;
     assert_eq!(asked.load(Ordering::Relaxed), 2);
     gateway.order(Order::Serve);
@@ -158,11 +188,10 @@ async fn a_refused_token_is_replaced_once() {
     next_status(&client, |status| *status == Status::Connected).await;
 }
 
-#[tokio::test]
-async fn a_replaced_client_stays_away_until_asked() {
+async fn a_replaced_client_stays_away_until_asked(transports: Transports) {
     let gateway = Gateway::start(b"ringpost/1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = open(&gateway, store.path(), tokens()).await;
+    let client = open(transports, &gateway, store.path(), tokens()).await;
     next_status(&client, |status| *status == Status::CaughtUp).await;
     gateway.order(Order::Refuse(ErrorCode::Replaced));
     next_status(&client, |status| *status == Status::Replaced).await;
@@ -172,11 +201,10 @@ async fn a_replaced_client_stays_away_until_asked() {
     next_status(&client, |status| *status == Status::Connected).await;
 }
 
-#[tokio::test]
-async fn the_wait_of_a_go_away_is_kept() {
+async fn the_wait_of_a_go_away_is_kept(transports: Transports) {
     let gateway = Gateway::start(b"ringpost/1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = open(&gateway, store.path(), tokens()).await;
+    let client = open(transports, &gateway, store.path(), tokens()).await;
     next_status(&client, |status| *status == Status::CaughtUp).await;
     gateway.order(Order::GoAway(321));
     let is_end = |status: &Status| matches!(status, Status::Disconnected { .. });
@@ -186,11 +214,10 @@ async fn the_wait_of_a_go_away_is_kept() {
     next_status(&client, |status| *status == Status::Connected).await;
 }
 
-#[tokio::test]
-async fn a_server_of_another_protocol_is_refused() {
+async fn a_server_of_another_protocol_is_refused(transports: Transports) {
     let gateway = Gateway::start(b"http/1.1").await;
     let store = tempfile::tempdir().unwrap();
-    let client = open(&gateway, store.path(), tokens()).await;
+    let client = open(transports, &gateway, store.path(), tokens()).await;
     let is_end = |status: &Status| matches!(status, Status::Disconnected { .. });
     next_status(&client, is_end).await;
     assert!(gateway.state.lock().unwrap().hellos.is_empty());

@@ -60,7 +60,8 @@ pub struct Identity {
 /// Outbox, inbox and counters of one installation.
 ///
 /// Per connection: make a session from [`Self::identity`]; give every event of the session to
-/// [`Self::handle_event`]; call [`Self::connection_ended`] at its end.
+/// [`Self::handle_event`]; call [`Self::connection_ended`] at its end, or
+/// [`Self::connection_moves`] when another one follows without a pause.
 ///
 /// After any input: [`Self::commit`] (or [`Self::begin_commit`], [`Batch::write`] elsewhere,
 /// [`Self::finish_commit`]), then [`Self::transmit`] until it gives false, and
@@ -90,6 +91,10 @@ pub struct Ledger {
     transmitted_up_to: SendSeq,
     /// What the Welcome of the present connection named.
     mailbox_id: Option<MailboxId>,
+    /// The next Welcome continues the connection that the app knows of.
+    is_moving: bool,
+    /// The app was told that it is, on the connection that it knows of.
+    is_caught_up: bool,
 }
 
 impl Ledger {
@@ -151,6 +156,8 @@ impl Ledger {
             transmit: VecDeque::new(),
             transmitted_up_to: SendSeq(0),
             mailbox_id: None,
+            is_moving: false,
+            is_caught_up: false,
         };
         if contents.counters.is_none() {
             // The installation must have its number before anybody hears of it.
@@ -234,9 +241,17 @@ impl Ledger {
     }
 
     pub fn connection_ended(&mut self) {
+        self.is_moving = false;
         self.mailbox_id = None;
         self.transmit.clear();
         self.inbox.leave_mailbox();
+    }
+
+    /// Another connection takes the place of the present one. Unless it ends before its Welcome, the
+    /// app does not hear of it.
+    pub fn connection_moves(&mut self) {
+        self.connection_ended();
+        self.is_moving = true;
     }
 
     /// Everything that gathered, to be written. `None`: nothing to write, or a batch is being
@@ -367,7 +382,10 @@ impl Ledger {
         self.transmit.clear();
         self.transmitted_up_to = SendSeq(0);
         self.queue_transmit();
-        self.report(Status::Connected);
+        if !std::mem::take(&mut self.is_moving) {
+            self.is_caught_up = false;
+            self.report(Status::Connected);
+        }
     }
 
     fn arrive(&mut self, seq: Seq, arrival: Arrival) -> Result<(), Flooded> {
@@ -378,10 +396,11 @@ impl Ledger {
 
     fn take_arrivals(&mut self) {
         while let Some(intake) = self.inbox.take(&mut self.changes) {
-            self.events.push(match intake {
-                Intake::News(id, news) => Event::News { id, news },
-                Intake::CaughtUp => Event::Status(Status::CaughtUp),
-            });
+            match intake {
+                Intake::News(id, news) => self.events.push(Event::News { id, news }),
+                Intake::CaughtUp if std::mem::replace(&mut self.is_caught_up, true) => {}
+                Intake::CaughtUp => self.report(Status::CaughtUp),
+            }
         }
     }
 

@@ -16,7 +16,10 @@ use ringpost_client::protocol::message::{
 };
 use ringpost_client::protocol::session::ServerSession;
 
+pub(crate) mod app;
 pub(crate) mod gateway;
+pub(crate) mod tcp_relay;
+pub(crate) mod udp_relay;
 
 pub(crate) enum Entry {
     Message { from: DeviceAddress, send_seq: SendSeq, text: String },

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use ringpost_client::ledger::LedgerConfig;
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
-    Client, ClientConfig, Event, News, SendError, SendOptions, Status, TokenFault,
+    Client, ClientConfig, Event, News, PathConfig, SendError, SendOptions, Status, TokenFault,
+    Transports,
 };
 use ringpost_protocol::id::{DeviceId, UserId};
 use ringpost_protocol::message::{Mode, Recipient, SendBody};
@@ -74,6 +75,7 @@ async fn open(plan: &DurablePlan, user: u32, directory: &Path) -> Result<Client>
         token_source: Arc::new(token_source),
         device: DeviceId::new(DEVICE).context("a name of a device")?,
         mode: Mode::Foreground,
+        path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
         // A gateway that is killed is back within a second or two.
         reconnect: ReconnectConfig { first_ms: 100, ceiling_ms: 1_000, stable_ms: 5_000 },
         ledger: LedgerConfig::default(),

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use ringpost_client::ledger::LedgerConfig;
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
-    Client, ClientConfig, Event, Gap, Message, News, Receipt, Refused, SendError, SendId,
-    SendOptions, Sent, Status,
+    Client, ClientConfig, Event, Gap, Message, News, PathConfig, Receipt, Refused, SendError,
+    SendId, SendOptions, Sent, Status, Transports,
 };
 use ringpost_protocol::id::{DeviceId, UserId};
 use ringpost_protocol::message::{Mode, Recipient, SendBody};
@@ -66,6 +66,7 @@ impl Peer {
             token_source: gateway.keys.token_source(user, device),
             device: DeviceId::new(device).unwrap(),
             mode: Mode::Foreground,
+            path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
             reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 1_000 },
             ledger: LedgerConfig::default(),
         };

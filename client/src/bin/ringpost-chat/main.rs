@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use ringpost_client::ledger::LedgerConfig;
 use ringpost_client::protocol::id::{DeviceId, SendSeq, UserId};
 use ringpost_client::protocol::message::{GapReason, Mode, Recipient, SendBody};
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
-    Client, ClientConfig, Event, News, Receipt, SendError, SendId, SendOptions, Status, TokenFault,
-    TokenSource,
+    Client, ClientConfig, Event, News, PathConfig, Receipt, SendError, SendId, SendOptions, Status,
+    TokenFault, TokenSource, Transports,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -56,6 +56,20 @@ struct Options {
     /// Send every line to this user.
     #[arg(long)]
     to: Option<String>,
+    /// How to reach the gateway: its UDP and its TCP port have the same number.
+    #[arg(long, value_enum, default_value = "auto")]
+    transport: TransportChoice,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TransportChoice {
+    /// QUIC, and a moment later TLS over TCP beside it; the first to answer is used. Where that was
+    /// TLS, QUIC is tried again later.
+    Auto,
+    /// QUIC alone: nothing works where UDP is blocked.
+    Quic,
+    /// TLS over TCP alone: no UDP packet is sent.
+    Tls,
 }
 
 /// What the loop knows.
@@ -122,6 +136,14 @@ async fn open(options: &Options) -> anyhow::Result<Client> {
         token_source,
         device,
         mode: Mode::Foreground,
+        path: PathConfig {
+            transports: match options.transport {
+                TransportChoice::Auto => Transports::Both,
+                TransportChoice::Quic => Transports::QuicOnly,
+                TransportChoice::Tls => Transports::TlsOnly,
+            },
+            ..PathConfig::default()
+        },
         reconnect: ReconnectConfig::default(),
         ledger: LedgerConfig::default(),
     };
@@ -172,6 +194,11 @@ impl Chat {
                     Err(fault) => say(&format!("-- {fault}")),
                 },
                 ("reconnect", _) => self.client.reconnect().await?,
+                ("network", _) => self.client.network_changed().await?,
+                ("how", _) => say(&match self.client.transport() {
+                    Some(transport) => format!("-- over {transport}"),
+                    None => "-- not connected".into(),
+                }),
                 _ => say("-- unknown command; /help"),
             }
             return Ok(());
@@ -331,5 +358,7 @@ const HELP: &str = "\
   bob: hello     send \"hello\" to bob
   /to bob        send every following line to bob; /to alone ends that
   /reconnect     connect now
+  /network       the network has changed: QUIC moves along, TLS connects again
+  /how           which transport the connection uses
   /quit          leave at once; what is not sent yet is kept and sent next time
 At the end of piped input the tool waits for the answers, 10 s at most, then leaves.";
