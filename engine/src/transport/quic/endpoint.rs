@@ -1,25 +1,26 @@
 //! All QUIC connections of one shard.
 
+mod arrivals;
+mod containment;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use quinn_proto::{
-    ConnectionHandle, DatagramEvent, EcnCodepoint, EndpointEvent, Incoming, Transmit, VarInt,
-};
+use bytes::Bytes;
+use quinn_proto::VarInt;
 use ringpost_ring::DatagramSend;
 use ringpost_ring::steering::Program;
 
-use super::admission::{Admission, Candidate, Verdict};
+use super::admission::Admission;
+use super::clock::Clock;
 use super::config::QuicConfig;
 use super::connection::{Connection, Report};
 use super::timers::Timers;
 use super::transmit::Family;
-use super::{EndReason, ForeignDatagram, QuicCounters, QuicEvent, Read, StreamKey};
-use crate::limits::{QUIC_FOREIGN_MAX, QUIC_RESPONSES_MAX, QUIC_TIMEOUTS_PER_TURN};
+use super::{ForeignDatagram, QuicCounters, QuicEvent, Read, StreamKey};
+use crate::limits::QUIC_TIMEOUTS_PER_TURN;
 
 /// The QUIC side of one shard. How to call it: [the module](super).
 pub struct QuicEndpoint {
@@ -242,6 +243,12 @@ impl QuicEndpoint {
         self.admission.pending
     }
 
+    /// As if its panic had come when it began.
+    #[cfg(test)]
+    pub(super) fn lose(&mut self, key: StreamKey) {
+        self.forget(key.index);
+    }
+
     #[cfg(test)]
     pub(super) fn inner(&mut self, key: StreamKey) -> &mut quinn_proto::Connection {
         let index = self.find(key).expect("a test names an open connection");
@@ -253,126 +260,6 @@ impl QuicEndpoint {
     fn find(&self, key: StreamKey) -> Option<u32> {
         let conn = self.connections.get(key.index as usize)?.as_ref()?;
         (conn.key == key && conn.is_open()).then_some(key.index)
-    }
-
-    fn put_foreign(&mut self, owner: u16, source: Source, datagram: &[u8]) {
-        self.counters.foreign += 1;
-        if self.foreign.len() >= QUIC_FOREIGN_MAX {
-            self.counters.foreign_dropped += 1;
-            return;
-        }
-        let Source { from, local, ecn } = source;
-        let data = Bytes::copy_from_slice(datagram);
-        self.foreign.push_back((owner, ForeignDatagram { from, local, ecn, data }));
-    }
-
-    fn handle_datagram(&mut self, source: Source, datagram: &[u8]) {
-        let from = self.family.take(source.from);
-        let local = source.local.map(|ip| ip.to_canonical());
-        let ecn = EcnCodepoint::from_bits(source.ecn);
-        // An allocation of its own: one byte that waits for those before it would otherwise hold
-        // the whole train, and a client could claim 64 KB with each.
-        let data = BytesMut::from(datagram);
-        let (quic, now) = (&mut self.quic, self.clock.now);
-        self.buffer.clear();
-        let buffer = &mut self.buffer;
-        let handled =
-            catch_unwind(AssertUnwindSafe(|| quic.handle(now, from, local, ecn, data, buffer)));
-        match handled {
-            Ok(None) => {}
-            Ok(Some(DatagramEvent::ConnectionEvent(handle, event))) => {
-                let Some(index) = self.index_of(handle) else { return };
-                self.contained(index, |conn, _, _, counters| {
-                    conn.handle_event(event, from, local, counters);
-                });
-                self.touch(index);
-            }
-            Ok(Some(DatagramEvent::NewConnection(incoming))) => self.admit(incoming),
-            Ok(Some(DatagramEvent::Response(transmit))) => {
-                let is_short = self.buffer.first().is_some_and(|first| first & 0x80 == 0);
-                self.counters.resets += u64::from(is_short);
-                self.respond(&transmit);
-            }
-            Err(_) => self.count_panic("a datagram", from),
-        }
-    }
-
-    /// The connection of a handle. One that is not there was lost when it began, in a panic.
-    fn index_of(&mut self, handle: ConnectionHandle) -> Option<u32> {
-        if matches!(self.connections.get(handle.0), Some(Some(_))) {
-            return Some(narrow(handle.0));
-        }
-        self.quic.handle_event(handle, EndpointEvent::drained());
-        None
-    }
-
-    fn admit(&mut self, incoming: Incoming) {
-        let candidate = Candidate {
-            is_address_proven: incoming.remote_address_validated(),
-            may_retry: incoming.may_retry(),
-        };
-        let (now_ns, limits) = (self.clock.now_ns, &self.config.limits);
-        match self.admission.decide(now_ns, candidate, self.connection_count, limits) {
-            Verdict::Accept => self.accept(incoming),
-            Verdict::Retry => {
-                self.counters.retries += 1;
-                match self.quic.retry(incoming, &mut self.buffer) {
-                    Ok(transmit) => self.respond(&transmit),
-                    Err(fault) => self.quic.ignore(fault.into_incoming()),
-                }
-            }
-            Verdict::Refuse => {
-                self.counters.refused += 1;
-                let transmit = self.quic.refuse(incoming, &mut self.buffer);
-                self.respond(&transmit);
-            }
-            Verdict::Ignore => {
-                self.counters.ignored += 1;
-                self.quic.ignore(incoming);
-            }
-        }
-    }
-
-    fn accept(&mut self, incoming: Incoming) {
-        let from = incoming.remote_address();
-        let (quic, buffer, now) = (&mut self.quic, &mut self.buffer, self.clock.now);
-        let accepted = catch_unwind(AssertUnwindSafe(|| {
-            quic.accept(incoming, now, buffer, None).map_err(Box::new)
-        }));
-        match accepted {
-            Ok(Ok((handle, connection))) => self.insert(handle, connection),
-            Ok(Err(fault)) => {
-                tracing::debug!(address = %from, cause = %fault.cause, "QUIC handshake failed");
-                self.counters.handshakes_failed += 1;
-                if let Some(transmit) = fault.response {
-                    self.respond(&transmit);
-                }
-            }
-            Err(_) => self.count_panic("a first packet", from),
-        }
-    }
-
-    fn insert(&mut self, handle: ConnectionHandle, connection: quinn_proto::Connection) {
-        let index = narrow(handle.0);
-        self.next_generation = self.next_generation.wrapping_add(1);
-        let key = StreamKey { shard: self.shard, index, generation: self.next_generation };
-        let patience = Duration::from_millis(self.config.limits.handshake_ms_max);
-        let connection = Connection::new(connection, handle, key, self.clock.now + patience);
-        if handle.0 >= self.connections.len() {
-            self.connections.resize_with(handle.0 + 1, || None);
-        }
-        self.connections[handle.0] = Some(Box::new(connection));
-        self.connection_count += 1;
-        self.admission.pending += 1;
-        self.touch(index);
-    }
-
-    fn respond(&mut self, transmit: &Transmit) {
-        if self.responses.len() >= QUIC_RESPONSES_MAX {
-            self.counters.responses_dropped += 1;
-            return;
-        }
-        self.responses.push_back(self.family.send(transmit, transmit.src_ip, &self.buffer));
     }
 
     /// One train of a connection.
@@ -442,84 +329,4 @@ impl QuicEndpoint {
             self.mark_dirty(index);
         }
     }
-
-    /// Runs `call` on a connection and survives its panics, which the connection does not. `None`:
-    /// there is no such connection, or no longer.
-    fn contained<T>(
-        &mut self,
-        index: u32,
-        call: impl FnOnce(
-            &mut Connection,
-            &mut quinn_proto::Endpoint,
-            &mut VecDeque<QuicEvent>,
-            &mut QuicCounters,
-        ) -> T,
-    ) -> Option<T> {
-        let Self { connections, quic, events, counters, .. } = self;
-        let conn = connections.get_mut(index as usize)?.as_mut()?;
-        match catch_unwind(AssertUnwindSafe(|| call(conn, quic, events, counters))) {
-            Ok(value) => Some(value),
-            Err(_) => {
-                self.bury(index);
-                None
-            }
-        }
-    }
-
-    /// Ends a connection that has panicked.
-    fn bury(&mut self, index: u32) {
-        let Some(conn) = self.forget(index) else { return };
-        self.count_panic("a connection", conn.path.remote());
-        self.quic.handle_event(conn.handle(), EndpointEvent::drained());
-        if conn.is_open() {
-            let reason = EndReason::Panicked;
-            self.events.push_back(QuicEvent::Ended { key: conn.key, reason });
-        }
-        // Half-changed state may panic once more on its way out.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(conn)));
-    }
-
-    fn forget(&mut self, index: u32) -> Option<Box<Connection>> {
-        let conn = self.connections.get_mut(index as usize)?.take()?;
-        self.connection_count -= 1;
-        self.admission.pending -= usize::from(conn.is_pending);
-        self.timers.set(index, None);
-        Some(conn)
-    }
-
-    fn count_panic(&mut self, of: &str, address: SocketAddr) {
-        self.counters.panics += 1;
-        tracing::error!(%address, "QUIC: a panic ended {of}; the shard goes on");
-    }
-}
-
-/// Instants are what quinn-proto wants, and are only ever counted from here.
-struct Clock {
-    start: Instant,
-    start_ns: u64,
-    now: Instant,
-    now_ns: u64,
-}
-
-impl Clock {
-    fn new(now_ns: u64) -> Self {
-        let start = Instant::now();
-        Self { start, start_ns: now_ns, now: start, now_ns }
-    }
-
-    fn set(&mut self, now_ns: u64) {
-        assert!(now_ns >= self.now_ns, "time goes on: {now_ns} after {}", self.now_ns);
-        self.now_ns = now_ns;
-        self.now = self.start + Duration::from_nanos(now_ns - self.start_ns);
-    }
-
-    fn ns(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.start);
-        self.start_ns + u64::try_from(since.as_nanos()).unwrap_or(u64::MAX - self.start_ns)
-    }
-}
-
-/// Indices are of connections, whose number is bounded.
-fn narrow(index: usize) -> u32 {
-    u32::try_from(index).expect("bounded by the limits")
 }

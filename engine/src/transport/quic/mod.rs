@@ -25,6 +25,7 @@
 
 mod admission;
 mod cid;
+mod clock;
 mod config;
 mod connection;
 mod counters;

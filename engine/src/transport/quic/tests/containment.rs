@@ -17,10 +17,12 @@ struct Faulty {
     is_armed: Arc<AtomicBool>,
 }
 
-struct FaultyConfig(Arc<AtomicBool>);
+/// The second one shows when a connection is made.
+struct FaultyConfig(Arc<AtomicBool>, Arc<AtomicBool>);
 
 impl ControllerFactory for FaultyConfig {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        assert!(!self.1.swap(false, Ordering::Relaxed), "the bug that the test put here");
         let inner = Arc::new(CubicConfig::default()).build(now, mtu);
         Box::new(Faulty { inner, is_armed: Arc::clone(&self.0) })
     }
@@ -64,20 +66,21 @@ impl Controller for Faulty {
     }
 }
 
-fn faulty_world() -> (World, Arc<AtomicBool>) {
+fn faulty_world() -> (World, Arc<AtomicBool>, Arc<AtomicBool>) {
     let is_armed = Arc::new(AtomicBool::new(false));
-    let factory = Arc::new(FaultyConfig(Arc::clone(&is_armed)));
+    let is_armed_early = Arc::new(AtomicBool::new(false));
+    let factory = FaultyConfig(Arc::clone(&is_armed), Arc::clone(&is_armed_early));
     let world = World::with_config(1, |config| {
         config.with_transport(|transport| {
-            transport.congestion_controller_factory(factory);
+            transport.congestion_controller_factory(Arc::new(factory));
         })
     });
-    (world, is_armed)
+    (world, is_armed, is_armed_early)
 }
 
 #[test]
 fn a_panic_ends_one_connection() {
-    let (mut world, is_armed) = faulty_world();
+    let (mut world, is_armed, _) = faulty_world();
     let others: Vec<usize> = (0..3).map(|_| world.connected()).collect();
     let client = world.connected();
     world.run_for(SECOND);
@@ -106,7 +109,7 @@ fn a_panic_ends_one_connection() {
 /// A connection that panics before its owner knows of it leaves nothing behind either.
 #[test]
 fn a_panic_during_the_handshake_leaves_nothing() {
-    let (mut world, is_armed) = faulty_world();
+    let (mut world, is_armed, _) = faulty_world();
     let other = world.connected();
     world.run_for(SECOND);
     is_armed.store(true, Ordering::Relaxed);
@@ -120,4 +123,40 @@ fn a_panic_during_the_handshake_leaves_nothing() {
     assert!(world.shards[0].ended.is_empty());
     world.clients[other].send(&b"unharmed"[..]);
     world.run_until(5 * SECOND, |world| world.clients[other].received.len() == 13);
+}
+
+/// A connection that panics while it is made was never there.
+#[test]
+fn a_panic_in_a_first_packet_ends_nothing() {
+    let (mut world, _, is_armed) = faulty_world();
+    let other = world.connected();
+    is_armed.store(true, Ordering::Relaxed);
+    let client = world.connect();
+    world.run_for(20 * SECOND);
+    assert!(world.count(|counters| counters.panics) >= 1);
+    assert!(!world.clients[client].is_connected());
+    world.clients[other].send(&b"unharmed"[..]);
+    world.run_until(5 * SECOND, |world| world.clients[other].received.len() == 13);
+    let panics = world.count(|counters| counters.panics);
+    for _ in 0..10 {
+        world.connected();
+    }
+    assert_eq!(world.count(|counters| counters.panics), panics);
+    assert_eq!(world.shards[0].endpoint.connections(), 11);
+}
+
+/// What quinn-proto still routes to a connection that is not there makes it forget it.
+#[test]
+fn a_connection_that_was_lost_is_forgotten_everywhere() {
+    let mut world = World::new(1);
+    let client = world.connected();
+    let key = *world.shards[0].streams.keys().next().unwrap();
+    world.shards[0].endpoint.lose(key);
+    world.run_for(SECOND);
+    for _ in 0..3 {
+        world.clients[client].connection.ping();
+        world.run_for(SECOND);
+    }
+    assert!(world.clients[client].lost.is_some(), "it was told");
+    assert_eq!(world.count(|counters| counters.resets), 1);
 }

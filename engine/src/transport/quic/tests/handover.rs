@@ -167,6 +167,30 @@ fn a_spoofed_source_gets_little_and_is_forgotten() {
     assert!(world.shards[0].moved.is_empty(), "nobody is told of an address that was not proven");
 }
 
+/// Trap: when the old path comes back, nothing makes QUIC repeat what was lost on the other one.
+#[test]
+fn an_old_path_that_comes_back_is_tried() {
+    let mut world = World::new(1);
+    let client = world.connected();
+    world.run_for(SECOND);
+    let key = *world.shards[0].streams.keys().next().unwrap();
+    let (home, victim) = (world.clients[client].address, address(200, 200));
+    world.shards[0].is_asleep = true;
+    world.clients[client].address = victim;
+    world.clients[client].send(pattern(1_000, 1));
+    world.run_for(11 * MS);
+    // All of it fits into what may be sent to an address that was not proven, and is lost there.
+    world.shards[0].endpoint.write(key, &mut vec![pattern(2_200, 2)]);
+    world.clients.clear();
+    world.run_for(SECOND);
+    let sent_bytes = world.sent_to[&home];
+    assert!(world.sent_to[&victim] > 2_200);
+    world.run_for(30 * SECOND);
+    assert_eq!(world.count(|counters| counters.path_failures), 1);
+    // An answer to any of it would show what is missing.
+    assert!(world.sent_to[&home] >= sent_bytes + 100, "the client is asked, several times");
+}
+
 /// The same, and the client sends on: its next packet is enough.
 #[test]
 fn a_client_that_sends_on_takes_its_path_back() {
@@ -184,6 +208,23 @@ fn a_client_that_sends_on_takes_its_path_back() {
     assert!(world.shards[0].moved.is_empty());
     world.run_for(20 * SECOND);
     assert!(world.clients[client].lost.is_none());
+}
+
+/// A gateway with several addresses answers from the one that was asked, on each path.
+#[test]
+fn answers_come_from_where_the_client_sends_to() {
+    let mut world = World::new(1);
+    let client = world.connected();
+    world.run_for(SECOND);
+    let (old, old_local) = (world.clients[client].address, world.local);
+    world.local = "198.51.100.9".parse().unwrap();
+    world.rebind(client, 1, 41_000);
+    world.sent_from.clear();
+    world.clients[client].received.clear();
+    world.clients[client].send(&b"over there"[..]);
+    world.run_until(SECOND, |world| world.clients[client].received == b"over there");
+    assert_eq!(world.sent_from[&world.clients[client].address], world.local);
+    assert_eq!(world.sent_from[&old], old_local, "the challenge to the old path");
 }
 
 /// Acceptance test 9, first half.

@@ -1,7 +1,7 @@
 //! A gateway of some shards, its clients, and the network between them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,10 @@ pub(super) struct World {
     pub(super) record: Option<Vec<Packet>>,
     /// Bytes that the gateway sent, by address.
     pub(super) sent_to: HashMap<SocketAddr, usize>,
+    /// Where it arrives at the gateway, which has several addresses.
+    pub(super) local: IpAddr,
+    /// From where the gateway last sent to an address.
+    pub(super) sent_from: HashMap<SocketAddr, IpAddr>,
 }
 
 pub(super) fn certificate() -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
@@ -117,6 +121,8 @@ impl World {
             sequence: 0,
             record: None,
             sent_to: HashMap::new(),
+            local: server().ip(),
+            sent_from: HashMap::new(),
         }
     }
 
@@ -241,6 +247,7 @@ impl World {
         for shard in &mut self.shards {
             shard.handle_events();
             while let Some(send) = shard.endpoint.poll_transmit(self.now_ns) {
+                self.sent_from.extend(send.from.map(|ip| (send.to, ip)));
                 let segment_bytes = send.segment_bytes.map_or(send.data.len(), usize::from);
                 for data in send.data.chunks(segment_bytes) {
                     *self.sent_to.entry(send.to).or_default() += data.len();
@@ -281,7 +288,7 @@ impl World {
             Steering::Hash => by_hash,
         };
         let segment_bytes = u32::try_from(packet.data.len()).unwrap();
-        let (endpoint, local) = (&mut self.shards[shard].endpoint, Some(server().ip()));
+        let (endpoint, local) = (&mut self.shards[shard].endpoint, Some(self.local));
         let (from, ecn) = (packet.from, packet.ecn);
         endpoint.handle_datagrams(self.now_ns, from, local, ecn, segment_bytes, &train);
     }
