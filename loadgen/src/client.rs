@@ -1,5 +1,5 @@
-//! One user's device without its socket: TLS, the protocol's client session, and what a client
-//! keeps across connections (its numbers, its acknowledgements, its unanswered Sends).
+//! One user's device without its socket: TLS (over QUIC that is below it), the protocol's client
+//! session, and what a client keeps across connections (its numbers, its acknowledgements, its unanswered Sends).
 
 use std::collections::VecDeque;
 use std::io::{BufRead, Write};
@@ -63,7 +63,7 @@ pub struct Unanswered {
 }
 
 struct Conn {
-    tls: rustls::ClientConnection,
+    seal: Seal,
     session: ClientSession,
     /// Plaintext of a frame that is not complete yet.
     partial: Vec<u8>,
@@ -71,6 +71,13 @@ struct Conn {
     unanswered_max: usize,
     /// Bye is queued; close_notify follows it.
     leaving: bool,
+}
+
+/// Who encrypts.
+enum Seal {
+    Tls(Box<rustls::ClientConnection>),
+    /// The stream below: QUIC.
+    Below,
 }
 
 impl Client {
@@ -103,6 +110,16 @@ impl Client {
             .context("start the TLS handshake")?;
         // What is queued is bounded by the window of unanswered Sends.
         tls.set_buffer_limit(None);
+        self.begin(now_ms, Seal::Tls(Box::new(tls)));
+        Ok(())
+    }
+
+    /// Starts the session on a stream that encrypts by itself.
+    pub fn connect_sealed(&mut self, now_ms: u64) {
+        self.begin(now_ms, Seal::Below);
+    }
+
+    fn begin(&mut self, now_ms: u64, seal: Seal) {
         let hello = ClientHello {
             token: self.identity.token.clone(),
             device: self.identity.device.clone(),
@@ -113,9 +130,8 @@ impl Client {
             capabilities: 0,
         };
         let session = ClientSession::new(now_ms, hello);
-        let conn = Conn { tls, session, partial: Vec::new(), unanswered_max: 0, leaving: false };
+        let conn = Conn { seal, session, partial: Vec::new(), unanswered_max: 0, leaving: false };
         self.conn = Some(Box::new(conn));
-        Ok(())
     }
 
     /// Drops the connection's state; what a client keeps stays.
@@ -134,10 +150,15 @@ impl Client {
         scratch.clear();
         scratch.extend_from_slice(&conn.partial);
         conn.partial.clear();
-        while !ciphertext.is_empty() {
-            conn.tls.read_tls(&mut ciphertext).context("TLS takes no more bytes")?;
-            conn.tls.process_new_packets().context("TLS")?;
-            read_plaintext(&mut conn.tls, scratch)?;
+        match &mut conn.seal {
+            Seal::Tls(tls) => {
+                while !ciphertext.is_empty() {
+                    tls.read_tls(&mut ciphertext).context("TLS takes no more bytes")?;
+                    tls.process_new_packets().context("TLS")?;
+                    read_plaintext(tls, scratch)?;
+                }
+            }
+            Seal::Below => scratch.extend_from_slice(ciphertext),
         }
         conn.session.handle_data(now_ms, scratch).context("the server broke the protocol")?;
         conn.partial.extend_from_slice(scratch);
@@ -179,11 +200,19 @@ impl Client {
         }
     }
 
-    /// Whether TLS went on with a session of an earlier connection.
+    /// Whether TLS over TCP went on with a session of an earlier connection.
     pub fn is_resumed(&self) -> bool {
-        self.conn
-            .as_deref()
-            .is_some_and(|conn| conn.tls.handshake_kind() == Some(rustls::HandshakeKind::Resumed))
+        let Some(Seal::Tls(tls)) = self.conn.as_deref().map(|conn| &conn.seal) else {
+            return false;
+        };
+        tls.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    /// Asks the server for a sign of life on a path that has changed.
+    pub fn probe(&mut self, now_ms: u64) {
+        if let Some(conn) = self.conn.as_deref_mut() {
+            conn.session.probe(now_ms, PROBE_MS_MAX);
+        }
     }
 
     /// Finds the Send that this answers; `None` when nobody waits for it.
@@ -257,24 +286,30 @@ impl Client {
         ciphertext: &mut Vec<u8>,
     ) {
         let Some(conn) = self.conn.as_deref_mut() else { return };
+        let Seal::Tls(tls) = &mut conn.seal else {
+            conn.session.poll_transmit(now_ms, ciphertext);
+            return;
+        };
         plaintext.clear();
         if conn.session.poll_transmit(now_ms, plaintext) {
-            conn.tls.writer().write_all(plaintext).expect("the buffer has no limit");
+            tls.writer().write_all(plaintext).expect("the buffer has no limit");
         }
         if std::mem::take(&mut conn.leaving) {
-            conn.tls.send_close_notify();
+            tls.send_close_notify();
         }
-        while conn.tls.wants_write() {
-            conn.tls.write_tls(ciphertext).expect("writing to memory does not fail");
+        while tls.wants_write() {
+            tls.write_tls(ciphertext).expect("writing to memory does not fail");
         }
     }
 
     /// Seals bytes that are no whole frame: what an honest client never sends.
     pub fn seal(&mut self, plaintext: &[u8], ciphertext: &mut Vec<u8>) {
-        let Some(conn) = self.conn.as_deref_mut() else { return };
-        conn.tls.writer().write_all(plaintext).expect("the buffer has no limit");
-        while conn.tls.wants_write() {
-            conn.tls.write_tls(ciphertext).expect("writing to memory does not fail");
+        let Some(Seal::Tls(tls)) = self.conn.as_deref_mut().map(|conn| &mut conn.seal) else {
+            return;
+        };
+        tls.writer().write_all(plaintext).expect("the buffer has no limit");
+        while tls.wants_write() {
+            tls.write_tls(ciphertext).expect("writing to memory does not fail");
         }
     }
 
@@ -310,5 +345,7 @@ fn read_plaintext(tls: &mut rustls::ClientConnection, out: &mut BytesMut) -> Res
     }
 }
 
+/// A path that gives no sign of life for so long is lost, as in the client library.
+const PROBE_MS_MAX: u64 = ringpost_client::limits::PROBE_MS_MAX;
 /// Each user has one device, of this name.
 pub const DEVICE: &str = "load";

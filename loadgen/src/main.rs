@@ -14,9 +14,10 @@ use ringpost_loadgen::durable;
 use ringpost_loadgen::gateway::Stop;
 use ringpost_loadgen::measure::Measure;
 use ringpost_loadgen::plan::pressure::PressurePlan;
-use ringpost_loadgen::scenario::{chat, churn, handshake, offline, pressure};
+use ringpost_loadgen::scenario::{chat, churn, handover, handshake, offline, pressure};
 
 use flags::app::DurableAppFlags;
+use flags::handover::HandoverFlags;
 use flags::{
     AbuseFlags, ChatFlags, ChurnFlags, CommonFlags, HandshakeFlags, OfflineFlags, SlowFlags,
 };
@@ -42,6 +43,13 @@ enum Scenario {
     Slow(SlowFlags),
     /// Users vanish without FIN and return; gateway and clients are killed; nothing may be lost.
     Churn(ChurnFlags),
+    /// Users change their network: QUIC moves along, TCP breaks within a frame and resumes.
+    ///
+    /// The same load twice. Over QUIC each change takes a client to another port and, on loopback, to
+    /// another address; what was under way to the old one is lost. Over TCP each change cuts the
+    /// connection at a random byte of what the client sends. A change is over with the first frame
+    /// that comes after it.
+    Handover(HandoverFlags),
     /// Nothing but logins: full and resumed handshakes, with and without ML-KEM.
     Handshake(HandshakeFlags),
     /// Well-behaved users beside others that abuse the gateway.
@@ -60,6 +68,7 @@ fn main() -> ExitCode {
         Scenario::DurableApp(flags) => {
             durable::app::run(&flags.plan(), flags.process).map(|()| ExitCode::SUCCESS)
         }
+        Scenario::Handover(flags) => run_handover(flags),
         Scenario::Handshake(flags) => run_handshake(flags),
         Scenario::Abuse(flags) => run_pressure(&flags.plan(), &flags.common),
     };
@@ -105,6 +114,17 @@ fn run_churn(flags: &ChurnFlags) -> Result<ExitCode> {
     };
     let executable = std::env::current_exe().context("find this executable")?;
     let result = churn::run(&plan, executable, &options)?;
+    flags.common.publish(&result.story(), &result.report)?;
+    explain(&result.measure, result.unanswered);
+    Ok(verdict(result.is_clean()))
+}
+
+fn run_handover(flags: &HandoverFlags) -> Result<ExitCode> {
+    let (plan, options) = (flags.plan(), flags.common.options());
+    if let Err(error) = plan.check().and_then(|()| options.check()) {
+        return Ok(usage(&error));
+    }
+    let result = handover::run(&plan, &options)?;
     flags.common.publish(&result.story(), &result.report)?;
     explain(&result.measure, result.unanswered);
     Ok(verdict(result.is_clean()))

@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod churn;
+pub mod handover;
 pub mod handshake;
 pub mod offline;
 pub mod pressure;
@@ -123,13 +124,18 @@ impl Server {
         options: &Options,
         tls: Arc<rustls::ClientConfig>,
     ) -> Arc<SwarmConfig> {
-        Arc::new(SwarmConfig {
+        Arc::new(self.swarm_config_with(options, tls))
+    }
+
+    fn swarm_config_with(&self, options: &Options, tls: Arc<rustls::ClientConfig>) -> SwarmConfig {
+        SwarmConfig {
             target: self.target,
             server_name: self.server_name.clone(),
             tls,
+            quic: None,
             connecting_max: options.connecting_max,
             tick_ns: u64::try_from(options.tick.as_nanos()).unwrap_or(u64::MAX),
-        })
+        }
     }
 
     pub fn target(&self) -> SocketAddr {

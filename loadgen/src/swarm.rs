@@ -4,12 +4,16 @@
 //! One turn: due messages -> flush -> one enter -> completions. A client has at most one send in
 //! flight; what comes up meanwhile shares the next one.
 
+mod handover;
 mod link;
 mod logins;
+mod quic;
 mod reading;
 mod vanish;
 
+pub use handover::Handovers;
 pub use logins::Logins;
+pub use quic::quic_config;
 pub use reading::Reading;
 pub use vanish::{Churn, GHOST_NS};
 
@@ -31,12 +35,16 @@ use crate::client::{Client, Identity};
 use crate::fleet::{Part, Progress};
 use crate::measure::Measure;
 use crate::traffic::Traffic;
+use handover::{Change, Changes, Cut};
+use quic::{DATAGRAM_BUFFERS, Quic, QuicConn};
 
 /// What all threads share.
 pub struct SwarmConfig {
     pub target: SocketAddr,
     pub server_name: ServerName<'static>,
     pub tls: Arc<rustls::ClientConfig>,
+    /// Set: clients come over QUIC, with this.
+    pub quic: Option<quinn_proto::ClientConfig>,
     /// Connections of one thread between `connect` and Welcome.
     pub connecting_max: u32,
     /// Due messages are looked for no more often than this; latency counts from the intended time
@@ -76,6 +84,9 @@ pub struct Swarm {
     ghosts: VecDeque<(u64, Socket)>,
     /// Every client logs in, leaves, and logs in again.
     logins: Option<Logins>,
+    quic: Option<Quic>,
+    changes: Changes,
+    handovers: Handovers,
 }
 
 /// A client and its socket.
@@ -101,6 +112,16 @@ pub(crate) struct Slot {
     wanted: bool,
     failures: u32,
     reconnect_after_ms: u64,
+    /// The connection, if clients come over QUIC; there is no socket then.
+    quic: Option<Box<QuicConn>>,
+    /// When the last frame came, monotonic.
+    heard_ns: u64,
+    /// A change of the network after which nothing has come yet.
+    change: Option<Change>,
+    /// The next bytes to be sent are cut somewhere, and the connection with them.
+    cut: Cut,
+    /// Connects again without a wait.
+    returns_at_once: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,10 +148,17 @@ impl Swarm {
         progress: Arc<Progress>,
     ) -> Result<Self> {
         let Part { identities, traffic, sources } = part;
-        let sizes = UringConfig { receive_buffer_count: 1024, ..UringConfig::default() };
+        let sizes = UringConfig {
+            receive_buffer_count: 1024,
+            datagram_buffer_count: if config.quic.is_some() { DATAGRAM_BUFFERS } else { 0 },
+            ..UringConfig::default()
+        };
+        let ring = Uring::new(group, thread, sizes)
+            .map_err(|fault| anyhow!("{fault}: {}", fault.fix()))?;
+        let server_name = || config.server_name.to_str().into_owned();
         Ok(Self {
-            ring: Uring::new(group, thread, sizes)
-                .map_err(|fault| anyhow!("{fault}: {}", fault.fix()))?,
+            quic: config.quic.clone().map(|quic| Quic::new(quic, server_name(), ring.now_ns())),
+            ring,
             config,
             slots: identities.into_iter().map(Slot::new).collect(),
             traffic,
@@ -151,6 +179,8 @@ impl Swarm {
             churn: None,
             ghosts: VecDeque::new(),
             logins: None,
+            changes: Changes::default(),
+            handovers: Handovers::new(),
         })
     }
 
@@ -234,9 +264,11 @@ impl Swarm {
     pub fn run_until(&mut self, deadline_ns: u64, done: impl Fn(&Self) -> bool) -> Result<bool> {
         loop {
             let now_ns = self.now_ns();
-            self.start_connects(now_ns);
+            self.start_connects(now_ns)?;
             self.send_due(now_ns);
             self.vanish_due(now_ns);
+            self.change_due(now_ns)?;
+            self.quic_due(now_ns)?;
             self.read_due(now_ns);
             self.sweep(now_ns);
             self.flush();
@@ -269,7 +301,9 @@ impl Swarm {
         let rest_ns = self.resting.front().map_or(u64::MAX, |&(at_ns, _)| at_ns);
         let vanish_ns = self.churn.as_ref().map_or(u64::MAX, Churn::next_ns);
         let send_ns = self.traffic.next_ns().unwrap_or(u64::MAX);
-        self.sweep_ns.min(retry_ns).min(rest_ns).min(vanish_ns).min(send_ns)
+        let quic_ns = self.quic.as_ref().map_or(u64::MAX, Quic::next_ns);
+        let next_ns = self.sweep_ns.min(retry_ns).min(rest_ns).min(vanish_ns).min(send_ns);
+        next_ns.min(quic_ns).min(self.changes.next_ns())
     }
 
     /// Looks at a tenth of all timers every tenth of a second.
@@ -292,6 +326,9 @@ impl Swarm {
 
     fn handle_completion(&mut self, completion: Completion) -> Result<()> {
         let (kind, client) = (completion.token >> 32, client_of(completion.token));
+        if quic::KINDS.contains(&kind) {
+            return self.handle_quic(completion);
+        }
         let Some(slot) = self.slots.get_mut(client as usize) else { return Ok(()) };
         if !completion.more && kind != CONNECT {
             slot.in_flight -= 1;
@@ -337,7 +374,16 @@ impl Swarm {
         let ciphertext = self.ring.bytes(&lease);
         let handled = slot.client.handle_received(now_ms, ciphertext, &mut self.received);
         self.ring.release(lease);
+        self.handle_events(client, handled)
+    }
+
+    /// What came of bytes that were received, whatever they came over.
+    fn handle_events(&mut self, client: u32, handled: Result<()>) -> Result<()> {
+        let mut heard = false;
         while let Some(event) = self.slots[client as usize].client.poll_event() {
+            if !std::mem::replace(&mut heard, true) {
+                self.note_heard(client);
+            }
             self.handle_event(client, event)?;
         }
         match handled {
@@ -353,6 +399,7 @@ impl Swarm {
             ClientEvent::Welcome(welcome) => {
                 slot.client.handle_welcome(&welcome);
                 slot.failures = 0;
+                self.handovers.resumed += u64::from(slot.client.is_resumed());
                 if slot.state == LinkState::Connecting {
                     slot.state = LinkState::Open;
                     self.connecting -= 1;
@@ -390,7 +437,10 @@ impl Swarm {
         }
         data.retain(|chunk| !chunk.is_empty());
         if data.is_empty() {
-            self.mark_dirty(client);
+            match slot.cut {
+                Cut::Sending if slot.state == LinkState::Open => self.cut(client),
+                _ => self.mark_dirty(client),
+            }
         } else if !matches!(slot.state, LinkState::Closing | LinkState::Vanishing) {
             slot.sending = true;
             slot.in_flight += 1;
@@ -412,6 +462,10 @@ impl Swarm {
         for client in std::mem::take(&mut self.dirty) {
             let slot = &mut self.slots[client as usize];
             slot.dirty = false;
+            if slot.quic.is_some() {
+                self.flush_quic(client);
+                continue;
+            }
             let gone = [LinkState::Down, LinkState::Closing, LinkState::Vanishing];
             if gone.contains(&slot.state) || slot.socket == NO_SOCKET {
                 continue;
@@ -421,6 +475,7 @@ impl Swarm {
                 let now_ms = self.ring.now_ns() / 1_000_000;
                 slot.client.poll_transmit(now_ms, &mut self.plaintext, &mut ciphertext);
                 if !ciphertext.is_empty() {
+                    self.changes.shorten(slot, &mut ciphertext);
                     slot.sending = true;
                     slot.in_flight += 1;
                     let data = vec![Bytes::from(ciphertext)];
@@ -457,6 +512,11 @@ impl Slot {
             wanted: false,
             failures: 0,
             reconnect_after_ms: 0,
+            quic: None,
+            heard_ns: 0,
+            change: None,
+            cut: Cut::No,
+            returns_at_once: false,
         }
     }
 }

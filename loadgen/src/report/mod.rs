@@ -4,6 +4,7 @@
 pub mod charts;
 pub mod chat;
 pub mod churn;
+pub mod handover;
 pub mod handshake;
 pub mod offline;
 pub mod page;

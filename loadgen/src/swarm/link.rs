@@ -6,7 +6,7 @@ use ringpost_ring::{Errno, Op, Ring, Socket};
 use super::{CLOSE, CONNECT, LinkState, NO_SOCKET, RECEIVE, Reading, SHUTDOWN, Swarm, token};
 
 impl Swarm {
-    pub(super) fn start_connects(&mut self, now_ns: u64) {
+    pub(super) fn start_connects(&mut self, now_ns: u64) -> Result<()> {
         for index in (0..self.retries.len()).rev() {
             if self.retries[index].0 <= now_ns {
                 self.waiting.push_back(self.retries.swap_remove(index).1);
@@ -19,9 +19,14 @@ impl Swarm {
             slot.state = LinkState::Connecting;
             slot.connect_ns = now_ns;
             self.connecting += 1;
+            if self.quic.is_some() {
+                self.connect_quic(client)?;
+                continue;
+            }
             let op = Op::Connect { local: self.sources.take(), remote: self.config.target };
             self.ring.submit(token(CONNECT, client), op);
         }
+        Ok(())
     }
 
     pub(super) fn handle_connected(&mut self, client: u32, socket: Socket) -> Result<()> {
@@ -29,6 +34,7 @@ impl Swarm {
         let slot = &mut self.slots[client as usize];
         slot.socket = socket;
         slot.in_flight = 0;
+        self.handovers.handshakes += 1;
         slot.client.connect(now_ms, &self.config.tls, self.config.server_name.clone())?;
         if !slot.wanted {
             self.lose(client, "not needed any more");
@@ -63,7 +69,7 @@ impl Swarm {
         match slot.state {
             LinkState::Down | LinkState::Closing | LinkState::Vanishing => return,
             // A connect in flight has no socket yet; it ends when it has one.
-            LinkState::Connecting if slot.socket == NO_SOCKET => return,
+            LinkState::Connecting if slot.socket == NO_SOCKET && slot.quic.is_none() => return,
             LinkState::Connecting => self.connecting -= 1,
             LinkState::Open => {
                 self.open -= 1;
@@ -76,6 +82,10 @@ impl Swarm {
         }
         slot.client.disconnect();
         slot.state = LinkState::Closing;
+        if slot.quic.is_some() {
+            self.close_quic(client);
+            return;
+        }
         if slot.in_flight > 0 {
             slot.in_flight += 1;
             self.ring.submit(token(SHUTDOWN, client), Op::Shutdown { socket: slot.socket });
@@ -102,8 +112,9 @@ impl Swarm {
         let slot = &mut self.slots[client as usize];
         slot.state = LinkState::Down;
         slot.sending = false;
+        let at_once = std::mem::take(&mut slot.returns_at_once) || self.logins.is_some();
         match slot.wanted {
-            true if self.logins.is_some() => {
+            true if at_once => {
                 self.waiting.push_back(client);
                 Ok(())
             }

@@ -1,6 +1,9 @@
 //! A small server of the protocol on blocking sockets and threads, with faults on demand: what the
 //! load generator must find.
 
+#[allow(dead_code, reason = "not every test has clients over QUIC")]
+pub(crate) mod quic;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
