@@ -42,6 +42,8 @@ pub struct Oracle {
     pub answers_lost: bool,
     /// Some reads of the disk were refused: three in a row are damage.
     pub reads_failed: bool,
+    /// The disk has damaged something, at a home of clients or not.
+    is_damaged: bool,
     /// Clients whose home shard's disk has damaged something.
     pub(super) excused: BTreeMap<usize, Excuse>,
     pub(super) floors: Floors,
@@ -68,6 +70,7 @@ impl Oracle {
             clock_was_set: false,
             answers_lost: false,
             reads_failed: false,
+            is_damaged: false,
             excused: BTreeMap::new(),
             floors: Floors::default(),
             accepted_count: 0,
@@ -228,8 +231,9 @@ impl Oracle {
         *receipt = (*receipt).max(up_to);
     }
 
-    /// What lay on the disk of these clients' home may be gone.
+    /// What lay on the disk of a shard may be gone; it is home to these clients, if to any.
     pub fn excuse(&mut self, clients: Vec<usize>, damage: Damage, now_ns: u64) {
+        self.is_damaged = true;
         for client in clients {
             let excuse = self.excused.entry(client).or_insert(Excuse { since_ns: now_ns, damage });
             if damage == Damage::Silent {
@@ -239,7 +243,7 @@ impl Oracle {
     }
 
     pub fn has_excuses(&self) -> bool {
-        !self.excused.is_empty()
+        self.is_damaged
     }
 
     /// A store was opened: damage that it found then is in its report and nowhere else.
