@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use ringpost_protocol::id::{DeviceAddress, SendSeq, Seq};
 use ringpost_storage::{
-    BlockingDisk, NewMessage, ReadStart, RecordNumber, RecoveryReport, Store, StoreConfig,
-    StoreEvent, StoreFull, blocking,
+    BlockingDisk, DiskError, DiskOpId, DiskOutcome, NewMessage, ReadStart, RecordNumber,
+    RecoveryReport, Store, StoreConfig, StoreEvent, StoreFull, blocking,
 };
 
+use crate::disk::BackgroundDisk;
 use crate::fixture;
 
 /// An open store on the disk `D`.
@@ -20,6 +21,10 @@ pub struct OpenStore<D> {
     /// Of these, taken by [`OpenStore::take_all`].
     taken: u64,
     durable_up_to: RecordNumber,
+    /// What [`OpenStore::finish_commit`] waits for.
+    committing_up_to: RecordNumber,
+    /// Operations on another disk that are not answered.
+    under_way: usize,
 }
 
 /// Opens what `disk` holds.
@@ -48,6 +53,8 @@ impl<D: BlockingDisk> OpenStore<D> {
             appended: 0,
             taken: 0,
             durable_up_to: RecordNumber(0),
+            committing_up_to: RecordNumber(0),
+            under_way: 0,
         };
         open.prepare();
         open
@@ -82,6 +89,32 @@ impl<D: BlockingDisk> OpenStore<D> {
         let target = self.store.last_assigned();
         while self.durable_up_to < target {
             assert!(self.step(), "a batch that waits has an operation to run");
+        }
+    }
+
+    /// Lets `disk` begin with what was appended; what is appended from now on is for the next batch.
+    pub fn begin_commit(&mut self, disk: &BackgroundDisk) {
+        self.committing_up_to = self.store.last_assigned();
+        self.start(disk);
+    }
+
+    /// Waits until what was appended before [`OpenStore::begin_commit`] is durable.
+    pub fn finish_commit(&mut self, disk: &BackgroundDisk) {
+        while self.durable_up_to < self.committing_up_to {
+            assert!(self.under_way > 0, "a batch that waits has an operation under way");
+            let (id, result) = disk.wait();
+            self.under_way -= 1;
+            answer(&mut self.store, id, result, &mut self.durable_up_to);
+            if self.durable_up_to < self.committing_up_to {
+                self.start(disk);
+            }
+        }
+    }
+
+    fn start(&mut self, disk: &BackgroundDisk) {
+        while let Some((id, op)) = self.store.poll_disk(NOW_MS) {
+            self.under_way += 1;
+            disk.start(id, op);
         }
     }
 
@@ -120,6 +153,16 @@ impl<D: BlockingDisk> OpenStore<D> {
 fn step(store: &mut Store, disk: &mut impl BlockingDisk, durable_up_to: &mut RecordNumber) -> bool {
     let Some((id, op)) = store.poll_disk(NOW_MS) else { return false };
     let result = disk.execute(op);
+    answer(store, id, result, durable_up_to);
+    true
+}
+
+fn answer(
+    store: &mut Store,
+    id: DiskOpId,
+    result: Result<DiskOutcome, DiskError>,
+    durable_up_to: &mut RecordNumber,
+) {
     store.handle_disk(NOW_MS, id, result);
     while let Some(event) = store.poll_event() {
         match event {
@@ -128,7 +171,6 @@ fn step(store: &mut Store, disk: &mut impl BlockingDisk, durable_up_to: &mut Rec
             other => panic!("nothing is read or reclaimed here: {other:?}"),
         }
     }
-    true
 }
 
 /// Mailboxes that a bench spreads its messages over.

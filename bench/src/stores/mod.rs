@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-use crate::disk::files_in;
+use crate::disk::{BackgroundDisk, files_in};
 use crate::fixture;
 use crate::store::{OpenStore, open};
 
@@ -25,8 +25,11 @@ pub enum System {
     Fio,
     /// Only the bytes, by this program.
     File,
-    /// Our store; nothing is deleted.
+    /// Our store, a batch formed while the one before is written, as the gateway does it; nothing
+    /// is deleted.
     Append,
+    /// Our store, a batch formed when the one before is durable; nothing is deleted.
+    InTurn,
     /// Our store, with reads and acknowledgements.
     Queue,
     Fjall,
@@ -60,6 +63,7 @@ impl System {
             Self::Fio => "fio",
             Self::File => "plain file",
             Self::Append => "ringpost, append",
+            Self::InTurn => "ringpost, in turn",
             Self::Queue => "ringpost, queue",
             Self::Fjall => "fjall, queue",
             Self::Redb => "redb, queue",
@@ -71,7 +75,8 @@ impl System {
         match self {
             Self::Fio => fio::run(work, directory),
             Self::File => plain_file::run(work, directory),
-            Self::Append => Ok(in_ringpost(work, directory, false)),
+            Self::Append => Ok(in_ringpost_overlapped(work, directory)),
+            Self::InTurn => Ok(in_ringpost(work, directory, false)),
             Self::Queue => Ok(in_ringpost(work, directory, true)),
             Self::Fjall => in_fjall::run(work, directory),
             Self::Redb => in_redb::run(work, directory),
@@ -154,6 +159,31 @@ fn in_ringpost(work: &Work, directory: &Path, acknowledges: bool) -> Outcome {
         store.prepare();
     }
     Outcome::of(batch_times.iter().sum(), began.elapsed(), batch_times)
+}
+
+/// One batch is on its way to the disk, the next one is formed meanwhile. The time of a batch is
+/// that between two durable ones.
+fn in_ringpost_overlapped(work: &Work, directory: &Path) -> Outcome {
+    let mut disk = files_in(directory);
+    let (store, _) = open(&mut disk);
+    let mut store = OpenStore::with(store, disk, work.envelope_bytes, QUEUES);
+    let background = BackgroundDisk::new(files_in(directory));
+    let mut batch_times = Vec::new();
+    let mut last = Instant::now();
+    for number in 0..=work.batches {
+        if number < work.batches {
+            (0..work.messages_per_batch).for_each(|_| store.append());
+        }
+        if number > 0 {
+            store.finish_commit(&background);
+            let now = Instant::now();
+            batch_times.push(now - last);
+            last = now;
+        }
+        store.begin_commit(&background);
+    }
+    let time = batch_times.iter().sum();
+    Outcome::of(time, time, batch_times)
 }
 
 /// Queues that the messages are spread over.
