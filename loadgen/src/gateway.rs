@@ -183,7 +183,8 @@ impl Drop for Gateway {
 pub fn find_binary(named: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(path) = named {
         ensure!(path.is_file(), "{} is not a file", path.display());
-        return Ok(path);
+        // It is started in another folder.
+        return std::path::absolute(&path).with_context(|| path.display().to_string());
     }
     let own = std::env::current_exe().context("find this executable")?;
     let folder = own.parent().context("an executable has a folder")?;
