@@ -100,6 +100,11 @@ impl QuicEndpoint {
             quic.accept(incoming, now, buffer, None).map_err(Box::new)
         }));
         match accepted {
+            // It goes with its first packet. quinn-proto sets no timer that would end it.
+            Ok(Ok((handle, connection))) if connection.is_closed() => {
+                self.counters.handshakes_failed += 1;
+                self.quic.handle_event(handle, EndpointEvent::drained());
+            }
             Ok(Ok((handle, connection))) => self.insert(handle, connection),
             Ok(Err(fault)) => {
                 tracing::debug!(address = %from, cause = %fault.cause, "QUIC handshake failed");

@@ -147,3 +147,19 @@ fn resets_of_the_stream_are_told() {
     let mut data = vec![Bytes::from_static(b"our direction goes on")];
     assert_eq!(world.shards[0].endpoint.write(key, &mut data), 21);
 }
+
+/// quinn-proto sets no timer for a connection that its first packet closes, and would keep it until
+/// it has been idle for an hour.
+#[test]
+fn a_client_that_goes_with_its_first_packet_leaves_nothing() {
+    let mut world = World::new(1);
+    for _ in 0..20 {
+        let client = world.connect();
+        let now = world.instant();
+        world.clients[client].connection.close(now, VarInt::from_u32(1), Bytes::new());
+    }
+    world.run_for(SECOND);
+    let endpoint = &world.shards[0].endpoint;
+    assert_eq!((endpoint.connections(), endpoint.handshakes_pending()), (0, 0));
+    assert_eq!(endpoint.counters().handshakes_failed, 20);
+}
