@@ -73,15 +73,25 @@ impl QuicConfig {
         naming: CidNaming,
         limits: QuicLimits,
     ) -> Self {
-        let server = Arc::new(server_config(tls, &keys, Arc::new(transport())));
+        let server = Arc::new(server_config(tls.for_quic(), &keys, Arc::new(transport())));
         Self { server, keys, naming, limits, cid_lifetime: None, seed: None }
+    }
+
+    /// Without TLS, and with a clock that stands still for the age of address proofs: for the
+    /// simulator.
+    #[cfg(feature = "plain-transport")]
+    pub fn plain(keys: QuicKeys, naming: CidNaming, limits: QuicLimits) -> Self {
+        let crypto = Arc::new(super::plain::PlainQuic);
+        let mut server = server_config(crypto, &keys, Arc::new(transport()));
+        server.time_source(Arc::new(super::plain::Standstill));
+        Self { server: Arc::new(server), keys, naming, limits, cid_lifetime: None, seed: None }
     }
 
     /// The same with another certificate, for connections that begin from now on.
     #[must_use]
     pub fn with_tls(&self, tls: &tls::ServerConfig) -> Self {
         let transport = Arc::clone(&self.server.transport);
-        let server = Arc::new(server_config(tls, &self.keys, transport));
+        let server = Arc::new(server_config(tls.for_quic(), &self.keys, transport));
         Self { server, ..self.clone() }
     }
 
@@ -150,11 +160,11 @@ impl QuicConfig {
 }
 
 fn server_config(
-    tls: &tls::ServerConfig,
+    crypto: Arc<dyn quinn_proto::crypto::ServerConfig>,
     keys: &QuicKeys,
     transport: Arc<TransportConfig>,
 ) -> ServerConfig {
-    let mut config = ServerConfig::new(tls.for_quic(), Arc::clone(&keys.token));
+    let mut config = ServerConfig::new(crypto, Arc::clone(&keys.token));
     config
         .transport_config(transport)
         .migration(true)

@@ -32,6 +32,8 @@ mod counters;
 mod endpoint;
 mod keys;
 mod path;
+#[cfg(feature = "plain-transport")]
+pub mod plain;
 mod timers;
 mod transmit;
 
