@@ -54,6 +54,8 @@ pub const RECEIVE_BYTES_PER_TURN: u32 = 64 * 1024;
 pub const RECEIVE_FRAMES_PER_TURN: u32 = 256;
 /// Connections of one shard that are not verified yet.
 pub const HANDSHAKES_PENDING_MAX: usize = 1 << 16;
+/// Tokens of all shards whose signature is not verified again, of 32 bytes each.
+pub const TOKENS_REMEMBERED_MAX: usize = 1 << 18;
 
 /// Time for the peer to take what is being sent before the connection counts as stalled.
 pub const SEND_STALL_MS: u64 = 30_000;

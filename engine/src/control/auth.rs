@@ -5,6 +5,8 @@
 //! another one is refused before any cryptography. Time is a parameter. No fault carries bytes of
 //! the token.
 
+mod remembered;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,11 +24,15 @@ use ringpost_protocol::limits::TOKEN_BYTES_MAX;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use self::remembered::Remembered;
+
 /// Checks tokens against the public keys of a JWK set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Verifier {
     audience: String,
     keys: HashMap<String, VerifyingKey>,
+    /// By these keys.
+    remembered: Arc<Remembered>,
 }
 
 /// What a valid token states.
@@ -105,6 +111,15 @@ impl PartialEq for VerifyingKey {
 
 impl Eq for VerifyingKey {}
 
+/// The same keys for the same audience.
+impl PartialEq for Verifier {
+    fn eq(&self, other: &Self) -> bool {
+        self.audience == other.audience && self.keys == other.keys
+    }
+}
+
+impl Eq for Verifier {}
+
 impl Verifier {
     /// Reads a JWK set from a file.
     pub fn load(path: &Path, audience: &str) -> Result<Self, KeySetFault> {
@@ -142,7 +157,7 @@ impl Verifier {
         if keys.is_empty() {
             return Err(KeySetFault::NoKeys { origin: origin() });
         }
-        Ok(Self { audience: audience.to_owned(), keys })
+        Ok(Self { audience: audience.to_owned(), keys, remembered: Arc::default() })
     }
 
     /// The claims of `token`, if it is valid at `now_unix_ms`.
@@ -161,9 +176,11 @@ impl Verifier {
         if header.alg != name(key.algorithm) {
             return Err(AuthFault::AlgorithmMismatch);
         }
-        let valid =
-            jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.key, key.algorithm);
-        if !valid.unwrap_or(false) {
+        let is_right = self.remembered.or_verify(token, || {
+            jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.key, key.algorithm)
+                .unwrap_or(false)
+        });
+        if !is_right {
             return Err(AuthFault::SignatureWrong);
         }
         self.check_claims(decode_part(payload)?, &key.key_id, now_unix_ms)

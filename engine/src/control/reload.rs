@@ -64,9 +64,9 @@ struct Prepared {
 
 /// Where a reload gets its keys.
 enum NewKeys {
-    Now(Obtained),
+    Now(Box<Obtained>),
     /// They come from the same URL as before: the last good ones will do until it answers.
-    Later(Refresher),
+    Later(Box<Refresher>),
 }
 
 impl Reloader {
@@ -122,12 +122,12 @@ impl Reloader {
         if let KeySource::Url(url) = &auth.keys
             && *auth == self.config.auth
         {
-            return Ok(NewKeys::Later(Refresher::new(url, &auth.audience, data_dir)?));
+            return Ok(NewKeys::Later(Box::new(Refresher::new(url, &auth.audience, data_dir)?)));
         }
         let obtained = keys::obtain(auth, data_dir).await?;
         match obtained.fault {
             Some(fault) => Err(fault.into()),
-            None => Ok(NewKeys::Now(obtained)),
+            None => Ok(NewKeys::Now(Box::new(obtained))),
         }
     }
 
@@ -145,21 +145,21 @@ impl Reloader {
             settings.audits = audits;
             settings.limits = Arc::new(config.limits.live.within(self.connections_room));
             settings.reconnect_jitter_ms = config.drain.reconnect_jitter_ms;
-            if let NewKeys::Now(Obtained { verifier, .. }) = &keys {
-                if *settings.verifier != *verifier {
-                    state.audit.record(keys_changed(verifier));
-                }
-                settings.verifier = Arc::new(verifier.clone());
+            if let NewKeys::Now(obtained) = &keys
+                && *settings.verifier != obtained.verifier
+            {
+                state.audit.record(keys_changed(&obtained.verifier));
+                settings.verifier = Arc::new(obtained.verifier.clone());
             }
         }
         match keys {
             NewKeys::Now(obtained) => {
                 obtained.keep();
-                let Obtained { fetched_unix_ms, refresher, .. } = obtained;
+                let Obtained { fetched_unix_ms, refresher, .. } = *obtained;
                 state.metrics.keys_read(fetched_unix_ms);
                 State::refresh_keys(state, refresher);
             }
-            NewKeys::Later(refresher) => State::refresh_keys(state, Some(refresher)),
+            NewKeys::Later(refresher) => State::refresh_keys(state, Some(*refresher)),
         }
         let silent = apply_to_shards(state).await;
         if silent > 0 {

@@ -70,7 +70,7 @@ impl Default for LimitSet {
             address_connections_max: 20_000,
             address_exempt: Cidr::LOOPBACK.to_vec(),
             handshakes_pending_max: 4_096,
-            handshake_steps_per_turn: 8,
+            handshake_steps_per_turn: 2,
             handshake_ms_max: HELLO_MS_MAX,
             send_stall_ms_max: SEND_STALL_MS,
             receive_bytes_per_turn: RECEIVE_BYTES_PER_TURN,

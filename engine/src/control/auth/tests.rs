@@ -134,6 +134,20 @@ fn time_is_the_callers() {
     assert_eq!(verifier.verify(&later, NOW_MS), Err(AuthFault::NotYetValid));
 }
 
+/// A signature that was right once counts for that token and these keys alone.
+#[test]
+fn what_is_remembered_lets_nothing_else_in() {
+    let (pair, verifier) = es256();
+    let token = sign_es256(&pair, &claims());
+    assert!(verifier.verify(&token, NOW_MS).is_ok() && verifier.verify(&token, NOW_MS).is_ok());
+    let mut parts: Vec<_> = token.split('.').map(str::to_owned).collect();
+    parts[1] = URL_SAFE_NO_PAD.encode(with("sub", json!("mallory")).to_string());
+    assert_eq!(verifier.verify(&parts.join("."), NOW_MS), Err(AuthFault::SignatureWrong));
+    let (_, of_another_key) = es256();
+    assert_eq!(of_another_key.verify(&token, NOW_MS), Err(AuthFault::SignatureWrong));
+    assert_ne!(of_another_key, verifier);
+}
+
 #[test]
 fn another_key_is_refused() {
     let (pair, verifier) = es256();

@@ -94,8 +94,8 @@ impl Path {
             return;
         }
         counters.path_failures += 1;
-        // The old path comes back without its loss detection: with nothing to acknowledge, nothing
-        // would ever be sent again.
+        // The old path comes back without its loss detection: with nothing under way that could be
+        // acknowledged there, nothing that was lost would ever be sent again.
         connection.ping();
         let remote = connection.remote_address();
         if remote != self.current.remote {

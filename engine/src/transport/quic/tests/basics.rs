@@ -63,6 +63,25 @@ fn a_client_is_stopped_while_nothing_is_read() {
     assert!(world.clients[client].received == data);
 }
 
+/// A client that waits for room is told as soon as there is some, if by nothing else.
+#[test]
+fn reading_makes_room_for_more() {
+    let mut world = World::new(1);
+    let client = world.connected();
+    world.shards[0].is_asleep = true;
+    world.clients[client].send(pattern(1 << 20, 2));
+    let key = *world.shards[0].streams.keys().next().unwrap();
+    let mut read_bytes = 0;
+    for _ in 0..10 {
+        world.run_for(5 * SECOND);
+        let before = read_bytes;
+        while let Read::Data(data) = world.shards[0].endpoint.read(key, 1 << 14) {
+            read_bytes += data.len();
+        }
+        assert!(read_bytes - before > 32_000, "{} bytes", read_bytes - before);
+    }
+}
+
 /// What the client does not read stays with the owner, but for the window.
 #[test]
 fn a_write_takes_no_more_than_the_window() {

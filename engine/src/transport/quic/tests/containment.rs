@@ -99,11 +99,12 @@ fn a_panic_ends_one_connection() {
         world.clients[other].send(&b"unharmed"[..]);
         world.run_until(5 * SECOND, |world| world.clients[other].received == b"unharmed");
     }
-    // Its client is told that it is gone, and comes back, to the same place even.
+    // Its place is free, and its client is told that it is gone.
+    world.connected();
+    assert!(world.shards[0].streams.keys().any(|newer| newer.index == key.index));
+    assert_eq!(world.shards[0].endpoint.connections(), 4);
     world.clients[client].connection.ping();
     world.run_until(5 * SECOND, |world| world.clients[client].lost.is_some());
-    world.connected();
-    assert_eq!(world.shards[0].endpoint.connections(), 4);
 }
 
 /// A connection that panics before its owner knows of it leaves nothing behind either.
