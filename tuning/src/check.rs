@@ -49,6 +49,8 @@ pub(crate) fn checks(readings: &Readings, plan: Plan) -> Vec<Check> {
         tcp_mem(readings, plan),
         socket_buffers("net.ipv4.tcp_rmem", readings.tcp_rmem_bytes),
         socket_buffers("net.ipv4.tcp_wmem", readings.tcp_wmem_bytes),
+        datagram_buffer("net.core.rmem_max", readings.rmem_max_bytes, DATAGRAM_RECEIVE_BYTES),
+        datagram_buffer("net.core.wmem_max", readings.wmem_max_bytes, DATAGRAM_SEND_BYTES),
         memory(readings, plan),
         conntrack(readings, plan),
     ]);
@@ -190,6 +192,15 @@ fn socket_buffers(name: &str, setting: Option<[u64; 3]>) -> Check {
     }
 }
 
+/// Never short: QUIC works with less, and loses datagrams in a burst.
+fn datagram_buffer(name: &str, value: Option<u64>, wanted: u64) -> Check {
+    let check = at_least(name, value, wanted, bytes);
+    let verdict = if check.verdict == Verdict::Ok { Verdict::Ok } else { Verdict::Note };
+    Check { verdict, ..check }
+        .why("all QUIC connections of a shard share one socket, whose buffer it bounds".to_owned())
+        .fix(format!("sysctl -w {name}={wanted}"))
+}
+
 fn memory(readings: &Readings, plan: Plan) -> Check {
     let wanted =
         plan.connections * (USER_BYTES + KERNEL_BYTES) + plan.shards * SHARD_BYTES + PROCESS_BYTES;
@@ -220,7 +231,7 @@ fn conntrack(readings: &Readings, plan: Plan) -> Check {
     at_least("net.netfilter.nf_conntrack_max", Some(max), wanted, count)
         .why("new connections are dropped when the table is full".to_owned())
         .fix(format!(
-            "keep the port out of it (nft: tcp dport 7443 notrack, and the way back), or \
+            "keep the port out of it (nft: tcp and udp dport 7443 notrack, and the way back), or \
              sysctl -w net.netfilter.nf_conntrack_max={wanted}"
         ))
 }
@@ -299,6 +310,10 @@ const QUEUED_BYTES_PER_CONNECTION: u64 = 1024;
 const SOCKET_BYTES_MAX: u64 = 1 << 20;
 
 const PORTS_WANTED: u64 = 60_000;
+
+/// The defaults of `quic.receive_buffer_bytes` and `quic.send_buffer_bytes`.
+const DATAGRAM_RECEIVE_BYTES: u64 = 2 << 20;
+const DATAGRAM_SEND_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
 #[path = "check_tests.rs"]

@@ -22,6 +22,8 @@ fn large_host() -> Readings {
         tcp_mem_pages: Some([1_000_000, 2_000_000, 3_000_000]),
         tcp_rmem_bytes: Some([4096, 16_384, 1 << 20]),
         tcp_wmem_bytes: Some([4096, 16_384, 1 << 20]),
+        rmem_max_bytes: Some(2 << 20),
+        wmem_max_bytes: Some(1 << 20),
         memory_bytes: Some(64 << 30),
         conntrack_max: None,
     }
@@ -89,6 +91,10 @@ fn what_the_host_does_not_say_is_a_note() {
     assert!(!is_short(&checks(&readings, MILLION)));
     assert_eq!(verdict_of(&readings, MILLION, "net.core.somaxconn"), Verdict::Note);
     assert_eq!(verdict_of(&readings, MILLION, "memory"), Verdict::Note);
+    readings.rmem_max_bytes = Some(212_992);
+    assert!(!is_short(&checks(&readings, MILLION)), "QUIC works with less");
+    assert_eq!(verdict_of(&readings, MILLION, "net.core.rmem_max"), Verdict::Note);
+    assert_eq!(verdict_of(&readings, MILLION, "net.core.wmem_max"), Verdict::Ok);
     assert_eq!(verdict_of(&readings, MILLION, "net.ipv4.ip_local_port_range"), Verdict::Note);
 }
 

@@ -24,6 +24,9 @@ pub(crate) struct Readings {
     /// Minimum, default, maximum in bytes.
     pub(crate) tcp_rmem_bytes: Option<[u64; 3]>,
     pub(crate) tcp_wmem_bytes: Option<[u64; 3]>,
+    /// What one socket may ask for.
+    pub(crate) rmem_max_bytes: Option<u64>,
+    pub(crate) wmem_max_bytes: Option<u64>,
     /// The smaller of what the host has free and what the control group allows.
     pub(crate) memory_bytes: Option<u64>,
     /// `None`: connection tracking is not loaded.
@@ -59,6 +62,8 @@ impl Readings {
             tcp_mem_pages: numbers("/proc/sys/net/ipv4/tcp_mem"),
             tcp_rmem_bytes: numbers("/proc/sys/net/ipv4/tcp_rmem"),
             tcp_wmem_bytes: numbers("/proc/sys/net/ipv4/tcp_wmem"),
+            rmem_max_bytes: number("/proc/sys/net/core/rmem_max"),
+            wmem_max_bytes: number("/proc/sys/net/core/wmem_max"),
             memory_bytes: free.map(|free| allowed.map_or(free, |allowed| allowed.min(free))),
             conntrack_max: number("/proc/sys/net/netfilter/nf_conntrack_max"),
         }
