@@ -60,6 +60,7 @@ impl Exchange {
         let key = PrivateKeyDer::from_pem_file(data.join("key.pem"))?;
         let config = tls::ServerConfig::new(certificates.collect::<Result<_, _>>()?, key)?;
         let settings = ShardSettings {
+            quic: None,
             acceptor: Acceptor::Tls(config),
             verifier: Arc::new(Verifier::load(&data.join("jwks.json"), AUDIENCE)?),
             limits: Arc::new(limits()),
@@ -193,6 +194,7 @@ fn shard(ring: &MemoryRing, settings: ShardSettings) -> Result<Shard<ShardRing>,
     let parts = ShardParts {
         ring: ring.for_shard(),
         listener: Some(Listener(0)),
+        datagrams: None,
         mesh: Mesh::new(0, Queues::new(Group::new(1)?)),
         settings,
         addresses: AddressTable::new(64, 1),

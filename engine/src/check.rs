@@ -3,7 +3,8 @@
 //! A gateway may be running with this configuration: its data directory is not locked, and its ports
 //! count as its own.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
 use serde_json::json;
@@ -65,8 +66,14 @@ impl Report {
         report.check_audit(&config);
         report.check_host(&config, stores.map_or(0, |stores| stores.storage_shards));
         let is_running = stores.is_some_and(|stores| stores.in_use);
-        report.check_port("listen", config.listen, is_running);
-        report.check_port("admin_listen", config.admin_listen, is_running);
+        report.check_quic(&config);
+        let tcp = |address| TcpListener::bind(address).map(drop);
+        report.check_port("listen", "TCP", config.listen, is_running, tcp);
+        if config.serves_quic() {
+            let udp = |address| UdpSocket::bind(address).map(drop);
+            report.check_port("listen", "UDP", config.listen, is_running, udp);
+        }
+        report.check_port("admin_listen", "TCP", config.admin_listen, is_running, tcp);
         report
     }
 
@@ -209,6 +216,19 @@ impl Report {
         Some(Stores { storage_shards: wanted, in_use })
     }
 
+    fn check_quic(&mut self, config: &Config) {
+        const SUBJECT: &str = "quic";
+        if !config.serves_quic() {
+            let why =
+                if config.quic.enabled { "proxy_protocol is set" } else { "it is not enabled" };
+            return self.ok(SUBJECT, format!("not served: {why}"));
+        }
+        match data_dir::existing_quic_secret(&config.data_dir) {
+            Ok(_) => self.ok(SUBJECT, "served on the address and port of listen".to_owned()),
+            Err(fault) => self.problem(SUBJECT, &fault, fault.fix()),
+        }
+    }
+
     /// Opening it makes it, so only its directory is looked at when it is not there.
     fn check_audit(&mut self, config: &Config) {
         let Some(path) = &config.audit.path else { return };
@@ -240,14 +260,21 @@ impl Report {
     }
 
     /// Binds the port for a moment.
-    fn check_port(&mut self, key: &'static str, address: SocketAddr, is_running: bool) {
-        match TcpListener::bind(address) {
-            Ok(_) => self.ok(key, format!("{address} is free")),
-            Err(error) if is_running && error.kind() == std::io::ErrorKind::AddrInUse => {
-                self.ok(key, format!("{address} is in use, and a gateway is running"));
+    fn check_port(
+        &mut self,
+        key: &'static str,
+        protocol: &str,
+        address: SocketAddr,
+        is_running: bool,
+        bind: impl Fn(SocketAddr) -> io::Result<()>,
+    ) {
+        match bind(address) {
+            Ok(()) => self.ok(key, format!("{address} is free ({protocol})")),
+            Err(error) if is_running && error.kind() == io::ErrorKind::AddrInUse => {
+                self.ok(key, format!("{address} is in use ({protocol}), and a gateway is running"));
             }
             Err(error) => {
-                let text = format!("cannot listen on {address}: {error}");
+                let text = format!("cannot listen on {address} ({protocol}): {error}");
                 let fix = format!("stop what listens there, or set {key} to another address");
                 self.add(key, Grade::Problem, text, Some(fix));
             }

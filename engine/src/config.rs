@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use crate::control::dev;
-use crate::limits::{Cidr, SHARDS_MAX};
+use crate::limits::{Cidr, QUIC_HANDSHAKES_PENDING_MAX, QUIC_RETRY_PENDING, SHARDS_MAX};
 
 mod changes;
 mod key_set_url;
@@ -24,7 +24,7 @@ pub use limits::LimitsConfig;
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where clients connect (TCP).
+    /// Where clients connect: TLS over TCP, and QUIC over UDP.
     pub listen: SocketAddr,
     /// Connections come through balancers, from these addresses only, and begin with a PROXY
     /// header of version 2. `None`: they come from the clients themselves.
@@ -43,6 +43,7 @@ pub struct Config {
     pub confirm_clock: bool,
     pub tls: TlsConfig,
     pub auth: AuthConfig,
+    pub quic: QuicServing,
     pub limits: LimitsConfig,
     pub storage: StorageConfig,
     pub drain: DrainConfig,
@@ -64,6 +65,30 @@ pub struct AuthConfig {
     pub keys: KeySource,
     /// What a token's `aud` must contain.
     pub audience: String,
+}
+
+/// QUIC beside TLS over TCP, on the same address and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuicServing {
+    /// Without effect behind balancers: a PROXY header belongs to TCP.
+    pub enabled: bool,
+    pub steering: Steering,
+    /// Handshakes of one shard under way beyond which a client proves its address first.
+    pub retry_pending: usize,
+    /// Memory of the kernel for what one shard's socket sends and receives.
+    pub send_buffer_bytes: u32,
+    pub receive_buffer_bytes: u32,
+}
+
+/// How datagrams find the shard of their connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// By connection ids that say nothing to whoever has not the key.
+    Keyed,
+    /// By connection ids that name the shard in clear.
+    Plain,
+    /// Not at all: they are passed on from shard to shard. For tests; no key of the file says that.
+    Off,
 }
 
 /// Where the keys come from.
@@ -174,6 +199,7 @@ impl Config {
                 keys: KeySource::File(files.jwks),
                 audience: DEFAULT_AUDIENCE.to_owned(),
             },
+            quic: QuicServing::default(),
             limits: LimitsConfig::default(),
             storage: StorageConfig::default(),
             drain: DrainConfig::default(),
@@ -234,6 +260,25 @@ impl fmt::Display for Place {
     }
 }
 
+impl Config {
+    /// Whether QUIC is served.
+    pub fn serves_quic(&self) -> bool {
+        self.quic.enabled && self.proxy_trusted.is_none()
+    }
+}
+
+impl Default for QuicServing {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            steering: Steering::Keyed,
+            retry_pending: QUIC_RETRY_PENDING,
+            send_buffer_bytes: 1 << 20,
+            receive_buffer_bytes: 2 << 20,
+        }
+    }
+}
+
 impl Default for StorageConfig {
     fn default() -> Self {
         Self { segment_bytes: 64 << 20, cache_bytes: 32 << 20, reclaim_bytes_per_second: 32 << 20 }
@@ -269,6 +314,10 @@ const SHARDS: RangeInclusive<u64> = 1..=SHARDS_MAX as u64;
 const SEGMENT_BYTES: RangeInclusive<u64> = 4 << 20..=1 << 30;
 const CACHE_BYTES: RangeInclusive<u64> = 0..=64 << 30;
 const RECLAIM_BYTES_PER_SECOND: RangeInclusive<u64> = 1 << 20..=u32::MAX as u64;
+// Beyond the upper end clients are turned away.
+const RETRY_PENDING: RangeInclusive<u64> = 0..=QUIC_HANDSHAKES_PENDING_MAX as u64 - 1;
+// The kernel doubles it for its own bookkeeping, and has a lower end of its own.
+const DATAGRAM_BUFFER_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 30;
 const DRAIN_MS: RangeInclusive<u64> = 0..=600_000;
 const JITTER_MS: RangeInclusive<u64> = 0..=3_600_000;
 

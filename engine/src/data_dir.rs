@@ -6,6 +6,7 @@
 //! DATA/store/gen-1/shard-000/    the segments of one storage shard
 //! DATA/jwks-last-good.json       the last key set from a URL
 //! DATA/audit-salt                makes the names of users in the audit log
+//! DATA/quic-secret               the keys of QUIC come from it
 //! ```
 //!
 //! It makes directories, and touches what is inside a shard's only to re-shard.
@@ -20,10 +21,12 @@ use ringpost_storage::{ReshardFault, ReshardProgress, Resharded, StoreConfig, ge
 
 mod disk;
 mod look;
+mod quic_secret;
 
 pub(crate) use disk::list_generations;
 pub use disk::{Access, LogOnly, ShardDisk};
 pub use look::{DataDirState, look_at};
+pub use quic_secret::{QuicSecretFault, existing_quic_secret, quic_secret};
 
 use disk::{Generations, make_generation};
 

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
-use ringpost_ring::net::{ListenFault, ListenOptions, ListenerGroup};
 use ringpost_ring::{Group, Uring, UringConfig, host};
 use ringpost_storage::{DiskError, DiskErrorKind, FileId, StoreConfig};
 use tokio::sync::oneshot;
@@ -16,18 +14,13 @@ use tokio::sync::oneshot;
 use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::control::{DrainPlan, ShardPort, ShardReporter};
+use crate::doors::Doors;
 use crate::limits::AddressTable;
 use crate::mesh::{Mesh, Queues};
 use crate::metrics::ShardMetrics;
 use crate::shard::message::{ControlRequest, ShardEvent};
 use crate::shard::{Shard, ShardConfig, ShardParts, ShardSettings, StoreDirectory, Turn};
 use crate::start::{ShardPlan, ShardStartFault, Shards};
-
-/// Connections that the kernel holds for a shard that is behind with accepting.
-const LISTEN_BACKLOG: u32 = 4096;
-/// How long a port that is in use is tried again, and how often.
-const LISTEN_RETRY_MAX: Duration = Duration::from_secs(2);
-const LISTEN_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Starts `plan.shards` threads and returns at once: each opens its store on its own time and
 /// reports itself ready.
@@ -37,7 +30,7 @@ pub fn start_shards(
 ) -> Result<Shards, ShardStartFault> {
     let group = Group::new(plan.shards).map_err(ShardStartFault::Thread)?;
     let queues = Queues::new(group.clone());
-    let listeners = Arc::new(listen(&plan)?);
+    let doors = Arc::new(Doors::open(&plan)?);
     let addresses = AddressTable::new(plan.config.limits.addresses_max, rand::random());
     let quiet = Arc::new(AtomicU16::new(0));
     let cores = host::usable_cores().map_err(ShardStartFault::Thread)?;
@@ -49,13 +42,14 @@ pub fn start_shards(
                 core: cores[usize::from(reporter.shard()) % cores.len()],
                 group: group.clone(),
                 queues: queues.clone(),
-                listeners: Arc::clone(&listeners),
+                doors: Arc::clone(&doors),
                 addresses: Arc::clone(&addresses),
                 voice: Voice {
                     audit: plan.audit.clone(),
                     reporter: Some(reporter),
                     queues: queues.clone(),
                     quiet: Arc::clone(&quiet),
+                    doors: Arc::clone(&doors),
                 },
             };
             seat.start(&plan)
@@ -64,26 +58,7 @@ pub fn start_shards(
     let ports = (0..plan.shards)
         .map(|shard| Box::new(Port { shard, queues: queues.clone() }) as Box<dyn ShardPort>)
         .collect();
-    Ok(Shards { listen: listeners.address(), ports, threads })
-}
-
-/// Binds the listeners of all shards. The kernel closes the sockets of a killed gateway's rings a
-/// moment after its process is gone, so a supervisor's restart gets a short second chance.
-fn listen(plan: &ShardPlan) -> Result<ListenerGroup, ListenFault> {
-    let options = ListenOptions {
-        backlog: LISTEN_BACKLOG,
-        send_buffer_bytes: plan.config.limits.send_buffer_bytes,
-        receive_buffer_bytes: plan.config.limits.receive_buffer_bytes,
-    };
-    let started = Instant::now();
-    loop {
-        match ListenerGroup::bind(plan.config.listen, plan.shards, &options) {
-            Err(ListenFault::InUse { .. }) if started.elapsed() < LISTEN_RETRY_MAX => {
-                thread::sleep(LISTEN_RETRY_PAUSE);
-            }
-            result => return result,
-        }
-    }
+    Ok(Shards { listen: doors.address(), ports, threads })
 }
 
 /// What one shard's thread is made from.
@@ -92,7 +67,7 @@ struct Seat {
     core: usize,
     group: Group,
     queues: Queues,
-    listeners: Arc<ListenerGroup>,
+    doors: Arc<Doors>,
     addresses: Arc<AddressTable>,
     voice: Voice,
 }
@@ -117,11 +92,11 @@ impl Seat {
         let settings = plan.settings.clone();
         let name = format!("shard-{}", self.shard);
         let run = move || {
-            let Self { shard, core, group, queues, listeners, addresses, mut voice } = self;
+            let Self { shard, core, group, queues, doors, addresses, mut voice } = self;
             if let Err(error) = host::pin_to_core(core) {
                 tracing::warn!(shard, core, %error, "cannot pin the shard to its core");
             }
-            let ring = match Uring::new(&group, shard, UringConfig::default()) {
+            let ring = match Uring::new(&group, shard, ring_config(&doors)) {
                 Ok(ring) => ring,
                 Err(fault) => {
                     let reason = format!("{fault}: {}", fault.fix());
@@ -132,7 +107,8 @@ impl Seat {
                 shard_config,
                 ShardParts {
                     ring,
-                    listener: Some(listeners.listener(shard)),
+                    listener: Some(doors.listener(shard)),
+                    datagrams: doors.datagram_socket(shard),
                     mesh: Mesh::new(shard, queues),
                     settings,
                     addresses,
@@ -153,6 +129,7 @@ struct Voice {
     queues: Queues,
     /// Shards that have no connection left.
     quiet: Arc<AtomicU16>,
+    doors: Arc<Doors>,
 }
 
 impl Voice {
@@ -178,6 +155,13 @@ impl Voice {
             ShardEvent::UnknownKey { .. } => {
                 if let Some(reporter) = &self.reporter {
                     reporter.unknown_key();
+                }
+            }
+            ShardEvent::Flood { shard, is_on } => {
+                if let Some(program) = self.doors.set_flood(shard, is_on) {
+                    for shard in 0..self.queues.shards() {
+                        self.queues.push_control(shard, ControlRequest::Steered(program.clone()));
+                    }
                 }
             }
             ShardEvent::Quiet { .. } => {
@@ -234,6 +218,11 @@ impl ShardPort for Port {
     }
 }
 
+fn ring_config(doors: &Doors) -> UringConfig {
+    let datagram_buffer_count = if doors.serves_quic() { DATAGRAM_BUFFERS } else { 0 };
+    UringConfig { datagram_buffer_count, ..UringConfig::default() }
+}
+
 fn shard_config(shard: u16, plan: &ShardPlan) -> ShardConfig {
     ShardConfig {
         shard,
@@ -287,3 +276,7 @@ fn list_store(directory: &Path) -> io::Result<Vec<(FileId, u64)>> {
     }
     Ok(files)
 }
+
+/// Receive buffers for datagrams of one shard. Each takes a train of datagrams of one client; they are
+/// given back in the turn in which they came.
+const DATAGRAM_BUFFERS: u16 = 256;

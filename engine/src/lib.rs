@@ -3,7 +3,8 @@
 //! # The life of a message, through the files in their order
 //!
 //! 1. `shard/accept`: a socket is accepted, its handshake done, its Hello verified; the connection
-//!    moves to the home shard of its user.
+//!    moves to the home shard of its user. A QUIC connection (`shard/edge`) stays where its datagrams
+//!    come, and its stream is relayed (`shard/relay`).
 //! 2. [`transport`]: ciphertext becomes plaintext.
 //! 3. `shard/inbound`: plaintext becomes frames, frames become requests (`ringpost_protocol`).
 //! 4. `shard/route`: the send memory says whether a Send is new; it goes to the recipient's home,
@@ -31,4 +32,5 @@ pub mod audit;
 pub mod control;
 pub mod start;
 pub mod check;
+pub mod doors;
 pub mod launch;

@@ -92,6 +92,17 @@ pub const REOPEN_PAUSE_MS_MAX: u64 = 2_000;
 /// A store that was open for so long has got over its last failure.
 pub const REOPEN_CALM_MS: u64 = 10_000;
 
+/// Bytes of one chunk that a QUIC stream gives its connection; one per connection is on the mesh.
+pub const STREAM_CHUNK_BYTES_MAX: usize = 16 << 10;
+/// Sends of datagrams that one shard has in flight. The rest waits in the QUIC connections.
+pub const DATAGRAM_SENDS_MAX: usize = 256;
+/// Datagrams that came to the wrong shard and may be under way to the right one; more are dropped.
+pub const FOREIGN_UNANSWERED_MAX: u32 = MESH_CREDITS / 4;
+/// So many proofs of an address demanded by one shard within a second are a flood of handshakes.
+pub const FLOOD_RETRIES_PER_SECOND: u64 = 256;
+/// A flood of handshakes is over when there were fewer for so long.
+pub const FLOOD_CALM_MS: u64 = 10_000;
+
 /// A fetched key set is used so long before it is fetched again, whatever its server says: shorter
 /// would be a load on that server, longer would keep a key that was withdrawn.
 pub const KEY_SET_AGE_S: std::ops::RangeInclusive<u64> = 60..=3_600;

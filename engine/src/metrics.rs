@@ -9,6 +9,8 @@ use std::fmt::Write;
 use ringpost_ring::RingCounters;
 use ringpost_storage::StoreStats;
 
+use crate::transport::quic::QuicCounters;
+
 mod causes;
 mod kinds;
 mod process;
@@ -88,6 +90,10 @@ labels! {
         /// The disk has no room for more messages.
         DiskRoom = "disk_room",
         CompletionsPerTurn = "completions_per_turn",
+        /// Datagrams that waited because as many sends as allowed were in flight.
+        DatagramSends = "datagram_sends",
+        /// Datagrams dropped on the way to their shard, because as many as allowed were under way.
+        ForeignDatagrams = "foreign_datagrams",
     }
 }
 
@@ -144,8 +150,10 @@ shard_metrics! {
     handshakes_pending: Gauge =
         "ringpost_handshakes_pending", "Connections that are not verified yet.";
     addresses: Highest = "ringpost_addresses", "Addresses of clients that are counted.";
-    handshakes: Counter = "ringpost_handshakes_total", "TLS handshakes completed.";
-    handshakes_failed: Counter = "ringpost_handshakes_failed_total", "TLS handshakes failed.";
+    handshakes: Counter =
+        "ringpost_handshakes_total", "TLS handshakes over TCP completed.";
+    handshakes_failed: Counter =
+        "ringpost_handshakes_failed_total", "TLS handshakes over TCP that failed.";
     hello_accepted: Counter = "ringpost_hello_accepted_total", "Connections welcomed.";
     hello_refused: Family<RefusedHello> =
         "ringpost_hello_refused_total", "Connections ended before their Welcome.";
@@ -233,6 +241,49 @@ shard_metrics! {
     receive_pool_empty: Counter =
         "ringpost_receive_pool_empty_total", "Receives that found no free buffer.";
     ring_leases_out: Gauge = "ringpost_ring_leases_out", "Receive buffers on loan.";
+    quic_connections: Gauge = "ringpost_quic_connections",
+        "QUIC connections on the shards that their ids name, those included that begin or end.";
+    quic_handshakes: Counter = "ringpost_quic_handshakes_total", "QUIC handshakes completed.";
+    quic_handshakes_failed: Counter = "ringpost_quic_handshakes_failed_total",
+        "QUIC handshakes that failed, or whose clients opened no stream in time.";
+    quic_retries: Counter = "ringpost_quic_retries_total",
+        "Clients that had to prove their address before a QUIC handshake.";
+    quic_floods: Counter = "ringpost_quic_floods_total",
+        "Times that a shard saw so many handshakes that new clients were spread by the kernel's hash.";
+    quic_refused: Counter = "ringpost_quic_refused_total",
+        "Clients that were told that there is no room, or not answered.";
+    quic_resets: Counter = "ringpost_quic_stateless_resets_total",
+        "Clients that were told that their QUIC connection is not known.";
+    quic_path_changes: Counter =
+        "ringpost_quic_path_changes_total", "QUIC clients that sent from another address.";
+    quic_path_validations: Counter =
+        "ringpost_quic_path_validations_total", "New addresses that were proven.";
+    quic_path_failures: Counter = "ringpost_quic_path_failures_total",
+        "New addresses that were not proven: the old one was taken again.";
+    quic_stream_violations: Counter = "ringpost_quic_stream_violations_total",
+        "QUIC connections ended because they used other streams than the one.";
+    quic_panics: Counter = "ringpost_quic_panics_total",
+        "Bugs in QUIC that ended one connection, or lost one datagram.";
+    datagrams_received: Counter = "ringpost_datagrams_received_total", "Datagrams received.";
+    datagrams_sent: Counter = "ringpost_datagrams_sent_total", "Datagrams sent.";
+    datagrams_foreign: Counter = "ringpost_datagrams_foreign_total",
+        "Datagrams that came to another shard than the one of their connection.";
+    datagrams_forwarded: Counter = "ringpost_datagrams_forwarded_total",
+        "Datagrams that another shard has passed on, counted where their connection is.";
+    datagrams_dropped: Counter = "ringpost_datagrams_dropped_total",
+        "Datagrams of other shards that were dropped: too many waited, or nobody's.";
+    datagrams_per_receive: Histogram<Records> = "ringpost_datagrams_per_receive",
+        "Datagrams that the kernel joined into one receive.";
+    datagrams_per_send: Histogram<Records> =
+        "ringpost_datagrams_per_send", "Datagrams that the kernel made of one send.";
+    datagram_sends_failed: Counter =
+        "ringpost_datagram_sends_failed_total", "Sends of datagrams that failed.";
+    datagram_trains_refused: Counter = "ringpost_datagram_trains_refused_total",
+        "Sends of several datagrams that the kernel refused; they went out one by one.";
+    datagrams_truncated: Counter = "ringpost_datagrams_truncated_total",
+        "Datagrams that did not fit into a receive buffer.";
+    datagram_pool_empty: Counter = "ringpost_datagram_pool_empty_total",
+        "Receives of datagrams that found no free buffer.";
 }
 
 impl ShardMetrics {
@@ -276,7 +327,31 @@ impl ShardMetrics {
         self.ring_spilled.set(ring.spilled);
         self.ring_overflows.set(ring.overflows);
         self.receive_pool_empty.set(ring.receive_pool_empty);
-        self.ring_leases_out.set(ring.leases_out);
+        self.ring_leases_out.set(ring.leases_out + ring.datagram_leases_out);
+        self.datagram_pool_empty.set(ring.datagram_pool_empty);
+        self.datagrams_truncated.set(ring.datagrams_truncated);
+        self.datagram_trains_refused.set(ring.segmentations_refused);
+    }
+
+    /// Takes over what the QUIC endpoint counted; called before a copy is handed out.
+    pub(crate) fn set_quic(&mut self, connections: u64, quic: &QuicCounters) {
+        self.quic_connections.set(connections);
+        self.quic_handshakes.set(quic.handshakes);
+        self.quic_handshakes_failed.set(quic.handshakes_failed + quic.handshakes_late);
+        self.quic_retries.set(quic.retries);
+        self.quic_refused.set(quic.refused + quic.ignored);
+        self.quic_resets.set(quic.resets);
+        self.quic_path_changes.set(quic.path_changes);
+        self.quic_path_validations.set(quic.path_validations);
+        self.quic_path_failures.set(quic.path_failures);
+        self.quic_stream_violations.set(quic.stream_violations);
+        self.quic_panics.set(quic.panics);
+        self.datagrams_received.set(quic.datagrams_received);
+        self.datagrams_sent.set(quic.datagrams_sent);
+        self.datagrams_foreign.set(quic.foreign);
+        self.datagrams_forwarded.set(quic.forwarded);
+        let dropped = quic.foreign_dropped + quic.misrouted;
+        self.datagrams_dropped.set(dropped + self.bound_hits.get(Bound::ForeignDatagrams));
     }
 }
 

@@ -7,25 +7,28 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use ringpost_ring::RingFault;
 use ringpost_ring::net::ListenFault;
+use ringpost_ring::{Errno, RingFault};
 use ringpost_storage::Resharded;
 use tracing::{info, warn};
 
 use crate::audit::{AuditEvent, AuditFault, AuditFile, AuditLog, Pseudonyms};
-use crate::config::Config;
+use crate::config::{Config, QuicServing, Steering};
+use crate::control::auth::Verifier;
 use crate::control::keys::{self, KeysFault, Obtained};
 use crate::control::reload::{Reloader, SetLogFilter};
 use crate::control::tls_files::{self, TlsFilesFault};
 use crate::control::{
     Control, ControlFault, DrainPlan, ExitReason, ShardPort, ShardReporter, shard_reports,
 };
-use crate::data_dir::{DataDir, DataDirFault};
+use crate::data_dir::{self, DataDir, DataDirFault, QuicSecretFault};
 use crate::host::{self, HostFault};
 use crate::launch;
+use crate::limits::{LimitSet, QUIC_HANDSHAKES_PENDING_MAX};
 use crate::progress::WorkProgress;
 use crate::shard::ShardSettings;
 use crate::transport::Acceptor;
+use crate::transport::quic::{CidNaming, QuicConfig, QuicKeys, QuicLimits};
 use crate::transport::tls::{self, ServerConfig};
 
 /// Where the configuration came from, so that it can be read again while the gateway runs.
@@ -71,6 +74,8 @@ pub struct Serving {
 pub enum ShardStartFault {
     #[error("cannot listen for clients: {0}")]
     Listen(#[from] ListenFault),
+    #[error("cannot steer datagrams to their shards: {0}")]
+    Steering(Errno),
     #[error(transparent)]
     Ring(#[from] RingFault),
     #[error("cannot read the store directory {directory}: {error}", directory = directory.display())]
@@ -94,6 +99,8 @@ pub enum StartError {
     Host(#[from] HostFault),
     #[error(transparent)]
     DataDir(#[from] DataDirFault),
+    #[error(transparent)]
+    QuicSecret(#[from] QuicSecretFault),
     #[error("cannot listen on {address} (admin_listen): {error}")]
     AdminListen { address: SocketAddr, error: std::io::Error },
     #[error(transparent)]
@@ -114,7 +121,7 @@ pub fn run(
     host::raise_open_files(config.shards)?;
     let files = tls_files::load(&config.tls.certificate_path, &config.tls.key_path)?;
     tls_files::tell_validity(&config.tls.certificate_path, &files.validity);
-    let acceptor = Acceptor::Tls(ServerConfig::new(files.certificates, files.key)?);
+    let tls = ServerConfig::new(files.certificates, files.key)?;
     let keys = obtain_keys(&config)?;
     let storage_shards = config.storage_shards.unwrap_or(config.shards);
     let mut data = DataDir::open(&config.data_dir, storage_shards)?;
@@ -130,13 +137,8 @@ pub fn run(
     let (admin, admin_listen) = listen_admin(config.admin_listen)?;
     let drain = DrainPlan::from(&config.drain);
 
-    let settings = ShardSettings {
-        acceptor,
-        verifier: Arc::new(verifier),
-        limits: Arc::new(config.limits.live.within(host.connections_room)),
-        reconnect_jitter_ms: config.drain.reconnect_jitter_ms,
-        audits: config.audit.path.is_some(),
-    };
+    let limits = config.limits.live.within(host.connections_room);
+    let settings = first_settings(&config, tls, verifier, limits)?;
     let reloader = reloading.map(|Reloading { path, set_log_filter }| Reloader {
         path,
         started: config.clone(),
@@ -182,6 +184,55 @@ pub fn run(
     audit_stop(&audit, "drained".to_owned());
     drop(data); // the lock is held until no shard can write
     Ok(reason)
+}
+
+fn first_settings(
+    config: &Config,
+    tls: ServerConfig,
+    verifier: Verifier,
+    limits: LimitSet,
+) -> Result<ShardSettings, StartError> {
+    Ok(ShardSettings {
+        quic: serve_quic(config, &tls, &limits)?,
+        acceptor: Acceptor::Tls(tls),
+        verifier: Arc::new(verifier),
+        limits: Arc::new(limits),
+        reconnect_jitter_ms: config.drain.reconnect_jitter_ms,
+        audits: config.audit.path.is_some(),
+    })
+}
+
+/// `None`: there is no QUIC.
+fn serve_quic(
+    config: &Config,
+    tls: &ServerConfig,
+    limits: &LimitSet,
+) -> Result<Option<QuicConfig>, StartError> {
+    if !config.serves_quic() {
+        match config.quic.enabled {
+            true => info!("no QUIC: proxy_protocol is set, and its header belongs to TCP"),
+            false => info!("no QUIC: quic.enabled is false"),
+        }
+        return Ok(None);
+    }
+    let keys = QuicKeys::from_secret(&data_dir::quic_secret(&config.data_dir)?);
+    let naming = match config.quic.steering {
+        Steering::Keyed | Steering::Off => CidNaming::Keyed,
+        Steering::Plain => CidNaming::Plain,
+    };
+    let limits = quic_limits(limits, &config.quic);
+    Ok(Some(QuicConfig::new(tls, keys, naming, limits)))
+}
+
+/// What QUIC connections are allowed of what all are.
+pub(crate) fn quic_limits(limits: &LimitSet, quic: &QuicServing) -> QuicLimits {
+    QuicLimits {
+        connections_max: limits.connections_max,
+        handshake_ms_max: limits.handshake_ms_max,
+        handshakes_pending_max: limits.handshakes_pending_max.min(QUIC_HANDSHAKES_PENDING_MAX),
+        retry_pending: quic.retry_pending,
+        ..QuicLimits::default()
+    }
 }
 
 fn obtain_keys(config: &Config) -> Result<Obtained, StartError> {
@@ -280,6 +331,7 @@ impl StartError {
             Self::Audit(fault) => return fault.fix(),
             Self::Host(fault) => return fault.fix(),
             Self::DataDir(fault) => return fault.fix(),
+            Self::QuicSecret(fault) => return fault.fix(),
             Self::Shards(ShardStartFault::Ring(fault)) => return fault.fix(),
             Self::Control(fault) => fault.fix(),
             Self::AdminListen { .. } => {
@@ -290,6 +342,10 @@ impl StartError {
             }
             Self::Shards(ShardStartFault::Listen(_)) => {
                 "set listen to an address and a port that this process may use"
+            }
+            Self::Shards(ShardStartFault::Steering(_)) => {
+                "allow setsockopt(SO_ATTACH_REUSEPORT_CBPF) to this process, or set quic.enabled to \
+                 false"
             }
             Self::Shards(ShardStartFault::Thread(_)) => {
                 "raise the limit of threads of this user (TasksMax=, ulimit -u)"

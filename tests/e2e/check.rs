@@ -38,7 +38,7 @@ fn a_gateway_that_runs_is_fine_and_stays_so() {
     let (code, text) = check(&gateway.config_path(), &[]);
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("0 problems, 0 warnings") && text.contains("a gateway runs"), "{text}");
-    assert_eq!(findings(&gateway.config_path(), "ok").len(), 7);
+    assert_eq!(findings(&gateway.config_path(), "ok").len(), 9);
     Raw::open(&gateway, "alice", "phone");
 }
 
@@ -74,6 +74,22 @@ fn everything_wrong_is_named_at_once() {
     assert_eq!(text.matches("fix: ").count(), 4, "{text}");
     assert!(text.contains("4 problems"), "{text}");
     assert_eq!(check(&place.path().join("none.toml"), &[]).0, 1);
+}
+
+#[test]
+fn a_damaged_secret_of_quic_is_refused_with_the_fix() {
+    let mut gateway = Gateway::start(Settings::default());
+    gateway.stop();
+    let secret = gateway.path().join("store/quic-secret");
+    std::fs::write(&secret, b"short").unwrap();
+    let problems = findings(&gateway.config_path(), "problem");
+    assert_eq!((problems.len(), &problems[0]["subject"]), (1, &"quic".into()), "{problems:?}");
+    let fix = problems[0]["fix"].as_str().unwrap();
+    assert!(fix.contains(&format!("remove {}", secret.display())), "{fix}");
+    let log = gateway.try_restart().unwrap_err();
+    assert!(log.contains("5 bytes, not 32") && log.contains(fix), "{log}");
+    std::fs::remove_file(&secret).unwrap();
+    gateway.restart();
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod store_tool;
 mod format;
 mod faults;
 mod tls;
+mod quic;
 mod openssl;
 mod refusal;
 mod reload;

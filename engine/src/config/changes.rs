@@ -1,6 +1,6 @@
 //! Which keys of a new configuration a running gateway cannot take over.
 
-use super::{Config, LimitsConfig, LogConfig, StorageConfig};
+use super::{Config, LimitsConfig, LogConfig, QuicServing, StorageConfig};
 
 impl Config {
     /// The keys that differ in `next` and hold only from the next start on.
@@ -16,6 +16,7 @@ impl Config {
             confirm_clock: _,
             tls: _,
             auth: _,
+            quic,
             limits: LimitsConfig { send_buffer_bytes, receive_buffer_bytes, addresses_max, live: _ },
             storage: StorageConfig { segment_bytes, cache_bytes, reclaim_bytes_per_second },
             drain: _,
@@ -23,6 +24,13 @@ impl Config {
             audit: _,
         } = self;
         let (limits, storage) = (&next.limits, &next.storage);
+        let QuicServing {
+            enabled,
+            steering,
+            retry_pending: _,
+            send_buffer_bytes: quic_send_bytes,
+            receive_buffer_bytes: quic_receive_bytes,
+        } = quic;
         [
             ("listen", *listen != next.listen),
             ("proxy_protocol", proxy_trusted.is_some() != next.proxy_trusted.is_some()),
@@ -31,6 +39,10 @@ impl Config {
             ("data_dir", *data_dir != next.data_dir),
             ("shards", *shards != next.shards),
             ("storage_shards", *storage_shards != next.storage_shards),
+            ("quic.enabled", *enabled != next.quic.enabled),
+            ("quic.steering", *steering != next.quic.steering),
+            ("quic.send_buffer_bytes", *quic_send_bytes != next.quic.send_buffer_bytes),
+            ("quic.receive_buffer_bytes", *quic_receive_bytes != next.quic.receive_buffer_bytes),
             ("limits.send_buffer_bytes", *send_buffer_bytes != limits.send_buffer_bytes),
             ("limits.receive_buffer_bytes", *receive_buffer_bytes != limits.receive_buffer_bytes),
             ("limits.addresses_max", *addresses_max != limits.addresses_max),

@@ -6,10 +6,11 @@ use tracing_subscriber::EnvFilter;
 
 use super::source::{Section, Source};
 use super::{
-    AuditConfig, AuthConfig, CACHE_BYTES, Config, ConfigFaults, DEFAULT_ADMIN_LISTEN,
-    DEFAULT_AUDIENCE, DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS, KeySetUrl, KeySource,
-    LogConfig, LogFormat, RECLAIM_BYTES_PER_SECOND, SEGMENT_BYTES, SHARDS, StorageConfig,
-    TlsConfig, default_shards, limits,
+    AuditConfig, AuthConfig, CACHE_BYTES, Config, ConfigFaults, DATAGRAM_BUFFER_BYTES,
+    DEFAULT_ADMIN_LISTEN, DEFAULT_AUDIENCE, DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS,
+    KeySetUrl, KeySource, LogConfig, LogFormat, QuicServing, RECLAIM_BYTES_PER_SECOND,
+    RETRY_PENDING, SEGMENT_BYTES, SHARDS, Steering, StorageConfig, TlsConfig, default_shards,
+    limits,
 };
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigFaults> {
@@ -28,6 +29,7 @@ pub(super) fn config(file: &mut Section<'_>) -> Config {
         confirm_clock: false,
         tls: file.table("tls", tls),
         auth: file.table("auth", auth),
+        quic: file.table("quic", quic),
         limits: file.table("limits", limits::read),
         storage: file.table("storage", storage),
         drain: file.table("drain", drain),
@@ -81,6 +83,20 @@ fn key_source(auth: &mut Section<'_>) -> KeySource {
             auth.refuse(&given, allowed);
             KeySource::File(PathBuf::new())
         }
+    }
+}
+
+fn quic(quic: &mut Section<'_>) -> QuicServing {
+    let QuicServing { enabled, steering, retry_pending, send_buffer_bytes, receive_buffer_bytes } =
+        QuicServing::default();
+    let ways = [("keyed", Steering::Keyed), ("plain", Steering::Plain)];
+    let buffer = DATAGRAM_BUFFER_BYTES;
+    QuicServing {
+        enabled: quic.flag("enabled", enabled),
+        steering: quic.word("steering", &ways, steering),
+        retry_pending: quic.number("retry_handshakes_pending", RETRY_PENDING, retry_pending),
+        send_buffer_bytes: quic.number("send_buffer_bytes", buffer.clone(), send_buffer_bytes),
+        receive_buffer_bytes: quic.number("receive_buffer_bytes", buffer, receive_buffer_bytes),
     }
 }
 

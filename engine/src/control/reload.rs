@@ -20,7 +20,9 @@ use super::validity::{Standing, Validity};
 use super::{DrainPlan, Phase, SHARD_REPLY_MAX, State};
 use crate::audit::{AuditEvent, AuditFault, AuditFile};
 use crate::config::{Config, ConfigFaults, KeySource};
+use crate::start::quic_limits;
 use crate::transport::Acceptor;
+use crate::transport::quic::QuicConfig;
 use crate::transport::tls;
 
 /// Sets the log filter; an error says why it could not.
@@ -57,6 +59,7 @@ enum ReloadFault {
 struct Prepared {
     config: Config,
     acceptor: Acceptor,
+    quic: Option<QuicConfig>,
     keys: NewKeys,
     audit: AuditFile,
     validity: Validity,
@@ -112,9 +115,18 @@ impl Reloader {
             Standing::NotYet => return Err(TlsFilesFault::NotYetValid { path: path() }.into()),
         }
         let acceptor = state.settings.borrow().acceptor.with_certificate(files)?;
+        let quic = self.new_quic(&config, &acceptor, state);
         let keys = self.new_keys(&config).await?;
         let audit = AuditFile::open(config.audit.path.as_deref())?;
-        Ok(Prepared { config, acceptor, keys, audit, validity })
+        Ok(Prepared { config, acceptor, quic, keys, audit, validity })
+    }
+
+    /// QUIC shows the certificate that TLS over TCP shows.
+    fn new_quic(&self, config: &Config, acceptor: &Acceptor, state: &State) -> Option<QuicConfig> {
+        let settings = state.settings.borrow();
+        let quic = settings.quic.as_ref()?;
+        let limits = config.limits.live.within(self.connections_room);
+        Some(acceptor.share_with(quic).with_limits(quic_limits(&limits, &config.quic)))
     }
 
     async fn new_keys(&self, config: &Config) -> Result<NewKeys, ReloadFault> {
@@ -132,7 +144,7 @@ impl Reloader {
     }
 
     async fn apply(&mut self, prepared: Prepared, state: &Rc<State>) {
-        let Prepared { config, acceptor, keys, audit, validity } = prepared;
+        let Prepared { config, acceptor, quic, keys, audit, validity } = prepared;
         if let Err(text) = (self.set_log_filter)(&config.log.filter) {
             warn!("the log filter stays as it was: {text}");
         }
@@ -141,7 +153,7 @@ impl Reloader {
         state.drain.set(DrainPlan::from(&config.drain));
         {
             let mut settings = state.settings.borrow_mut();
-            settings.acceptor = acceptor;
+            (settings.acceptor, settings.quic) = (acceptor, quic);
             settings.audits = audits;
             settings.limits = Arc::new(config.limits.live.within(self.connections_room));
             settings.reconnect_jitter_ms = config.drain.reconnect_jitter_ms;

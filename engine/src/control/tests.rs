@@ -79,6 +79,7 @@ fn settings() -> ShardSettings {
     let files = dev::prepare(place.path()).unwrap();
     let loaded = tls_files::load(&files.certificate, &files.key).unwrap();
     ShardSettings {
+        quic: None,
         acceptor: Acceptor::Tls(ServerConfig::new(loaded.certificates, loaded.key).unwrap()),
         verifier: Arc::new(Verifier::load(&files.jwks, "ringpost").unwrap()),
         limits: Arc::default(),

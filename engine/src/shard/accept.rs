@@ -45,7 +45,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Why nothing may be accepted now.
-    fn accept_bound(&mut self) -> Option<Bound> {
+    pub(super) fn accept_bound(&mut self) -> Option<Bound> {
         self.room_to_greet_ms = u64::MAX;
         if self.conns.len() >= self.limits.connections_max {
             return Some(Bound::ConnectionsPerShard);
@@ -89,7 +89,7 @@ impl<R: Ring> Shard<R> {
     fn admit(&mut self, socket: Socket) {
         self.metrics.accepts += 1;
         let Some(conn) = self.begin_conn(socket) else {
-            self.link_close(Link::Tcp(socket));
+            self.ring.submit(Token::Unowned.pack(), Op::CloseSocket { socket });
             return;
         };
         let key = self.conns.insert(conn);
@@ -220,6 +220,9 @@ impl<R: Ring> Shard<R> {
         };
         conn.dirty = false;
         conn.scheduled_ms = u64::MAX;
+        if let (Link::Quic(stream), Some(edge)) = (conn.link, &mut self.edge) {
+            edge.leaves(stream);
+        }
         self.metrics.moves += 1;
         self.push_mesh(home, MeshMessage::Move(Box::new(Arrival { conn, login: *login })));
     }

@@ -15,11 +15,10 @@ use std::net::IpAddr;
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::message::SendRequest;
 use ringpost_protocol::session::ServerSession;
-use ringpost_ring::OpId;
 use slab::Slab;
 
 use super::flow::Flow;
-use super::link::Link;
+use super::link::{Link, Pending};
 use super::message::{DeviceIndex, Login};
 use crate::limits::{AddressGuard, LimitSet};
 use crate::transport::Transport;
@@ -39,8 +38,8 @@ pub struct Conn {
     pub(super) out: Vec<u8>,
     /// Ciphertext that a short send left over; goes out before anything else is sealed.
     pub(super) unsent: Vec<Bytes>,
-    pub(super) recv: Option<OpId>,
-    pub(super) send: Option<OpId>,
+    pub(super) recv: Option<Pending>,
+    pub(super) send: Option<Pending>,
     /// A Send that waits for a mesh credit or for the store; nothing behind it is read.
     pub(super) blocked: Option<Box<SendRequest>>,
     /// When the send in flight counts as stalled.
@@ -57,6 +56,10 @@ pub struct Conn {
     pub(super) is_unverified: bool,
     /// What it sent last waits for its step; nothing more is read.
     pub(super) awaits_step: bool,
+    /// It waits for a credit of the shard that has its stream.
+    pub(super) awaits_credit: bool,
+    /// It ends without what was queued for its peer.
+    pub(super) is_aborted: bool,
     pub(super) held: Held,
     pub(super) flow: Flow,
     /// Monotonic.
@@ -153,6 +156,8 @@ impl Conn {
             peer_closed: false,
             is_unverified: true,
             awaits_step: false,
+            awaits_credit: false,
+            is_aborted: false,
             held: Held::No,
             flow: Flow::default(),
             accepted_ms: now_ms,

@@ -35,6 +35,11 @@ impl<R: Ring> Shard<R> {
             ControlRequest::Drain { within_ms, jitter_ms } => {
                 self.begin_drain(within_ms, jitter_ms);
             }
+            ControlRequest::Steered(program) => {
+                if let Some(edge) = &mut self.edge {
+                    edge.endpoint.set_steering(&program);
+                }
+            }
             ControlRequest::Stop => {
                 let drain = self.drain.get_or_insert(Drain {
                     deadline_ms: 0,
@@ -71,6 +76,9 @@ impl<R: Ring> Shard<R> {
         if let Some(target) = self.accept {
             self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
         }
+        if let Some(edge) = &mut self.edge {
+            edge.endpoint.set_accepting(false);
+        }
         for key in self.conns.keys() {
             self.say_go_away(key);
         }
@@ -105,7 +113,8 @@ impl<R: Ring> Shard<R> {
             }
         }
         let drain = self.drain.as_mut().expect("checked above");
-        if self.conns.len() == 0 && !drain.quiet {
+        let is_quiet = expired || self.edge.as_ref().is_none_or(|edge| edge.is_quiet());
+        if self.conns.len() == 0 && is_quiet && !drain.quiet {
             drain.quiet = true;
             (self.events)(ShardEvent::Quiet { shard: self.id });
         }
@@ -122,7 +131,8 @@ impl<R: Ring> Shard<R> {
     pub(super) fn is_finished(&self) -> bool {
         let stopping = self.drain.is_some_and(|drain| drain.stopping);
         let settled = self.home.as_ref().is_none_or(|home| home.state.is_settled());
-        stopping && self.conns.len() == 0 && settled
+        let edge_settled = self.edge.as_ref().is_none_or(|edge| edge.is_settled());
+        stopping && self.conns.len() == 0 && settled && edge_settled
     }
 }
 

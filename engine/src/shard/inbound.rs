@@ -46,7 +46,7 @@ impl<R: Ring> Shard<R> {
             }
         }
         match completion.result {
-            Ok(Outcome::Received(Some(lease))) => self.take_data(key, lease),
+            Ok(Outcome::Received(Some(lease))) => self.take_data(key, Data::Lent(lease)),
             Ok(Outcome::Received(None)) => self.handle_end(key),
             Ok(other) => unreachable!("a receive gives data, not {other:?}"),
             // Normal flow control: the pool is refilled in this turn, and the receive armed again.
@@ -61,14 +61,14 @@ impl<R: Ring> Shard<R> {
     }
 
     /// What comes before the verification is handled as far as this turn's share of it goes.
-    fn take_data(&mut self, key: ConnKey, lease: Lease) {
+    pub(super) fn take_data(&mut self, key: ConnKey, data: Data<'_>) {
         let conn = self.conns.get(key).expect("checked by the caller");
         if conn.is_unverified && !self.greetings.take_step() {
-            let data = Box::from(self.ring.bytes(&lease));
-            self.ring.release(lease);
-            return self.postpone_step(key, data);
+            let copy = Box::from(data.bytes(&self.ring));
+            self.give_back(data);
+            return self.postpone_step(key, copy);
         }
-        self.handle_data(key, Data::Lent(lease));
+        self.handle_data(key, data);
     }
 
     pub(super) fn handle_data(&mut self, key: ConnKey, data: Data<'_>) {
@@ -149,14 +149,11 @@ impl<R: Ring> Shard<R> {
 
     /// Ends the receive. It is armed again, in one place, when the connection wants it.
     fn stop_receive(&mut self, key: ConnKey) {
-        let conn = self.conns.get(key).expect("its data is being handled");
-        if let Some(target) = conn.recv {
-            self.link_cancel(target);
-        }
+        self.link_cancel_recv(key);
     }
 
     /// The peer sends nothing more: what it sent is handled, then the connection ends.
-    fn handle_end(&mut self, key: ConnKey) {
+    pub(super) fn handle_end(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.peer_closed = true;
         if conn.held != Held::No {
@@ -283,9 +280,7 @@ impl<R: Ring> Shard<R> {
         if conn.input.len() > INBOUND_BYTES_MAX && !conn.recv_paused && !conn.is_closing() {
             conn.recv_paused = true;
             self.metrics.bound_hits.add(Bound::InboundBytes);
-            if let Some(target) = conn.recv {
-                self.link_cancel(target);
-            }
+            self.link_cancel_recv(key);
         }
     }
 
@@ -298,7 +293,9 @@ impl<R: Ring> Shard<R> {
                 continue;
             }
             let multishot = !matches!(conn.phase, Phase::Greeting) && !conn.flow.is_in_pieces();
-            self.link_recv(key, multishot);
+            if self.link_has_room(key) {
+                self.link_recv(key, multishot);
+            }
         }
         self.rearm = rearm;
     }

@@ -2,12 +2,15 @@
 
 use ringpost_protocol::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, UserId};
 use ringpost_protocol::message::{Hello, Outcome, Recipient, SendBody};
+use ringpost_ring::steering::Program;
 
 use super::conn::Conn;
+use super::relay::{NewsReply, OrderReply, StreamNews, StreamOrder};
 use super::settings::ShardSettings;
 use crate::audit::AuditEvent;
 use crate::control::auth::Claims;
 use crate::metrics::ShardMetrics;
+use crate::transport::quic::ForeignDatagram;
 
 /// One message of the mesh. Large ones are boxed, so that the queues stay small.
 pub enum MeshMessage {
@@ -29,6 +32,18 @@ pub enum MeshMessage {
     /// Note after a retryable refusal or an unknown outcome: the sender's home knows of it, and what
     /// follows on the mesh was sent with that knowledge.
     BlockArmed(Box<BlockArmed>),
+    /// Request: what a connection at home does with its stream at the receiver.
+    StreamOrder(Box<StreamOrder>),
+    /// Reply: what became of it so far.
+    StreamOrderReply(OrderReply),
+    /// Request: what has happened to the stream of a connection at the receiver.
+    StreamNews(Box<StreamNews>),
+    /// Reply: the connection knows.
+    StreamNewsReply(NewsReply),
+    /// Request: a datagram that came to the wrong shard.
+    Datagram(Box<ForeignDatagram>),
+    /// Reply: it was taken.
+    DatagramTaken,
     /// From the control thread.
     Control(ControlRequest),
 }
@@ -109,6 +124,8 @@ pub enum ControlRequest {
     /// Stop accepting, tell every client to come back after a time up to `jitter_ms`, and close all
     /// connections within `within_ms`.
     Drain { within_ms: u64, jitter_ms: u64 },
+    /// The kernel chooses the shards of datagrams by this program from now on.
+    Steered(Program),
     /// All shards are drained: finish the store and end.
     Stop,
 }
@@ -126,6 +143,8 @@ pub enum ShardEvent {
     Audit(Box<AuditEvent>),
     /// It is open again.
     Reopened { shard: u16 },
+    /// So many QUIC handshakes are begun that clients have to prove their addresses; or no more.
+    Flood { shard: u16, is_on: bool },
     /// Draining: no connection is left, but other shards may still ask for something.
     Quiet { shard: u16 },
     /// After [`ControlRequest::Stop`]: everything is durable, the loop ends.

@@ -3,6 +3,9 @@
 //! The shard takes time and completions from its [`Ring`] and gives operations back; it sees no
 //! file descriptor, no clock and no thread. Behind the ring stands the kernel, or the simulator.
 //!
+//! What carries a connection is a `link`: a socket of the ring, or a QUIC stream, whose side is in `edge`,
+//! `datagrams`, `stream`, and, where it is another shard's, `relay`.
+//!
 //! A message passes through the files in this order: `accept` and `greeting` (or a move from another
 //! shard), `inbound`, `route`, `deposit`, `disk` (durable), `mailbox`, `outbound`; its acknowledgement through
 //! `receipts`.
@@ -16,6 +19,10 @@ mod greeting;
 mod proxied;
 pub mod conn;
 pub mod link;
+mod stream;
+mod edge;
+mod datagrams;
+pub mod relay;
 mod flow;
 mod inbound;
 mod route;
@@ -30,17 +37,22 @@ mod outbound;
 mod wheel;
 mod drain;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use ringpost_ring::{COMPLETIONS_PER_ENTER_MAX, Completion, Listener, OpId, Ring, WOKEN_TOKEN};
+use ringpost_ring::{
+    COMPLETIONS_PER_ENTER_MAX, Completion, Listener, OpId, Ring, UdpSocket, WOKEN_TOKEN,
+};
 use ringpost_storage::{Store, StoreConfig};
 
 use self::conn::{ConnKey, ConnTable};
 pub use self::disk::{Listing, StoreDirectory};
 use self::drain::Drain;
+use self::edge::Edge;
 use self::greeting::Greetings;
 use self::home::Home;
+use self::link::LinkDone;
 use self::message::{MeshMessage, ShardEvent};
 use self::outbound::SpareBuffers;
 use self::route::Lane;
@@ -52,6 +64,7 @@ use crate::limits::{AddressTable, Cidr, LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
 use crate::mesh::{Mesh, Source};
 use crate::metrics::{Bound, ShardMetrics};
 use crate::transport::Acceptor;
+use crate::transport::quic::QuicEndpoint;
 
 /// What a shard is told at its start, once and for all.
 #[derive(Clone, Debug)]
@@ -73,6 +86,8 @@ pub struct ShardConfig {
 pub struct ShardParts<R> {
     pub ring: R,
     pub listener: Option<Listener>,
+    /// Where QUIC comes in; it is served if the settings have a configuration for it.
+    pub datagrams: Option<UdpSocket>,
     pub mesh: Mesh,
     /// What holds until [`message::ControlRequest::Apply`] brings other ones.
     pub settings: ShardSettings,
@@ -128,6 +143,9 @@ pub struct Shard<R> {
     addresses: Arc<AddressTable>,
     greetings: Greetings,
     conns: ConnTable,
+    /// `None`: no QUIC.
+    edge: Option<Box<Edge>>,
+    links_done: VecDeque<LinkDone>,
     /// Wraps.
     turn_number: u32,
     /// Connections with frames that the last turn has left.
@@ -158,11 +176,17 @@ pub struct Shard<R> {
 
 impl<R: Ring> Shard<R> {
     pub fn new(config: ShardConfig, parts: ShardParts<R>) -> Self {
-        let ShardParts { ring, listener, mesh, settings, addresses, store, events } = parts;
-        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms, audits } = settings;
+        let ShardParts { ring, listener, datagrams, mesh, settings, addresses, store, events } =
+            parts;
+        let ShardSettings { acceptor, quic, verifier, limits, reconnect_jitter_ms, audits } =
+            settings;
         assert!(config.storage_shards <= SHARDS_MAX && config.storage_shards <= mesh.shards());
         assert_eq!(store.is_some(), config.shard < config.storage_shards);
         let time = Time { now_ms: ring.now_ns() / 1_000_000, unix_ms: ring.unix_ms() };
+        let edge = datagrams.zip(quic).map(|(socket, quic)| {
+            let endpoint = QuicEndpoint::new(&quic, config.shard, mesh.shards(), ring.now_ns());
+            Box::new(Edge::new(endpoint, socket))
+        });
         let mut random = Random::new(config.random_seed);
         let home = store
             .map(|(store, directory)| Home::new(store, directory, random.next_u64(), time.now_ms));
@@ -181,6 +205,8 @@ impl<R: Ring> Shard<R> {
             addresses,
             greetings: Greetings::default(),
             conns: ConnTable::default(),
+            edge,
+            links_done: VecDeque::new(),
             turn_number: 0,
             held: Vec::new(),
             dirty: Vec::new(),
@@ -215,12 +241,16 @@ impl<R: Ring> Shard<R> {
         self.handle_completions();
         self.drain_mesh();
         self.expire_timers();
+        self.drive_edge();
+        self.drive_links();
         self.drive_store();
         self.serve_waiters();
         self.drive_drain();
         self.flush();
+        self.transmit();
         self.arm_receives();
         self.arm_accept();
+        self.arm_datagrams();
         self.started = true;
         if self.failed {
             Turn::Failed
@@ -254,7 +284,7 @@ impl<R: Ring> Shard<R> {
         if !self.started || !self.dirty.is_empty() || !self.rearm.is_empty() {
             return 0;
         }
-        if !self.held.is_empty() || self.greetings.has_waiting() {
+        if !self.held.is_empty() || self.greetings.has_waiting() || !self.links_done.is_empty() {
             return 0;
         }
         let now_ms = self.time.now_ms;
@@ -269,7 +299,11 @@ impl<R: Ring> Shard<R> {
         if self.drain.is_some() {
             deadline_ms = deadline_ms.min(now_ms + DRAIN_TURN_MS);
         }
-        deadline_ms.saturating_sub(now_ms).saturating_mul(1_000_000)
+        let wait_ns = deadline_ms.saturating_sub(now_ms).saturating_mul(1_000_000);
+        match &self.edge {
+            Some(edge) => wait_ns.min(edge.deadline_ns().saturating_sub(self.ring.now_ns())),
+            None => wait_ns,
+        }
     }
 
     fn handle_completions(&mut self) {
@@ -285,6 +319,8 @@ impl<R: Ring> Shard<R> {
                 Token::Send(key) => self.handle_sent(key, completion),
                 Token::Shutdown(key) => self.handle_shutdown(key),
                 Token::Disk(index) => self.handle_disk(index, completion.result),
+                Token::Datagrams => self.handle_datagrams(completion),
+                Token::DatagramsSent => self.handle_datagrams_sent(completion),
             }
         }
         self.completions = completions;
@@ -323,6 +359,12 @@ impl<R: Ring> Shard<R> {
                 let home = self.home.as_mut().expect("blocks are armed at home shards");
                 home.blocks.noted(&note);
             }
+            MeshMessage::StreamOrder(order) => self.handle_order(from, *order),
+            MeshMessage::StreamOrderReply(reply) => self.handle_order_reply(from, reply),
+            MeshMessage::StreamNews(news) => self.handle_news(from, *news),
+            MeshMessage::StreamNewsReply(reply) => self.handle_news_reply(from, reply),
+            MeshMessage::Datagram(datagram) => self.handle_foreign(from, &datagram),
+            MeshMessage::DatagramTaken => self.handle_datagram_taken(from),
             MeshMessage::Control(_) => unreachable!("handled by the caller"),
         }
     }
@@ -351,6 +393,9 @@ impl<R: Ring> Shard<R> {
         metrics.mesh_unanswered.set(self.mesh.unanswered());
         metrics.mesh_depth.set(self.mesh.depth() as u64);
         metrics.set_ring(&self.ring.counters());
+        if let Some(edge) = &self.edge {
+            metrics.set_quic(edge.endpoint.connections() as u64, edge.endpoint.counters());
+        }
         if let Some(home) = &self.home {
             metrics.mailboxes.set(home.devices.len() as u64);
             metrics.sends_waiting.set(home.backlog.sends() as u64);

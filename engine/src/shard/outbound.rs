@@ -61,11 +61,15 @@ impl<R: Ring> Shard<R> {
             }
             return;
         }
+        if !self.link_has_room(key) {
+            return;
+        }
+        let conn = self.conns.get_mut(key).expect("checked by the caller");
         let mut data = std::mem::take(&mut conn.unsent);
         if data.is_empty() {
             let plaintext = std::mem::take(&mut conn.out);
             // Exact for records alone: then the bytes need no block of their own to be shared.
-            let mut ciphertext = Vec::with_capacity(sealed_bytes(plaintext.len()));
+            let mut ciphertext = Vec::with_capacity(conn.transport.sealed_bytes(plaintext.len()));
             conn.transport.seal(&plaintext, &mut ciphertext);
             self.spare_out.put(plaintext);
             if ciphertext.is_empty() {
@@ -89,14 +93,7 @@ impl<R: Ring> Shard<R> {
                 if !is_active(Mutant::ShortSendTakenForWhole) {
                     conn.unsent = rest_of(data, sent_bytes);
                 }
-                if conn.held == Held::ForOutput {
-                    conn.held = Held::ForTurn;
-                    self.held.push(key);
-                }
-                if let Some(device) = conn.device() {
-                    self.deliver(device);
-                }
-                self.mark_dirty(key);
+                self.go_on_sending(key);
             }
             Ok(other) => unreachable!("a send gives a count, not {other:?}"),
             Err(errno) => {
@@ -105,6 +102,26 @@ impl<R: Ring> Shard<R> {
             }
         }
         self.finish_close(key);
+    }
+
+    /// A send on a stream has ended.
+    pub(super) fn end_send(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.send = None;
+        conn.send_deadline_ms = u64::MAX;
+    }
+
+    /// The link takes the next send.
+    pub(super) fn go_on_sending(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.held == Held::ForOutput {
+            conn.held = Held::ForTurn;
+            self.held.push(key);
+        }
+        if let Some(device) = conn.device() {
+            self.deliver(device);
+        }
+        self.mark_dirty(key);
     }
 
     /// Ends a connection for a fault of its peer, which is told.
@@ -169,6 +186,7 @@ impl<R: Ring> Shard<R> {
         conn.out.clear();
         conn.unsent.clear();
         conn.peer_closed = true;
+        conn.is_aborted = true;
         self.shutdown(key);
     }
 
@@ -184,9 +202,8 @@ impl<R: Ring> Shard<R> {
         }
         closing.shutdown = Shutdown::Submitted;
         closing.deadline_ms = now_ms + LINGER_MS;
-        let peer_closed = conn.peer_closed;
         self.link_end_write(key);
-        if peer_closed {
+        if self.conns.get(key).is_some_and(|conn| conn.peer_closed) {
             self.cancel_all(key);
         }
         self.rearm.push(key);
@@ -212,7 +229,7 @@ impl<R: Ring> Shard<R> {
             return;
         }
         let conn = self.conns.remove(key);
-        self.link_close(conn.link);
+        self.link_close(conn.link, key, !conn.is_aborted);
     }
 
     /// The deadline of a connection may have come: a late Hello, a silent peer, an expired token, a
@@ -252,9 +269,8 @@ impl<R: Ring> Shard<R> {
     fn cancel_all(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.peer_closed = true;
-        for target in [conn.recv, conn.send].into_iter().flatten() {
-            self.link_cancel(target);
-        }
+        self.link_cancel_recv(key);
+        self.link_cancel_send(key);
     }
 
     /// Sees to it that the wheel fires no later than the connection's deadline.
@@ -302,15 +318,6 @@ impl SpareBuffers {
         }
     }
 }
-
-/// Length of one flush as TLS 1.3 records (RFC 8446, section 5.2): each has a header, a type and
-/// a tag.
-fn sealed_bytes(plaintext_bytes: usize) -> usize {
-    plaintext_bytes + plaintext_bytes.div_ceil(RECORD_BYTES_MAX) * (5 + 1 + 16)
-}
-
-/// Plaintext of one record.
-const RECORD_BYTES_MAX: usize = 1 << 14;
 
 #[cfg(test)]
 mod tests {

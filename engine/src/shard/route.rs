@@ -34,29 +34,40 @@ use super::message::{
     BlockArmed, DeviceIndex, MeshMessage, Origin, ReceiptRequest, StoreReply, StoreRequest,
     UnknownSend,
 };
+use super::relay::Order;
 use super::token::Token;
 use crate::limits::RECEIPTS_UNANSWERED_MAX;
 use crate::metrics::Bound;
+use crate::transport::quic::StreamKey;
 
-/// A connection that goes on when a shard has room again.
+/// Who goes on when a shard has room again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
     /// It has a Send.
     Send(ConnKey),
     /// It is on its way home.
     Move(ConnKey),
+    /// It has something for its stream there.
+    Link(ConnKey),
+    /// The connection is gone, and its stream there shall be closed.
+    Close { stream: StreamKey, conn: ConnKey, flushes: bool },
+    /// A stream here has news for its connection there.
+    Stream(StreamKey),
 }
 
 /// What goes to one destination shard.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Each connection stands in at most one lane.
+    /// A connection stands here at most once for its Send or its move, once for its link, and a
+    /// stream once.
     conns: VecDeque<Waiter>,
     /// Devices whose receipts must be stored; each stands in at most one lane.
     receipts: VecDeque<DeviceIndex>,
     /// Receipts on the mesh. They wait as long as the destination's store is not open, so they leave
     /// credits to the Sends, which do not.
     receipts_unanswered: u32,
+    /// Datagrams on the mesh that belong to QUIC connections there.
+    pub(super) foreign_unanswered: u32,
 }
 
 impl<R: Ring> Shard<R> {
@@ -310,6 +321,11 @@ impl<R: Ring> Shard<R> {
                 match self.lanes[index].conns.pop_front() {
                     Some(Waiter::Send(key)) => self.resume_send(key),
                     Some(Waiter::Move(key)) => self.go_home(key),
+                    Some(Waiter::Link(key)) => self.resume_link(key),
+                    Some(Waiter::Close { stream, conn, flushes }) => {
+                        self.push_order(stream, conn, Order::Close { flushes });
+                    }
+                    Some(Waiter::Stream(key)) => self.resume_stream(key),
                     None => break,
                 }
             }

@@ -11,11 +11,14 @@ use super::Shard;
 use crate::control::auth::Verifier;
 use crate::limits::LimitSet;
 use crate::transport::Acceptor;
+use crate::transport::quic::QuicConfig;
 
 /// Everything that a reload replaces.
 #[derive(Clone)]
 pub struct ShardSettings {
     pub acceptor: Acceptor,
+    /// `None`: no QUIC; it does not change while the gateway runs.
+    pub quic: Option<QuicConfig>,
     pub verifier: Arc<Verifier>,
     pub limits: Arc<LimitSet>,
     /// Clients sent away for overload come back after a time from zero up to this.
@@ -27,7 +30,11 @@ pub struct ShardSettings {
 impl<R: Ring> Shard<R> {
     /// Takes a whole new set. Nobody is disconnected: a lower bound holds for what comes.
     pub(super) fn apply(&mut self, settings: ShardSettings) {
-        let ShardSettings { acceptor, verifier, limits, reconnect_jitter_ms, audits } = settings;
+        let ShardSettings { acceptor, quic, verifier, limits, reconnect_jitter_ms, audits } =
+            settings;
+        if let (Some(edge), Some(quic)) = (&mut self.edge, &quic) {
+            edge.endpoint.set_config(quic);
+        }
         self.audits = audits;
         (self.acceptor, self.verifier) = (acceptor, verifier);
         (self.limits, self.reconnect_jitter_ms) = (limits, reconnect_jitter_ms);

@@ -13,6 +13,10 @@ pub(super) enum Token {
     Unowned,
     /// Position in the table of disk operations.
     Disk(u32),
+    /// The receive of datagrams.
+    Datagrams,
+    /// One send of them.
+    DatagramsSent,
 }
 
 impl Token {
@@ -24,6 +28,8 @@ impl Token {
             Self::Send(key) => (3, key.generation, key.index),
             Self::Shutdown(key) => (4, key.generation, key.index),
             Self::Disk(index) => (5, 0, index),
+            Self::Datagrams => (6, 0, 0),
+            Self::DatagramsSent => (7, 0, 0),
         };
         u64::from(kind) << 56 | u64::from(generation) << 32 | u64::from(index)
     }
@@ -39,6 +45,8 @@ impl Token {
             3 => Self::Send(key),
             4 => Self::Shutdown(key),
             5 => Self::Disk(index),
+            6 => Self::Datagrams,
+            7 => Self::DatagramsSent,
             kind => unreachable!("token of kind {kind}"),
         }
     }
@@ -58,6 +66,8 @@ mod tests {
             Token::Send(ConnKey { index: 7, generation: 1 }),
             Token::Shutdown(key),
             Token::Disk(u32::MAX),
+            Token::Datagrams,
+            Token::DatagramsSent,
         ];
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), token);

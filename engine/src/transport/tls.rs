@@ -200,6 +200,15 @@ impl Tls {
     }
 }
 
+/// Length of one flush as TLS 1.3 records (RFC 8446, section 5.2): each has a header, a type and
+/// a tag.
+pub(super) fn sealed_bytes(plaintext_bytes: usize) -> usize {
+    plaintext_bytes + plaintext_bytes.div_ceil(RECORD_BYTES_MAX) * (5 + 1 + 16)
+}
+
+/// Plaintext of one record.
+const RECORD_BYTES_MAX: usize = 1 << 14;
+
 fn fault(error: rustls::Error) -> TransportFault {
     TransportFault(error.to_string())
 }

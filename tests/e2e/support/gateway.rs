@@ -36,6 +36,8 @@ pub struct Settings {
     pub listener: &'static str,
     /// Keeps an audit log, beside the configuration.
     pub audits: bool,
+    /// Datagrams find their shard; `false`: a gateway of the library alone, for tests.
+    pub steers: bool,
 }
 
 impl Default for Settings {
@@ -52,6 +54,7 @@ impl Default for Settings {
             limits: "",
             listener: "",
             audits: false,
+            steers: true,
         }
     }
 }
@@ -121,7 +124,9 @@ impl Gateway {
         assert!(self.running.is_none(), "it still runs");
         std::fs::write(self.config_path(), self.config()).unwrap();
         let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
-        Command::new(&binaries().gateway)
+        let unsteered = Path::new(env!("CARGO_BIN_EXE_unsteered"));
+        let binary = if self.settings.steers { &binaries().gateway } else { unsteered };
+        Command::new(binary)
             .args(["serve", "--config"])
             .arg(self.config_path())
             .stdin(Stdio::null())
@@ -206,6 +211,7 @@ impl Gateway {
             limits,
             listener,
             audits,
+            steers: _,
         } = &self.settings;
         let comma = if limits.is_empty() { "" } else { ", " };
         let data_dir = data_dir.as_deref().unwrap_or_else(|| Path::new("store")).display();

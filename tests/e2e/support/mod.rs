@@ -9,6 +9,7 @@ pub mod key_server;
 pub mod keys;
 pub mod load;
 pub mod peer;
+pub mod quic;
 pub mod raw;
 
 /// Bound of every wait. Reached only when something is broken.

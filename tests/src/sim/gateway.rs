@@ -162,6 +162,7 @@ impl Gateway {
         let parts = ShardParts {
             ring: SimRing::new(Rc::clone(&self.host), shard),
             listener: Some(Listener(i32::from(shard))),
+            datagrams: None,
             mesh: Mesh::new(shard, queues.clone()),
             settings: self.settings(),
             addresses: Arc::clone(addresses),
@@ -180,6 +181,7 @@ impl Gateway {
         };
         ShardSettings {
             acceptor: Acceptor::Plain,
+            quic: None,
             verifier: Arc::clone(&self.verifier),
             limits: Arc::new(limits),
             reconnect_jitter_ms: 1_000,
@@ -283,6 +285,7 @@ impl Gateway {
                 }
                 ShardEvent::Finished { .. }
                 | ShardEvent::UnknownKey { .. }
+                | ShardEvent::Flood { .. }
                 | ShardEvent::Audit(_) => {}
                 ShardEvent::Reopening { shard, reason } => {
                     oracle.answers_lost = true;

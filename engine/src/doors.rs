@@ -1,0 +1,161 @@
+//! Where clients come in: listeners for TCP and sockets for QUIC, on one address and port, one of
+//! each per shard.
+//!
+//! Bound in the order of the shards by one thread and kept until the process ends: the kernel numbers
+//! the sockets of an address in that order, and the steering program names them by it.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashSet;
+use ringpost_ring::net::{ListenFault, ListenOptions, ListenerGroup, UdpGroup, UdpOptions};
+use ringpost_ring::steering::Program;
+use ringpost_ring::{Listener, UdpSocket};
+use tracing::{error, info, warn};
+
+use crate::config::{QuicServing, Steering};
+use crate::start::{ShardPlan, ShardStartFault};
+use crate::transport::quic::QuicConfig;
+
+/// The open doors of a gateway.
+pub(crate) struct Doors {
+    listeners: ListenerGroup,
+    datagrams: Option<DatagramDoor>,
+}
+
+/// The sockets for datagrams, and how a datagram finds the one of its connection.
+struct DatagramDoor {
+    group: UdpGroup,
+    /// `None`: nothing steers them.
+    usual: Option<Program>,
+    /// While there is a flood of handshakes. `None`: it makes no difference.
+    flooded: Option<Program>,
+    /// The shards that see one.
+    floods: Mutex<HashSet<u16>>,
+}
+
+impl Doors {
+    /// Opens them. The kernel closes the sockets of a killed gateway's rings a moment after its process
+    /// is gone, so a supervisor's restart gets a short second chance.
+    pub(crate) fn open(plan: &ShardPlan) -> Result<Self, ShardStartFault> {
+        let started = Instant::now();
+        loop {
+            match Self::try_open(plan) {
+                Err(ShardStartFault::Listen(ListenFault::InUse { .. }))
+                    if started.elapsed() < LISTEN_RETRY_MAX =>
+                {
+                    thread::sleep(LISTEN_RETRY_PAUSE);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// With port 0 the kernel chooses one for TCP, which somebody else may have for UDP: then another
+    /// try finds another one.
+    fn try_open(plan: &ShardPlan) -> Result<Self, ShardStartFault> {
+        let limits = &plan.config.limits;
+        let options = ListenOptions {
+            backlog: LISTEN_BACKLOG,
+            send_buffer_bytes: limits.send_buffer_bytes,
+            receive_buffer_bytes: limits.receive_buffer_bytes,
+        };
+        let listeners = ListenerGroup::bind(plan.config.listen, plan.shards, &options)?;
+        let datagrams = match &plan.settings.quic {
+            Some(quic) => {
+                let address = listeners.address();
+                Some(DatagramDoor::open(address, plan.shards, &plan.config.quic, quic)?)
+            }
+            None => None,
+        };
+        Ok(Self { listeners, datagrams })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listeners.address()
+    }
+
+    pub(crate) fn listener(&self, shard: u16) -> Listener {
+        self.listeners.listener(shard)
+    }
+
+    pub(crate) fn serves_quic(&self) -> bool {
+        self.datagrams.is_some()
+    }
+
+    pub(crate) fn datagram_socket(&self, shard: u16) -> Option<UdpSocket> {
+        self.datagrams.as_ref().map(|datagrams| datagrams.group.socket(shard))
+    }
+
+    /// `shard` sees a flood of handshakes, or none any more. Gives the steering program that holds now,
+    /// if it has changed.
+    pub(crate) fn set_flood(&self, shard: u16, is_on: bool) -> Option<&Program> {
+        self.datagrams.as_ref()?.set_flood(shard, is_on)
+    }
+}
+
+impl DatagramDoor {
+    fn open(
+        address: SocketAddr,
+        shards: u16,
+        serving: &QuicServing,
+        quic: &QuicConfig,
+    ) -> Result<Self, ShardStartFault> {
+        let options = UdpOptions {
+            send_buffer_bytes: serving.send_buffer_bytes,
+            receive_buffer_bytes: serving.receive_buffer_bytes,
+        };
+        let group = UdpGroup::bind(address, shards, &options)?;
+        let granted = group.receive_buffer_bytes().map_err(ShardStartFault::Steering)?;
+        if granted < 2 * u64::from(serving.receive_buffer_bytes) {
+            warn!(
+                asked_bytes = serving.receive_buffer_bytes,
+                granted_bytes = granted / 2,
+                "the kernel holds fewer datagrams than configured; raise net.core.rmem_max, or lower \
+                 quic.receive_buffer_bytes"
+            );
+        }
+        let (usual, flooded) = match serving.steering {
+            Steering::Keyed | Steering::Plain => {
+                (Some(quic.program(shards)), quic.flood_program(shards))
+            }
+            Steering::Off => (None, None),
+        };
+        if let Some(program) = &usual {
+            group.steer(program).map_err(ShardStartFault::Steering)?;
+        }
+        info!(%address, steering = ?serving.steering, "QUIC is served");
+        Ok(Self { group, usual, flooded, floods: Mutex::default() })
+    }
+
+    fn set_flood(&self, shard: u16, is_on: bool) -> Option<&Program> {
+        // Held while the program is exchanged: the last change is the one that stays.
+        let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = !floods.is_empty();
+        if is_on {
+            floods.insert(shard);
+        } else {
+            floods.remove(&shard);
+        }
+        let after = !floods.is_empty();
+        if before == after {
+            return None;
+        }
+        let program = if after { self.flooded.as_ref() } else { self.usual.as_ref() };
+        let program = program.filter(|_| self.flooded.is_some())?;
+        if let Err(errno) = self.group.steer(program) {
+            error!(%errno, "cannot exchange the steering program");
+            return None;
+        }
+        warn!(shard, spreads = after, "QUIC: a flood of handshakes begins or ends");
+        Some(program)
+    }
+}
+
+/// Connections that the kernel holds for a shard that is behind with accepting.
+const LISTEN_BACKLOG: u32 = 4096;
+/// How long a port that is in use is tried again, and how often.
+const LISTEN_RETRY_MAX: Duration = Duration::from_secs(2);
+const LISTEN_RETRY_PAUSE: Duration = Duration::from_millis(50);
