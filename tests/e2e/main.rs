@@ -14,6 +14,7 @@ mod kill;
 mod power;
 mod disk;
 mod drain;
+mod handover;
 mod devices;
 mod full;
 mod limits;

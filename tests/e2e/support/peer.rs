@@ -1,5 +1,6 @@
 //! One device with the real client library. What the app is told is kept and confirmed at once.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +42,14 @@ pub struct Peer {
     confirming: Arc<Semaphore>,
 }
 
+/// How a client reaches the gateway.
+pub struct Way {
+    pub address: SocketAddr,
+    pub path: PathConfig,
+    /// See [`ReconnectConfig::stable_ms`].
+    pub stable_ms: u64,
+}
+
 /// Where a device keeps its database between two [`Peer`]s.
 pub struct Place {
     directory: TempDir,
@@ -57,17 +66,33 @@ impl Place {
 }
 
 impl Peer {
+    /// Over TLS.
     pub async fn open(gateway: &Gateway, user: &str, device: &str, database: &Path) -> Self {
+        let way = Way {
+            address: gateway.address(),
+            path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
+            stable_ms: 1_000,
+        };
+        Self::open_by(way, gateway, user, device, database).await
+    }
+
+    pub async fn open_by(
+        way: Way,
+        gateway: &Gateway,
+        user: &str,
+        device: &str,
+        database: &Path,
+    ) -> Self {
         let config = ClientConfig {
-            addresses: vec![gateway.address().to_string()],
+            addresses: vec![way.address.to_string()],
             server_name: "localhost".to_owned(),
             roots_pem: gateway.keys.roots_pem.clone(),
             database_path: database.to_owned(),
             token_source: gateway.keys.token_source(user, device),
             device: DeviceId::new(device).unwrap(),
             mode: Mode::Foreground,
-            path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
-            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 1_000 },
+            path: way.path,
+            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: way.stable_ms },
             ledger: LedgerConfig::default(),
         };
         let client = Client::open(config).await.unwrap();
