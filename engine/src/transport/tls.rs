@@ -1,14 +1,15 @@
-//! The only file that knows rustls.
+//! Where rustls is known, and nowhere else; [`quic`] has what QUIC needs of it.
 //!
 //! TLS 1.3 alone, with a post-quantum hybrid key exchange preferred (X25519MLKEM768), the ALPN
 //! protocol required, and one stateless ticketer shared by all shards, so that a session resumes on
 //! whichever shard accepts it. No early data: Hello is never accepted before the handshake is done.
 
+mod quic;
+
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use quinn_proto::crypto::rustls::QuicServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -76,8 +77,7 @@ impl ServerConfig {
     /// The same handshakes under QUIC: a session that began over TCP resumes there and the other
     /// way round. rustls accepts no early data with a ticketer; zero bytes of it are allowed too.
     pub(super) fn for_quic(&self) -> Arc<dyn quinn_proto::crypto::ServerConfig> {
-        let config = QuicServerConfig::try_from(Arc::clone(&self.0));
-        Arc::new(config.expect("the provider has the suite of first packets, AES-128-GCM"))
+        Arc::new(quic::Handshakes::new(Arc::clone(&self.0)))
     }
 
     /// One that is otherwise than ours, to test against.

@@ -73,7 +73,8 @@ impl Path {
         if answers(connection) > before {
             self.unvalidated = None;
             counters.path_validations += 1;
-            self.settle_on(self.current.remote);
+            self.moved = self.told != self.current.remote;
+            self.told = self.current.remote;
         }
     }
 
@@ -103,14 +104,6 @@ impl Path {
         }
         self.previous = None;
         self.unvalidated = None;
-        self.settle_on(remote);
-    }
-
-    fn settle_on(&mut self, remote: SocketAddr) {
-        if self.told != remote {
-            self.told = remote;
-            self.moved = true;
-        }
     }
 
     /// A validated change that nobody was told of yet.

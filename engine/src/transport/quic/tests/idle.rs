@@ -1,5 +1,7 @@
 //! Connections that do nothing cost nothing.
 
+use std::process::Command;
+
 use super::super::EndReason;
 use super::world::{SECOND, World};
 use crate::limits::QUIC_IDLE_MS;
@@ -41,4 +43,46 @@ fn what_is_lost_after_a_quiet_time_is_sent_again() {
         world.network.loss_percent = 0;
         world.run_until(5 * SECOND, |world| world.clients[client].received == [round; 3_000]);
     }
+}
+
+/// Acceptance test 21, its first half: what an idle connection holds, allocator and all. In a
+/// process of its own, where nobody else takes memory meanwhile.
+#[test]
+fn an_idle_connection_is_small() {
+    if std::env::var_os(ALONE).is_some() {
+        return measure_idle_connections();
+    }
+    let name = "transport::quic::tests::idle::an_idle_connection_is_small";
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("per idle connection"), "{output:?}");
+    println!("{said}");
+}
+
+const ALONE: &str = "RINGPOST_TEST_ALONE";
+
+/// Clients come and go, so that their memory is used again; the gateway's connections stay.
+fn measure_idle_connections() {
+    let mut world = World::new(1);
+    let connect = |world: &mut World, count: usize| {
+        for _ in 0..count {
+            world.connected();
+            world.run_for(SECOND);
+            world.clients.clear();
+        }
+    };
+    connect(&mut world, 200);
+    let (before_bytes, count) = (resident_bytes(), 1_000);
+    connect(&mut world, count);
+    assert_eq!(world.shards[0].endpoint.connections(), 200 + count);
+    let each_bytes = (resident_bytes() - before_bytes) / count;
+    println!("{each_bytes} bytes per idle connection");
+    assert!(each_bytes < 17_000, "{each_bytes} bytes per idle connection");
+}
+
+/// Of this process.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4_096
 }
