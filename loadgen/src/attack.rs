@@ -1,8 +1,11 @@
 //! Connections that mean no good, on plain blocking sockets: they are few, slow, or both, and share
 //! nothing with the clients whose latency is measured.
 
+mod initials;
 mod logins;
 mod sockets;
+
+pub use initials::INITIALS_SOURCES;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +27,7 @@ pub enum Attack {
     HalfOpen,
     Trickle,
     WrongToken,
+    Initials,
 }
 
 /// Whom, how many, how long.
@@ -42,6 +46,7 @@ pub struct Target {
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AttackCounts {
+    /// Connections, or first packets of some.
     pub opened: u64,
     pub ended_by_server: u64,
     /// Logins that were told an error, or shown the door.
@@ -57,6 +62,7 @@ impl Attack {
             Pressure::HalfOpen => Self::HalfOpen,
             Pressure::Trickle => Self::Trickle,
             Pressure::WrongToken => Self::WrongToken,
+            Pressure::Initials => Self::Initials,
             Pressure::StopReading | Pressure::StopReadingFull | Pressure::ReadSlowly => {
                 unreachable!("readers are clients of a swarm")
             }
@@ -69,6 +75,7 @@ impl Attack {
             Self::HalfOpen => sockets::half_open(target, stop),
             Self::Trickle => sockets::trickle(target, stop),
             Self::WrongToken => logins::wrong_token(target, stop),
+            Self::Initials => initials::initials(target, stop),
         }
     }
 }

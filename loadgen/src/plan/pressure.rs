@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::{ChatPlan, MAILBOX_RECORDS_MAX, OfflinePlan, check_payload};
+use crate::attack::INITIALS_SOURCES;
 
 /// What the others do to the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -19,6 +20,8 @@ pub enum Pressure {
     Trickle,
     /// Logins with a token that nobody signed.
     WrongToken,
+    /// First packets of QUIC connections, from many addresses, and nothing after them.
+    Initials,
 }
 
 /// A quiet phase, then one under pressure, of `chat.duration` each.
@@ -43,6 +46,14 @@ impl Pressure {
         matches!(self, Self::StopReading | Self::StopReadingFull | Self::ReadSlowly)
     }
 
+    /// Sockets that `count` of the others need.
+    pub fn sockets(self, count: u32) -> u32 {
+        match self {
+            Self::Initials => u32::from(INITIALS_SOURCES),
+            _ => count,
+        }
+    }
+
     /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,6 +63,7 @@ impl Pressure {
             Self::HalfOpen => "half-open",
             Self::Trickle => "trickle",
             Self::WrongToken => "wrong-token",
+            Self::Initials => "initials",
         }
     }
 }

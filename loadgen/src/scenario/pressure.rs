@@ -134,7 +134,7 @@ impl Crowd {
 
 /// Runs the scenario.
 pub fn run(plan: &PressurePlan, options: &Options) -> Result<PressureResult> {
-    allow_connections(plan.chat.connections + plan.count)?;
+    allow_connections(plan.chat.connections + plan.pressure.sockets(plan.count))?;
     let limits = match plan.pressure.is_reading() {
         true => vec![("mailbox_records_max", plan.mailbox_messages)],
         false => Vec::new(),
