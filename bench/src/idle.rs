@@ -1,66 +1,84 @@
-//! A client that says Hello over TLS and then nothing, on a blocking socket.
+//! Clients that have said Hello and then say nothing, on a thread of the load generator.
 
 use std::error::Error;
-use std::io;
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use ringpost_loadgen::client::{Client, Identity};
-use ringpost_protocol::message::ClientEvent;
+use clap::ValueEnum;
+use ringpost_loadgen::addr::SourceAddresses;
+use ringpost_loadgen::client::Identity;
+use ringpost_loadgen::fleet::{Fleet, Part};
+use ringpost_loadgen::gateway::Gateway;
+use ringpost_loadgen::measure::{PAYLOAD_BYTES_MIN, PayloadPattern};
+use ringpost_loadgen::swarm::{SwarmConfig, quic_config};
+use ringpost_loadgen::tokens::{TokenMint, tls_config};
+use ringpost_loadgen::traffic::Traffic;
 use rustls::pki_types::ServerName;
 
-/// A connection that is open, welcomed and silent until it is dropped.
-pub struct IdleConnection {
-    /// Held open.
-    _stream: TcpStream,
-    _client: Client,
+/// What carries a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    Tls,
+    Quic,
 }
 
-/// Scratch memory of all connections that are being opened.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    stream: BytesMut,
-    plaintext: Vec<u8>,
-    ciphertext: Vec<u8>,
-}
+/// Connections that are open, welcomed and silent until this is dropped.
+pub struct Idle(Fleet);
 
-impl IdleConnection {
-    /// Connects and waits until the gateway has said that nothing is left to deliver.
+impl Idle {
+    /// Connects one device of each of the users `name-0`, `name-1` and so on.
     pub fn open(
-        server: SocketAddr,
-        config: &Arc<rustls::ClientConfig>,
-        identity: Identity,
-        scratch: &mut Scratch,
+        gateway: &Gateway,
+        transport: Transport,
+        name: &str,
+        count: u32,
     ) -> Result<Self, Box<dyn Error>> {
-        let mut stream = TcpStream::connect(server)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
-        let mut client = Client::new(identity);
-        client.connect(0, config, ServerName::from(server.ip()))?;
-        let mut received = [0; 4096];
-        loop {
-            scratch.ciphertext.clear();
-            client.poll_transmit(0, &mut scratch.plaintext, &mut scratch.ciphertext);
-            io::Write::write_all(&mut stream, &scratch.ciphertext)?;
-            let length = io::Read::read(&mut stream, &mut received)?;
-            if length == 0 {
-                return Err("the gateway closed the connection".into());
-            }
-            client.handle_received(0, &received[..length], &mut scratch.stream)?;
-            while let Some(event) = client.poll_event() {
-                match event {
-                    ClientEvent::Welcome(welcome) => client.handle_welcome(&welcome),
-                    ClientEvent::CaughtUp => {
-                        return Ok(Self { _stream: stream, _client: client });
-                    }
-                    ClientEvent::Error { text, .. } => return Err(text.into()),
-                    _ => {}
-                }
-            }
-        }
+        let mint = TokenMint::load(gateway.data(), TOKEN_LIFETIME)?;
+        let tls = tls_config(gateway.data())?;
+        let quic = match transport {
+            Transport::Tls => None,
+            Transport::Quic => Some(quic_config(Arc::clone(&tls))?),
+        };
+        let config = SwarmConfig {
+            target: gateway.target(),
+            server_name: ServerName::from(gateway.target().ip()),
+            tls,
+            quic,
+            connecting_max: CONNECTING_MAX,
+            tick_ns: TICK_NS,
+        };
+        let identity =
+            |index| Identity::new(&format!("{name}-{index}"), u64::from(index) + 1, &mint);
+        let identities = (0..count).map(identity).collect::<Result<Vec<_>, _>>()?;
+        let silent = PayloadPattern::new(PAYLOAD_BYTES_MIN, 0);
+        let part = Part {
+            traffic: Traffic::new(identities.len(), Vec::new(), silent, 0),
+            identities,
+            sources: SourceAddresses::new(gateway.target(), count, 0, 1),
+        };
+        let fleet = Fleet::start(&Arc::new(config), None, vec![part])?;
+        fleet.run(|_, swarm| swarm.connect_all(), |_| ())?;
+        Ok(Self(fleet))
+    }
+
+    /// Lets time pass, in which the clients acknowledge and answer what they must.
+    pub fn rest(&self, time: Duration) -> Result<(), Box<dyn Error>> {
+        let time_ns = u64::try_from(time.as_nanos())?;
+        let rest = move |_: usize, swarm: &mut ringpost_loadgen::swarm::Swarm| {
+            swarm.run_until(swarm.now_ns() + time_ns, |_| false)
+        };
+        self.0.run(rest, |_| ())?;
+        Ok(())
+    }
+
+    /// Says goodbye: QUIC has no kernel that does it for clients that are gone.
+    pub fn leave(self) -> Result<(), Box<dyn Error>> {
+        self.0.run(|_, swarm| swarm.disconnect(), |_| ())?;
+        Ok(())
     }
 }
 
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// Longer than the run.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+const CONNECTING_MAX: u32 = 64;
+const TICK_NS: u64 = 1_000_000;
