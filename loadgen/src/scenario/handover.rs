@@ -185,7 +185,9 @@ fn load(
         let schedule = Schedule::new(&plan.chat, &connections);
         let duration_ns = nanoseconds(plan.chat.duration);
         swarm.run_open(schedule, duration_ns, nanoseconds(plan.grace))?;
-        // A cut waits for something to cut, and the last change for its first frame.
+        // A cut waits for something to cut, and now nothing more comes; the last change waits for its
+        // first frame.
+        swarm.cut_silent();
         swarm.run_until(swarm.now_ns() + nanoseconds(SETTLE), Swarm::is_settled)?;
         Ok((swarm.finish(), swarm.handovers().clone()))
     };

@@ -128,6 +128,16 @@ impl Swarm {
         Ok(())
     }
 
+    /// Cuts those connections now that have nothing to send any more.
+    pub fn cut_silent(&mut self) {
+        for client in 0..u32::try_from(self.slots.len()).expect("clients have numbers") {
+            let slot = &self.slots[client as usize];
+            if slot.cut == Cut::Due && slot.state == LinkState::Open && !slot.sending {
+                self.cut(client);
+            }
+        }
+    }
+
     /// The bytes before the cut are out.
     pub(super) fn cut(&mut self, client: u32) {
         let now_ns = self.ring.now_ns();
