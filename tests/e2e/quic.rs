@@ -329,3 +329,102 @@ async fn unsteered_datagrams_are_passed_on() {
         assert_eq!(gateway.metric("ringpost_quic_handshakes_total"), 2.0);
     });
 }
+
+/// Clients that vanish at any moment: before and behind their Hello, while their connection is on its
+/// way home, pushed out by the next one of the same device. Nothing of them stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_vanishes_leaves_nothing_behind() {
+    let mut gateway = shards(4);
+    let mut clients = JoinSet::new();
+    for number in 0..120_u64 {
+        // Twelve devices, so that each is replaced often.
+        let user = user_at(u16::try_from(number % 4).unwrap(), 4, &format!("user-{}", number % 12));
+        let token = gateway.keys.token(&user, "phone");
+        let (address, roots_pem) = (gateway.address(), gateway.keys.roots_pem.clone());
+        clients.spawn(async move {
+            let mut quic = Quic::connect_to(address, &roots_pem).await.unwrap();
+            quic.hello(&token, "phone").await;
+            match number % 5 {
+                0 => {} // dropped without a word
+                1 => quic.connection.close(7_u32.into(), b"bye"),
+                2 => quic.finish(),
+                3 => sleep(Duration::from_millis(number % 9)).await,
+                _ => {
+                    quic.send_bytes(&framed(client_frame::Frame::Ping(wire::Ping {}))).await;
+                    let _ = timeout(Duration::from_millis(number % 50), quic.read_frame()).await;
+                    quic.connection.close(0_u32.into(), b"");
+                }
+            }
+            let endpoint = quic.endpoint.clone();
+            drop(quic);
+            // What is dropped tells the gateway that it is gone.
+            endpoint.wait_idle().await;
+        });
+    }
+    while let Some(client) = timeout(PATIENCE, clients.join_next()).await.expect("clients end") {
+        client.unwrap();
+    }
+    block_in_place(|| {
+        for name in
+            ["ringpost_connections", "ringpost_quic_connections", "ringpost_mesh_unanswered"]
+        {
+            wait_until(name, || (gateway.metric(name) == 0.0).then_some(()));
+        }
+    });
+    // Once more, into a gateway that drains.
+    let mut late = JoinSet::new();
+    for number in 0..40 {
+        let token = gateway.keys.token(&format!("late-{number}"), "phone");
+        let (address, roots_pem) = (gateway.address(), gateway.keys.roots_pem.clone());
+        late.spawn(async move {
+            if let Ok(mut quic) = Quic::connect_to(address, &roots_pem).await {
+                quic.hello(&token, "phone").await;
+                let _ = quic.connection.closed().await;
+            }
+        });
+        if number == 20 {
+            gateway.terminate();
+        }
+    }
+    assert_eq!(block_in_place(|| gateway.wait()).code(), Some(0), "{}", gateway.log());
+    late.abort_all();
+}
+
+/// So many handshakes at once that clients have to prove their addresses, and first packets are spread
+/// by the kernel. Who is connected notices nothing, and who comes gets in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_handshakes_is_spread() {
+    let gateway = Gateway::start(Settings {
+        listener: "quic.retry_handshakes_pending = 0",
+        ..Settings::default()
+    });
+    let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
+    let mut receiver = Quic::open(&gateway, &bob, "phone").await;
+    let mut sender = Quic::open(&gateway, &alice, "phone").await;
+    let crowd = endpoint(&gateway.keys.roots_pem, b"ringpost/1");
+    let floods = || block_in_place(|| gateway.metric("ringpost_quic_floods_total"));
+    let mut dialled = Vec::new();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while floods() == 0.0 {
+        assert!(std::time::Instant::now() < deadline, "no flood");
+        // Dropped at once: a client that begins and does not go on.
+        dialled.extend((0..1_000).map(|_| crowd.connect(gateway.address(), "localhost").unwrap()));
+        sleep(Duration::from_millis(20)).await;
+        dialled.clear();
+    }
+    assert!(block_in_place(|| gateway.metric("ringpost_quic_retries_total")) >= 256.0);
+    for round in 0..5 {
+        sender.rebind();
+        let numbers = round * 10..(round + 1) * 10;
+        tokio::join!(
+            send_numbers(&mut sender, &bob, numbers.clone()),
+            expect_numbers(&mut receiver, numbers)
+        );
+    }
+    for number in 0..8 {
+        drop(Quic::open(&gateway, &format!("late-{number}"), "phone").await);
+    }
+    block_in_place(|| wait_until("calm", || gateway.log().contains("spreads=false").then_some(())));
+    drop(Quic::open(&gateway, "after", "phone").await);
+    assert_eq!(block_in_place(|| gateway.metric("ringpost_quic_panics_total")), 0.0);
+}
