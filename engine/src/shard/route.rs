@@ -70,6 +70,14 @@ pub(super) struct Lane {
     pub(super) foreign_unanswered: u32,
 }
 
+#[cfg(test)]
+impl Lane {
+    /// Who waits for credits, receipts aside.
+    pub(super) fn len(&self) -> usize {
+        self.conns.len()
+    }
+}
+
 impl<R: Ring> Shard<R> {
     /// Takes a Send from its connection, or keeps it there until there is room.
     pub(super) fn handle_send(
