@@ -15,6 +15,7 @@ mod power;
 mod disk;
 mod drain;
 mod handover;
+mod links;
 mod devices;
 mod full;
 mod limits;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -38,6 +38,8 @@ pub struct Settings {
     pub audits: bool,
     /// Datagrams find their shard; `false`: a gateway of the library alone, for tests.
     pub steers: bool,
+    /// Where clients connect; `None`: an address of 127.0.0.0/8.
+    pub listen: Option<IpAddr>,
 }
 
 impl Default for Settings {
@@ -55,6 +57,7 @@ impl Default for Settings {
             listener: "",
             audits: false,
             steers: true,
+            listen: None,
         }
     }
 }
@@ -84,8 +87,9 @@ impl Gateway {
         let keys = Keys::prepare(directory.path());
         // An address of its own: nobody else takes its port while it is down.
         let free_port = SocketAddr::from((own_address(), 0));
+        let listen = settings.listen.map_or(free_port, |address| SocketAddr::from((address, 0)));
         let mut gateway =
-            Self { directory, keys, settings, running: None, listen: free_port, admin: free_port };
+            Self { directory, keys, settings, running: None, listen, admin: free_port };
         gateway.try_restart()?;
         Ok(gateway)
     }
@@ -212,6 +216,7 @@ impl Gateway {
             listener,
             audits,
             steers: _,
+            listen: _,
         } = &self.settings;
         let comma = if limits.is_empty() { "" } else { ", " };
         let data_dir = data_dir.as_deref().unwrap_or_else(|| Path::new("store")).display();

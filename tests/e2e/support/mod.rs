@@ -7,6 +7,7 @@ pub mod disk;
 pub mod gateway;
 pub mod key_server;
 pub mod keys;
+pub mod netns;
 pub mod load;
 pub mod peer;
 pub mod quic;
