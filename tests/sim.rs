@@ -120,11 +120,20 @@ fn a_retry_under_a_new_number_is_told_once() {
 /// The process ends at each completion in turn, alone or with its machine: nothing is lost.
 #[test]
 fn the_process_may_end_at_every_completion() {
+    end_at_every_completion(false, COMPLETION_STEP);
+}
+
+#[test]
+fn the_process_may_end_at_every_completion_with_quic() {
+    end_at_every_completion(true, 3 * COMPLETION_STEP);
+}
+
+fn end_at_every_completion(quic: bool, step: usize) {
     let keys = keys();
-    let small = Options { small: true, ..Options::default() };
+    let small = Options { small: true, quic, ..Options::default() };
     let whole = World::run(SMALL_SEED, &keys, small).unwrap();
     assert!(whole.accepted > 10 && whole.completions > 200, "{whole:?}");
-    for completion in (1..whole.completions).step_by(COMPLETION_STEP) {
+    for completion in (1..whole.completions).step_by(step) {
         for loses_power in [false, true] {
             let crash = Some(Crash { completion, loses_power });
             if let Err(violation) = World::run(SMALL_SEED, &keys, Options { crash, ..small }) {

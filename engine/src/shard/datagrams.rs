@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Errno, Op, Outcome, Ring};
 
 use super::Shard;
@@ -72,6 +73,9 @@ impl<R: Ring> Shard<R> {
     fn forward_foreign(&mut self) {
         let Some(edge) = &mut self.edge else { return };
         while let Some((shard, datagram)) = edge.endpoint.poll_foreign() {
+            if is_active(Mutant::DatagramNotForwarded) {
+                continue;
+            }
             let lane = &mut self.lanes[usize::from(shard)];
             if lane.foreign_unanswered >= FOREIGN_UNANSWERED_MAX
                 || self.mesh.reserve(shard).is_err()

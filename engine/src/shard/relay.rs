@@ -11,6 +11,7 @@
 //! dropped, because the order that closes the stream has been given, or waits for its credit.
 
 use bytes::Bytes;
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 
 use super::Shard;
@@ -122,6 +123,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn handle_news(&mut self, edge: u16, news: StreamNews) {
         let StreamNews { conn, stream, news } = news;
         let wants = match news {
+            News::Received(_) if is_active(Mutant::StreamChunkLost) => Some(true),
             News::Received(data) => Some(self.link_received(conn, &data)),
             News::Ended => Some(self.link_ended(conn)),
             News::Sent => {
@@ -226,7 +228,7 @@ impl Edge {
     /// The next thing that the home of a stream must hear.
     fn next_news(&mut self, key: StreamKey) -> Option<News> {
         let stream = self.streams.get_mut(key)?;
-        if std::mem::take(&mut stream.owes_sent) {
+        if std::mem::take(&mut stream.owes_sent) && !is_active(Mutant::StreamSentNotTold) {
             return Some(News::Sent);
         }
         if stream.is_gone {

@@ -280,6 +280,7 @@ impl Client {
         if self.unread.is_none() {
             host.faults.counts.slow_readers += 1;
             self.unread = Some(Vec::new());
+            host.paths[self.index].is_blind = true;
             let duration_ns = self.random.between(500, 40_000) * MS;
             host.clock.plan_in(duration_ns, Event::ClientReads { client: self.index });
         }
@@ -299,6 +300,8 @@ impl Client {
         for event in self.unread.take().unwrap_or_default() {
             host.clock.plan_in(0, event);
         }
+        host.paths[self.index].is_blind = false;
+        host.quic_reads(self.index);
     }
 
     /// The app comes to the front.
@@ -396,7 +399,11 @@ impl Client {
     }
 
     pub fn connect(&mut self, host: &mut Host, oracle: &mut Oracle, shard: u16, login: Login) {
-        let link = host.connect(self.index, shard);
+        let link = if host.faults.picks_quic() {
+            host.quic_connect(self.index)
+        } else {
+            host.connect(self.index, shard)
+        };
         let identity = self.ledger().identity();
         host.tell(|| format!("client {} connects, link {link}, {identity:?}", self.index));
         let device = self.address.device.clone();

@@ -43,6 +43,13 @@ counts! {
         vanished,
         rogues,
         false_acks,
+        // datagrams
+        lost_datagrams,
+        doubled_datagrams,
+        joined_datagrams,
+        failed_datagram_sends,
+        rebinds,
+        strangers,
         // clients
         client_crashes,
         absences,
@@ -69,6 +76,14 @@ counts! {
     /// What the gateway and the apps did, so that a report shows what was reached at all.
     Coverage {
         connections,
+        quic_connections,
+        // at the end, in the last process
+        quic_paths_proven,
+        quic_retries,
+        quic_resets,
+        datagrams_foreign,
+        // all along
+        floods,
         tokens_renewed,
         tokens_refused,
         background_connections,

@@ -3,6 +3,7 @@
 
 use super::clock::{MS, Stream};
 use super::counts::FaultCounts;
+use super::udp::DOUBLE_NS_MAX;
 use super::weights::Weights;
 
 /// The weights of a world and its streams.
@@ -32,6 +33,13 @@ pub struct Faults {
     lost_reset: Stream,
     completion: Stream,
     turn: Stream,
+    carrier: Stream,
+    datagram: Stream,
+    datagram_loss: Stream,
+    doubled: Stream,
+    joined: Stream,
+    datagram_send: Stream,
+    pub rebind: Stream,
 }
 
 impl Faults {
@@ -61,6 +69,13 @@ impl Faults {
             lost_reset: stream("lost reset"),
             completion: stream("completion"),
             turn: stream("turn"),
+            carrier: stream("carrier"),
+            datagram: stream("datagram"),
+            datagram_loss: stream("datagram loss"),
+            doubled: stream("doubled"),
+            joined: stream("joined"),
+            datagram_send: stream("datagram send"),
+            rebind: stream("rebind"),
         }
     }
 
@@ -123,6 +138,40 @@ impl Faults {
         self.counts.lost_packets += 1;
         // The timeout of a retransmission doubles with each that is lost too.
         delay_ns + 200 * MS * (1 << self.loss.below(5))
+    }
+
+    /// After what times a datagram arrives: once, never, or twice.
+    pub fn datagram_delays_ns(&mut self) -> Vec<u64> {
+        let delay_ns = self.datagram.delay(self.weights.network_ns);
+        if !self.active {
+            return vec![delay_ns];
+        }
+        if self.datagram_loss.chance(self.weights.datagram_loss) {
+            self.counts.lost_datagrams += 1;
+            return Vec::new();
+        }
+        let mut delays_ns = vec![delay_ns];
+        if self.doubled.chance(self.weights.doubled) {
+            self.counts.doubled_datagrams += 1;
+            delays_ns.push(delay_ns + self.doubled.below(DOUBLE_NS_MAX));
+        }
+        delays_ns
+    }
+
+    /// Whether the kernel joins what waits in a socket.
+    pub fn joins_datagrams(&mut self) -> bool {
+        self.joined.chance(500)
+    }
+
+    pub fn fails_datagram_send(&mut self) -> bool {
+        let hit = self.active && self.datagram_send.chance(self.weights.datagram_send_fault);
+        self.counts.failed_datagram_sends += u64::from(hit);
+        hit
+    }
+
+    /// Whether a new connection is one over QUIC.
+    pub fn picks_quic(&mut self) -> bool {
+        self.weights.quic > 0 && self.carrier.chance(self.weights.quic)
     }
 
     pub fn loses_reset(&mut self) -> bool {

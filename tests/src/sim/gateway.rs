@@ -1,6 +1,7 @@
 //! The process: its shards, its control thread in miniature, and its ends.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +12,8 @@ use ringpost_engine::metrics::ShardMetrics;
 use ringpost_engine::shard::message::{ControlRequest, ShardEvent};
 use ringpost_engine::shard::{Shard, ShardConfig, ShardParts, ShardSettings, StoreDirectory, Turn};
 use ringpost_engine::transport::Acceptor;
-use ringpost_ring::{Group, Listener, Ring};
+use ringpost_engine::transport::quic::{CidNaming, QuicConfig, QuicKeys, QuicLimits};
+use ringpost_ring::{Group, Listener, Ring, UdpSocket};
 use ringpost_storage::limits::SEGMENT_BYTES_MIN;
 use ringpost_storage::{Current, FileId, Store, StoreConfig};
 
@@ -20,6 +22,7 @@ use super::oracle::Oracle;
 use super::reshard::{self, Ended};
 use super::ring::{Host, Rest, SimRing};
 use super::shape::Shape;
+use super::weights::Steering;
 
 /// A wish for another number of storage shards.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +39,12 @@ pub struct Gateway {
     host: Rc<RefCell<Host>>,
     verifier: Arc<Verifier>,
     random: Stream,
+    /// A process gives out ids that no other one has.
+    quic_random: Stream,
+    /// `None`: no QUIC.
+    quic: Option<QuicConfig>,
+    /// Shards that see a flood of handshakes.
+    floods: BTreeSet<u16>,
     /// Its storage shards are those of `CURRENT`.
     pub shape: Shape,
     shards: Vec<Shard<SimRing>>,
@@ -61,6 +70,9 @@ impl Gateway {
             host,
             verifier,
             random,
+            quic_random: Stream::new(seed, "quic gateway"),
+            quic: None,
+            floods: BTreeSet::new(),
             shape,
             shards: Vec::new(),
             group: None,
@@ -94,6 +106,7 @@ impl Gateway {
             host.begin_process();
             host.coverage.process_starts += 1;
         }
+        self.begin_quic();
         self.events.lock().expect("one thread").clear();
         (self.finished, self.quiet_count) = (vec![false; usize::from(shards)], 0);
         (self.draining, self.failure) = (false, None);
@@ -142,6 +155,54 @@ impl Gateway {
         is_done
     }
 
+    fn begin_quic(&mut self) {
+        let host = &mut *self.host.borrow_mut();
+        let weights = &host.faults.weights;
+        self.floods.clear();
+        if weights.quic == 0 {
+            return;
+        }
+        let naming = match weights.steering {
+            Steering::Plain => CidNaming::Plain,
+            Steering::Keyed | Steering::Hash => CidNaming::Keyed,
+        };
+        let usual = QuicLimits::default();
+        let retry_pending = usual.retry_pending.min(weights.retry_pending);
+        let limits = QuicLimits { retry_pending, ..usual };
+        let keys = QuicKeys::from_secret(&QUIC_SECRET);
+        let seed = std::array::from_fn(|_| self.quic_random.next_u64().to_le_bytes()[0]);
+        let config = QuicConfig::plain(keys, naming, limits).with_seed(seed);
+        let is_steered = weights.steering != Steering::Hash;
+        host.steering = is_steered.then(|| config.program(self.shape.shards));
+        self.quic = Some(config);
+    }
+
+    /// As the production code does: while any shard sees a flood, first packets go by the hash.
+    fn handle_flood(&mut self, shard: u16, is_on: bool) {
+        let was_on = !self.floods.is_empty();
+        if is_on {
+            self.floods.insert(shard)
+        } else {
+            self.floods.remove(&shard)
+        };
+        let is_on = !self.floods.is_empty();
+        let Some(quic) = self.quic.as_ref().filter(|_| was_on != is_on) else { return };
+        let shards = self.shape.shards;
+        let Some(flooded) = quic.flood_program(shards) else { return };
+        let program = if is_on { flooded } else { quic.program(shards) };
+        {
+            let host = &mut *self.host.borrow_mut();
+            host.coverage.floods += u64::from(is_on);
+            if host.steering.is_none() {
+                return;
+            }
+            host.steering = Some(program.clone());
+        }
+        for shard in 0..shards {
+            self.ask(shard, ControlRequest::Steered(program.clone()));
+        }
+    }
+
     fn shard(
         &self,
         shard: u16,
@@ -162,7 +223,7 @@ impl Gateway {
         let parts = ShardParts {
             ring: SimRing::new(Rc::clone(&self.host), shard),
             listener: Some(Listener(i32::from(shard))),
-            datagrams: None,
+            datagrams: self.quic.as_ref().map(|_| UdpSocket(i32::from(shard))),
             mesh: Mesh::new(shard, queues.clone()),
             settings: self.settings(),
             addresses: Arc::clone(addresses),
@@ -181,7 +242,7 @@ impl Gateway {
         };
         ShardSettings {
             acceptor: Acceptor::Plain,
-            quic: None,
+            quic: self.quic.clone(),
             verifier: Arc::clone(&self.verifier),
             limits: Arc::new(limits),
             reconnect_jitter_ms: 1_000,
@@ -285,8 +346,8 @@ impl Gateway {
                 }
                 ShardEvent::Finished { .. }
                 | ShardEvent::UnknownKey { .. }
-                | ShardEvent::Flood { .. }
                 | ShardEvent::Audit(_) => {}
+                ShardEvent::Flood { shard, is_on } => self.handle_flood(shard, is_on),
                 ShardEvent::Reopening { shard, reason } => {
                     oracle.answers_lost = true;
                     let mut host = self.host.borrow_mut();
@@ -400,3 +461,4 @@ const TURNS_PER_CHECK: u64 = 64;
 const GAP_REASONS: usize = 3;
 /// A sender whose disk lost its first commit begins a new installation.
 const RECEIPTS_PER_PEER: usize = 2;
+const QUIC_SECRET: [u8; 32] = *b"the secret of a simulated world.";

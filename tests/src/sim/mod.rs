@@ -1,7 +1,7 @@
 //! A whole gateway with its clients in one thread, from one seed.
 //!
 //! The shards, stores, client sessions and client ledgers are the production code. What is below
-//! them is not: [`clock`] time, [`net`] the network, [`disk`] a file system that forgets un-synced
+//! them is not: [`clock`] time, [`net`] and [`udp`] the network, [`quic`] a cipher, [`disk`] a file system that forgets un-synced
 //! writes, [`ring`] the completions. [`faults`] says what goes wrong and how often, [`oracle`] what
 //! must hold all the same, and [`world`] runs it: [`world::World::run`].
 //!
@@ -18,6 +18,8 @@ pub mod disk;
 pub mod injury;
 pub mod path;
 pub mod net;
+pub mod udp;
+pub mod quic;
 pub mod ring;
 pub mod reshard;
 pub mod gateway;

@@ -6,10 +6,12 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use ringpost_ring::{Errno, Socket};
 
+use super::quic::is_quic;
 use super::ring::{Done, Host, Kind};
 use super::world::Event;
 
-/// Names one connection for ever; the shards see it as the number of a socket.
+/// Names one connection for ever; the shards see it as the number of a socket. Those of
+/// [`super::quic`] are negative, and the shards do not see them.
 pub type LinkId = i32;
 
 /// One connection.
@@ -105,6 +107,9 @@ impl Host {
     }
 
     pub fn client_write(&mut self, id: LinkId, mut data: &[u8]) {
+        if is_quic(id) {
+            return self.quic_write(id, data);
+        }
         if self.link(id).client_end != ClientEnd::Open {
             return;
         }
@@ -122,6 +127,9 @@ impl Host {
 
     /// The client's process ends the connection in order.
     pub fn client_close(&mut self, id: LinkId) {
+        if is_quic(id) {
+            return self.quic_close(id);
+        }
         let link = self.link(id);
         if link.client_end == ClientEnd::Open {
             link.client_end = ClientEnd::Closed;
@@ -131,6 +139,9 @@ impl Host {
     }
 
     pub fn client_reset(&mut self, id: LinkId) {
+        if is_quic(id) {
+            return self.quic_abort(id);
+        }
         let link = self.link(id);
         if link.client_end == ClientEnd::Open {
             link.client_end = ClientEnd::Closed;
@@ -140,6 +151,9 @@ impl Host {
 
     /// The server is not told; it finds out by the silence.
     pub fn client_vanish(&mut self, id: LinkId) {
+        if is_quic(id) {
+            return self.quic_vanish(id);
+        }
         let link = self.link(id);
         if link.client_end == ClientEnd::Open {
             link.client_end = ClientEnd::Vanished;
@@ -149,6 +163,9 @@ impl Host {
 
     /// Something in the middle resets both ends.
     pub fn cut(&mut self, id: LinkId) {
+        if is_quic(id) {
+            return self.quic_cut(id);
+        }
         self.send_reset(id, true);
         self.send_reset(id, false);
     }
@@ -269,7 +286,7 @@ impl Host {
         match kind {
             Kind::Recv(link) => self.link(link).recv = None,
             Kind::Send(link) => self.link(link).send = None,
-            Kind::Accept | Kind::File | Kind::Other => {}
+            Kind::Accept | Kind::Datagrams | Kind::File | Kind::Other => {}
         }
     }
 

@@ -12,6 +12,8 @@ pub struct Path {
     up_ns: u64,
     /// ... and nothing from it. What is sent meanwhile is sent again later, but for resets.
     down_ns: u64,
+    /// The client does not read what comes over QUIC.
+    pub is_blind: bool,
 }
 
 impl Host {
@@ -52,6 +54,13 @@ impl Host {
         let event =
             if up { Event::RstToServer { link: id } } else { Event::RstToClient { link: id } };
         self.clock.plan_in(delay_ns, event);
+    }
+
+    /// Whether nothing gets through now in this direction.
+    pub fn is_cut(&self, client: usize, up: bool) -> bool {
+        let path = self.paths.get(client).copied().unwrap_or_default();
+        let until_ns = if up { path.up_ns } else { path.down_ns };
+        self.faults.active && until_ns > self.clock.now_ns()
     }
 
     /// Until when this direction is cut; in the past: it is not.

@@ -9,9 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
 use bytes::Bytes;
+use ringpost_ring::steering::Program;
 use ringpost_ring::{
-    COMPLETIONS_PER_ENTER_MAX, Completion, Errno, File, Lease, Op, OpId, Outcome, Pool, Ring,
-    RingCounters, Socket, WOKEN_TOKEN,
+    COMPLETIONS_PER_ENTER_MAX, Completion, Datagrams, Errno, File, Lease, Op, OpId, Outcome, Pool,
+    Ring, RingCounters, Socket, WOKEN_TOKEN,
 };
 
 use super::clock::{Clock, MS};
@@ -21,7 +22,9 @@ use super::faults::Faults;
 use super::injury::Injuries;
 use super::net::{Link, LinkId};
 use super::path::Path;
+use super::quic::QuicLinks;
 use super::trace::Trace;
+use super::udp::{Inlet, SERVER, Train};
 use super::world::Event;
 
 /// Everything that the shards of one process and the clients share.
@@ -34,6 +37,10 @@ pub struct Host {
     pub current: Vec<u8>,
     pub links: BTreeMap<LinkId, Link>,
     pub last_link: LinkId,
+    /// Connections over QUIC, at the clients.
+    pub quic: QuicLinks,
+    /// The program of the datagram sockets; `None`: a hash over the sender's address.
+    pub steering: Option<Program>,
     /// By client.
     pub paths: Vec<Path>,
     pub coverage: Coverage,
@@ -59,6 +66,7 @@ pub struct Kernel {
     pub buffers: Vec<u16>,
     pub accept: Option<u32>,
     pub backlog: VecDeque<LinkId>,
+    pub inlet: Inlet,
     /// What the last enter found, for the scheduler.
     pub rest: Rest,
     pub turn_at_ns: u64,
@@ -99,6 +107,7 @@ pub enum Kind {
     Accept,
     Recv(LinkId),
     Send(LinkId),
+    Datagrams,
     File,
     Other,
 }
@@ -117,6 +126,9 @@ impl Ready {
         let Self { slot, more, result } = self;
         let result = match result {
             Ok(Done::Received { data, .. }) => format!("{} bytes received", data.len()),
+            Ok(Done::Datagrams { train, .. }) => {
+                format!("{} bytes of datagrams received", train.data.len())
+            }
             Ok(Done::Sent { bytes, .. }) => format!("{bytes} bytes sent"),
             Ok(Done::Read(data)) => format!("{} bytes read", data.len()),
             other => format!("{other:?}"),
@@ -129,6 +141,7 @@ impl Ready {
 pub enum Done {
     Accepted(Socket),
     Received { buffer: u16, data: Vec<u8> },
+    Datagrams { buffer: u16, train: Train },
     Ended,
     Sent { bytes: usize, data: Vec<Bytes> },
     Opened(File),
@@ -144,6 +157,8 @@ pub struct SimRing {
     wakes: Vec<u16>,
     /// Receive buffers on loan, with what they hold.
     lent: Vec<Option<Vec<u8>>>,
+    /// The same of datagrams.
+    lent_datagrams: Vec<Option<Vec<u8>>>,
     now_ns: u64,
     unix_ms: u64,
     counters: RingCounters,
@@ -159,6 +174,8 @@ impl Host {
             current: Vec::new(),
             links: BTreeMap::new(),
             last_link: 0,
+            quic: QuicLinks::new(seed),
+            steering: None,
             paths: vec![Path::default(); clients],
             coverage: Coverage::default(),
             kernels: (0..shards).map(|_| Kernel::default()).collect(),
@@ -175,6 +192,10 @@ impl Host {
         self.trace.tell(self.clock.now_ns(), text);
     }
 
+    pub fn shard_count(&self) -> u16 {
+        u16::try_from(self.kernels.len()).expect("made from a u16")
+    }
+
     pub fn kernel(&mut self, shard: u16) -> &mut Kernel {
         &mut self.kernels[usize::from(shard)]
     }
@@ -189,6 +210,7 @@ impl Host {
             let turn_ticket = kernel.turn_ticket + 1;
             *kernel = Kernel {
                 buffers: (0..buffers).collect(),
+                inlet: Inlet::new(buffers),
                 turn_at_ns: u64::MAX,
                 turn_ticket,
                 ..Kernel::default()
@@ -309,6 +331,10 @@ impl Host {
                 self.close_socket(socket);
                 return self.complete(shard, slot, false, Ok(Done::Nothing));
             }
+            Op::RecvDatagrams { socket } => return self.arm_datagrams(shard, slot, socket),
+            Op::SendDatagrams { socket, send } => {
+                return self.send_datagrams(shard, slot, socket, &send);
+            }
             Op::CloseFile { file } => {
                 self.disk.close(file);
                 // Without a random delay: a shard closes its files in no particular order.
@@ -323,9 +349,6 @@ impl Host {
             Op::SyncAll { file } => self.sync(file, false),
             Op::Unlink { path } => FileOp::Unlink { path: text(path) },
             Op::Connect { .. } | Op::Wake { .. } => unreachable!("no shard connects"),
-            Op::RecvDatagrams { .. } | Op::SendDatagrams { .. } => {
-                unreachable!("no shard of the simulator serves QUIC yet")
-            }
         };
         let process = self.process;
         let mut delay_ns = self.faults.disk_delay_ns();
@@ -350,6 +373,7 @@ impl Host {
         match kind {
             Kind::File | Kind::Other => return Err(Errno::ALREADY),
             Kind::Accept => self.kernel(shard).accept = None,
+            Kind::Datagrams => self.kernel(shard).inlet.disarm(),
             Kind::Recv(_) | Kind::Send(_) => self.disarm(kind),
         }
         self.complete(shard, target.slot, false, Err(Errno::CANCELED));
@@ -370,6 +394,7 @@ impl SimRing {
             queued: Vec::new(),
             wakes: Vec::new(),
             lent: vec![None; buffers],
+            lent_datagrams: vec![None; buffers],
             now_ns,
             unix_ms,
             counters: RingCounters::default(),
@@ -402,6 +427,17 @@ impl SimRing {
                     length_bytes,
                 }))
             }
+            Done::Datagrams { buffer, train } => {
+                let Train { from, ecn, segment_bytes, data } = train;
+                let length_bytes = u32::try_from(data.len()).expect("a buffer is small");
+                let segment_bytes = u32::try_from(segment_bytes.max(1)).expect("smaller");
+                self.counters.datagram_leases_out += 1;
+                let before = self.lent_datagrams[usize::from(buffer)].replace(data);
+                assert!(before.is_none(), "a buffer on loan was filled");
+                let lease = Lease { pool: Pool::Datagram, buffer_index: buffer, length_bytes };
+                let local = Some(SERVER);
+                Outcome::Datagrams(Datagrams { lease, from, local, ecn, segment_bytes })
+            }
             Done::Ended => Outcome::Received(None),
             Done::Sent { bytes, data } => Outcome::Sent { sent_bytes: bytes, data },
             Done::Opened(file) => Outcome::Opened(file),
@@ -424,6 +460,7 @@ impl Ring for SimRing {
             Op::Accept { .. } => Kind::Accept,
             Op::Recv { socket, .. } => Kind::Recv(socket.0),
             Op::Send { socket, .. } => Kind::Send(socket.0),
+            Op::RecvDatagrams { .. } => Kind::Datagrams,
             Op::Open { .. }
             | Op::Read { .. }
             | Op::Write { .. }
@@ -476,17 +513,31 @@ impl Ring for SimRing {
     }
 
     fn bytes(&self, lease: &Lease) -> &[u8] {
-        let held = self.lent[usize::from(lease.buffer_index)].as_ref();
+        let lent = match lease.pool {
+            Pool::Stream => &self.lent,
+            Pool::Datagram => &self.lent_datagrams,
+        };
+        let held = lent[usize::from(lease.buffer_index)].as_ref();
         let held = held.expect("a lease that is not on loan");
         assert_eq!(held.len(), lease.length_bytes as usize);
         held
     }
 
     fn release(&mut self, lease: Lease) {
-        let held = self.lent[usize::from(lease.buffer_index)].take();
+        let mut host = self.host.borrow_mut();
+        let kernel = host.kernel(self.shard);
+        let (lent, count, buffers) = match lease.pool {
+            Pool::Stream => (&mut self.lent, &mut self.counters.leases_out, &mut kernel.buffers),
+            Pool::Datagram => (
+                &mut self.lent_datagrams,
+                &mut self.counters.datagram_leases_out,
+                &mut kernel.inlet.buffers,
+            ),
+        };
+        let held = lent[usize::from(lease.buffer_index)].take();
         assert!(held.is_some(), "a lease released twice");
-        self.counters.leases_out -= 1;
-        self.host.borrow_mut().kernel(self.shard).buffers.push(lease.buffer_index);
+        *count -= 1;
+        buffers.push(lease.buffer_index);
     }
 
     fn now_ns(&self) -> u64 {
@@ -515,7 +566,7 @@ impl Ring for SimRing {
 }
 
 /// 10.0.0.0; that of a client follows by its number.
-const FIRST_ADDRESS: u32 = 10 << 24;
+pub const FIRST_ADDRESS: u32 = 10 << 24;
 
 fn text(path: std::ffi::CString) -> String {
     path.into_string().expect("paths of the simulator are ASCII")

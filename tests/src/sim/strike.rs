@@ -1,7 +1,10 @@
 //! What strikes now and then: planned by its mean time, in microseconds, so that any moment can be
 //! hit.
 
+use std::net::Ipv4Addr;
+
 use super::clock::MS;
+use super::quic::Rebind;
 use super::weights::Fault;
 use super::world::{Event, World};
 
@@ -36,6 +39,8 @@ impl World {
                 self.strike_client(fault);
             }
             Fault::PowerFailure | Fault::Kill | Fault::Restart => self.strike_process(fault),
+            Fault::Rebind => self.rebind(),
+            Fault::Stranger => self.send_strange_datagrams(),
             Fault::Rogue => self.send_rogue(),
             Fault::FalseAck => {
                 let host = &mut *self.host.borrow_mut();
@@ -157,6 +162,41 @@ impl World {
         host.clock.plan_in(stays_ns, Event::RogueLeaves { link });
     }
 
+    /// A client moves, once or several times in quick succession.
+    fn rebind(&mut self) {
+        let host = &mut *self.host.borrow_mut();
+        let client = host.faults.rebind.index(self.clients.len());
+        let Some(link) = self.clients[client].conn.as_ref().map(|conn| conn.link) else { return };
+        let moves = if host.faults.rebind.chance(200) { 8 } else { 1 };
+        for n in 0..moves {
+            let kind = host.faults.rebind.index(4);
+            let rebind = [Rebind::Port, Rebind::Port, Rebind::Network, Rebind::Home][kind];
+            host.clock.plan_in(n * FLAP_NS, Event::Rebinds { link, rebind });
+        }
+    }
+
+    /// Nobody expects them, and nothing comes of them.
+    fn send_strange_datagrams(&mut self) {
+        let host = &mut *self.host.borrow_mut();
+        host.faults.counts.strangers += 1;
+        for _ in 0..host.faults.rebind.between(1, 20) {
+            let random = &mut host.faults.rebind;
+            let port = u16::try_from(random.between(1_024, 65_000)).expect("a port");
+            let from = (Ipv4Addr::new(203, 0, 113, 9), port).into();
+            let mut data = if random.chance(300) {
+                host.quic.overheard.clone()
+            } else {
+                let length = [0, 1, 8, 9, 14, 1_200][random.index(6)];
+                (0..length).map(|_| random.next_u64().to_le_bytes()[0]).collect()
+            };
+            if random.chance(300) && !data.is_empty() {
+                let at = random.index(data.len());
+                data[at] ^= 1 << random.below(8);
+            }
+            host.datagram_up(NOBODY, from, 0, &data);
+        }
+    }
+
     fn step_clock(&mut self) {
         let host = &mut *self.host.borrow_mut();
         host.faults.counts.clock_steps += 1;
@@ -172,3 +212,5 @@ impl World {
 
 /// No client of ours.
 const ROGUE: usize = usize::MAX;
+const NOBODY: usize = usize::MAX;
+const FLAP_NS: u64 = 50 * MS;

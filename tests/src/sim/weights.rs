@@ -30,8 +30,31 @@ pub struct Weights {
     pub send_buffer_bytes: usize,
     /// The process or its machine goes down while a slow sync is under way.
     pub crash_in_sync: u64,
+    /// Connections over QUIC; with zero the gateway has no datagram sockets at all.
+    pub quic: u64,
+    /// How datagrams find their shard.
+    pub steering: Steering,
+    /// Handshakes under way beyond which a client must prove its address.
+    pub retry_pending: usize,
+    /// A datagram is lost.
+    pub datagram_loss: u64,
+    /// A datagram comes twice.
+    pub doubled: u64,
+    /// A send of datagrams fails, and they are lost.
+    pub datagram_send_fault: u64,
     /// Mean time between faults of a kind; `None`: not in this world.
     pub mean_ms: Vec<(Fault, u64)>,
+}
+
+/// How datagrams find their shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// By a keyed function of the connection id.
+    Keyed,
+    /// By the first bytes of the connection id.
+    Plain,
+    /// By the sender's address alone: shards forward to each other.
+    Hash,
 }
 
 /// What strikes now and then, and not at every occasion.
@@ -41,6 +64,10 @@ pub enum Fault {
     Connection,
     /// The packets of one client do not get through for a while, in one direction or both.
     Partition,
+    /// A client with a connection over QUIC has another address.
+    Rebind,
+    /// Datagrams that no client has sent: garbage, or a copy of one that was overheard.
+    Stranger,
     /// A client stays away for long.
     Absence,
     /// A client does not read for a while.
@@ -90,9 +117,12 @@ impl Weights {
         let usual = MEANS.iter().map(|&fault| (fault, 500));
         let of_store = STORE_MEANS.iter().map(|&fault| (fault, STORE_CHANCE));
         let of_disk = DISK_MEANS.iter().map(|&fault| (fault, DISK_CHANCE));
+        let quic = QuicWeights::of(seed);
+        let of_quic = QUIC_MEANS.iter().filter(|_| quic.share > 0).map(|&fault| (fault, 700));
         let mean_ms = usual
             .chain(of_store)
             .chain(of_disk)
+            .chain(of_quic)
             .filter_map(|((fault, mean_ms), chance)| {
                 let mut stream = Stream::new(seed, &format!("weight of {fault:?}"));
                 stream.chance(chance).then(|| (fault, mean_ms / stream.between(1, 4)))
@@ -117,6 +147,12 @@ impl Weights {
             receive_buffers: u16::try_from(scale([2, 8, 64])).expect("small"),
             send_buffer_bytes: usize::try_from(scale([2_000, 16_000, 200_000])).expect("small"),
             crash_in_sync: [0, 200, 600][Stream::new(seed, "weight of crash in sync").index(3)],
+            quic: quic.share,
+            steering: quic.steering,
+            retry_pending: quic.retry_pending,
+            datagram_loss: quic.loss,
+            doubled: quic.doubled,
+            datagram_send_fault: quic.send_fault,
             mean_ms,
         }
     }
@@ -141,6 +177,12 @@ impl Weights {
             receive_buffers: 64,
             send_buffer_bytes: 200_000,
             crash_in_sync: 0,
+            quic: 0,
+            steering: Steering::Keyed,
+            retry_pending: usize::MAX,
+            datagram_loss: 0,
+            doubled: 0,
+            datagram_send_fault: 0,
             mean_ms: Vec::new(),
         }
     }
@@ -148,6 +190,31 @@ impl Weights {
     /// Mean time between two of them.
     pub fn mean_ms(&self, fault: Fault) -> Option<u64> {
         self.mean_ms.iter().find(|(kind, _)| *kind == fault).map(|&(_, mean_ms)| mean_ms)
+    }
+}
+
+/// What concerns QUIC alone, from a stream of its own.
+struct QuicWeights {
+    share: u64,
+    steering: Steering,
+    retry_pending: usize,
+    loss: u64,
+    doubled: u64,
+    send_fault: u64,
+}
+
+impl QuicWeights {
+    fn of(seed: u64) -> Self {
+        let random = &mut Stream::new(seed, "weights of quic");
+        let steerings = [Steering::Keyed, Steering::Keyed, Steering::Plain, Steering::Hash];
+        Self {
+            share: [0, 500, 1_000][random.index(3)],
+            steering: steerings[random.index(4)],
+            retry_pending: [0, 2, usize::MAX][random.index(3)],
+            loss: [0, 10, 100][random.index(3)],
+            doubled: [0, 20, 200][random.index(3)],
+            send_fault: [0, 10, 100][random.index(3)],
+        }
     }
 }
 
@@ -167,6 +234,9 @@ const MEANS: &[(Fault, u64)] = &[
     (Fault::SlowSync, 15_000),
     (Fault::ClockStep, 15_000),
 ];
+
+/// In worlds with QUIC.
+const QUIC_MEANS: &[(Fault, u64)] = &[(Fault::Rebind, 4_000), (Fault::Stranger, 6_000)];
 
 /// A store that fails is opened again, which excuses nothing, but takes time.
 const STORE_MEANS: &[(Fault, u64)] = &[(Fault::FailWrite, 15_000), (Fault::FailSync, 15_000)];

@@ -1,6 +1,7 @@
 //! One world: a gateway, its clients, what goes wrong, and the order of it all.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::gateway::{Gateway, Reshard};
 use super::keys::Keys;
 use super::net::LinkId;
 use super::oracle::{Oracle, Violation};
+use super::quic::{Heard, Rebind};
 use super::ring::{Host, Ready};
 use super::settle::Settled;
 use super::shape::Shape;
@@ -36,6 +38,10 @@ pub enum Event {
     ToClient { link: LinkId, data: Vec<u8> },
     FinToClient { link: LinkId },
     RstToClient { link: LinkId },
+    DatagramToServer { from: SocketAddr, ecn: u8, data: Vec<u8> },
+    DatagramToClient { to: SocketAddr, ecn: u8, data: Vec<u8> },
+    QuicTimer { link: LinkId, ticket: u64 },
+    Rebinds { link: LinkId, rebind: Rebind },
     ClientTimer { client: usize, ticket: u64 },
     ClientWritten { client: usize, life: u64 },
     ClientReads { client: usize },
@@ -54,6 +60,10 @@ impl Event {
         match self {
             Self::ToServer { link, data } => format!("link {link}: {} bytes up", data.len()),
             Self::ToClient { link, data } => format!("link {link}: {} bytes down", data.len()),
+            Self::DatagramToServer { from, data, .. } => {
+                format!("{} bytes from {from}", data.len())
+            }
+            Self::DatagramToClient { to, data, .. } => format!("{} bytes to {to}", data.len()),
             Self::Ready { shard, ready, .. } => format!("shard {shard}: {}", ready.describe()),
             other => format!("{other:?}"),
         }
@@ -70,6 +80,8 @@ pub struct Options {
     pub tight_mailboxes: bool,
     /// Two clients, a second or two, and nothing goes wrong by chance.
     pub small: bool,
+    /// All connections go over QUIC, whatever the seed says.
+    pub quic: bool,
     /// The process ends at this moment.
     pub crash: Option<Crash>,
 }
@@ -128,6 +140,9 @@ impl World {
         let mut host = Host::new(seed, shape.shards, shape.devices.len());
         if options.small {
             host.faults.weights = Weights::none();
+        }
+        if options.quic {
+            host.faults.weights.quic = 1_000;
         }
         host.disk.lie_about_sync = options.lie_about_sync;
         host.trace = trace;
@@ -254,6 +269,7 @@ impl World {
             }
             event => self.handle_below(event),
         }
+        self.hear();
         if self.gateway.is_finished() {
             self.end_process(false);
         }
@@ -309,7 +325,34 @@ impl World {
             }
             Event::ClientReads { client } => self.clients[client].handle_reads(host),
             Event::RogueLeaves { link } => host.client_close(link),
+            Event::DatagramToServer { from, ecn, data } => {
+                host.handle_datagram_to_server(from, ecn, data);
+            }
+            Event::DatagramToClient { to, ecn, data } => {
+                host.handle_datagram_to_client(to, ecn, &data);
+            }
+            Event::QuicTimer { link, ticket } => host.handle_quic_timer(link, ticket),
+            Event::Rebinds { link, rebind } => {
+                if host.faults.active {
+                    host.quic_rebind(link, rebind);
+                }
+            }
             other => unreachable!("handled above: {other:?}"),
+        }
+    }
+
+    /// Tells the clients what their QUIC connections have for them.
+    fn hear(&mut self) {
+        let host = &mut *self.host.borrow_mut();
+        while let Some((client, link, heard)) = host.quic.next_heard() {
+            let worker = &mut self.clients[client];
+            match heard {
+                Heard::Data(data) => {
+                    host.clock.note(&[5, client as u64, data.len() as u64]);
+                    worker.handle_data(host, &mut self.oracle, link, &data);
+                }
+                Heard::End => worker.handle_end(host, &mut self.oracle, link),
+            }
         }
     }
 
