@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 
+use ringpost_client::Transports;
 use ringpost_protocol::message::RejectCode;
 use ringpost_protocol::wire::{self, GapReason, client_frame, server_frame};
 
@@ -16,21 +17,26 @@ use crate::support::wait_until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sync_that_fails_loses_nothing() {
-    a_failure_loses_nothing(Operation::Sync).await;
+    a_failure_loses_nothing(Operation::Sync, Transports::TlsOnly).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_that_fails_loses_nothing_over_quic() {
+    a_failure_loses_nothing(Operation::Sync, Transports::QuicOnly).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_fails_loses_nothing() {
-    a_failure_loses_nothing(Operation::Write).await;
+    a_failure_loses_nothing(Operation::Write, Transports::TlsOnly).await;
 }
 
 /// EIO once under load: the store is opened again in place and the gateway goes on. Then the power
 /// fails: what a failed sync left in the page cache is not on the disk, whatever later syncs say.
-async fn a_failure_loses_nothing(operation: Operation) {
+async fn a_failure_loses_nothing(operation: Operation, transports: Transports) {
     let disk = FragileDisk::mount(11);
     let data_dir = Some(disk.data_dir());
     let mut gateway = Gateway::start(Settings { data_dir, ..Settings::default() });
-    let load = Load::start(&gateway).await;
+    let load = Load::start_over(transports, &gateway).await;
     for skip in [0, 1, 5] {
         load.wait_for_progress(10).await;
         let (faults, reopens) = (disk.counts().faults, gateway.metric(REOPENS));

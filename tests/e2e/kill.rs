@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use ringpost_client::Transports;
 
 use crate::support::PATIENCE;
 use crate::support::gateway::{Gateway, Settings};
@@ -12,20 +13,25 @@ use crate::support::load::Load;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_under_load_lose_nothing() {
-    kill_rounds(5, 1).await;
+    kill_rounds(5, 1, Transports::TlsOnly).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a minute; run by .ci/run"]
 async fn twenty_kills_under_load_lose_nothing() {
-    kill_rounds(20, rand::random()).await;
+    kill_rounds(20, rand::random(), Transports::TlsOnly).await;
 }
 
-async fn kill_rounds(rounds: usize, seed: u64) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_under_load_over_quic_lose_nothing() {
+    kill_rounds(5, 2, Transports::QuicOnly).await;
+}
+
+async fn kill_rounds(rounds: usize, seed: u64, transports: Transports) {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut gateway = Gateway::start(Settings::default());
-    let load = Load::start(&gateway).await;
+    let load = Load::start_over(transports, &gateway).await;
     for round in 0..rounds {
         let up = Duration::from_millis(random.random_range(50..600));
         tokio::time::sleep(up).await;

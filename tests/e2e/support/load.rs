@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ringpost_client::{Client, SendError, SendOptions};
+use ringpost_client::{Client, PathConfig, SendError, SendOptions, Status, Transports};
 use ringpost_protocol::id::UserId;
 use ringpost_protocol::message::{Recipient, SendBody};
 use tokio::sync::watch;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::PATIENCE;
 use super::gateway::Gateway;
 use super::keys::user_at;
-use super::peer::{Peer, Place, Seen, Stop};
+use super::peer::{Peer, Place, Seen, Stop, Way};
 
 pub struct Load {
     peers: Vec<Peer>,
@@ -39,13 +39,24 @@ struct Sent {
 }
 
 impl Load {
-    /// For a gateway of two shards.
+    /// For a gateway of two shards, over TLS.
     pub async fn start(gateway: &Gateway) -> Self {
+        Self::start_over(Transports::TlsOnly, gateway).await
+    }
+
+    pub async fn start_over(transports: Transports, gateway: &Gateway) -> Self {
         let place = Place::new();
         let mut peers = Vec::new();
         for (shard, name) in [(0, "alice"), (0, "bob"), (1, "carol"), (1, "dave")] {
             let user = user_at(shard, 2, name);
-            peers.push(Peer::connect(gateway, &user, "phone", &place.file(name)).await);
+            let way = Way {
+                address: gateway.address(),
+                path: PathConfig { transports, ..PathConfig::default() },
+                stable_ms: 1_000,
+            };
+            let peer = Peer::open_by(way, gateway, &user, "phone", &place.file(name)).await;
+            peer.wait("connected", |seen| seen.count(&Status::Connected) > 0).await;
+            peers.push(peer);
         }
         let stop = Stop::default();
         let mut flows = Vec::new();

@@ -22,6 +22,8 @@ pub struct Quic {
     send: SendStream,
     recv: RecvStream,
     inbound: BytesMut,
+    /// What it sent has reached its recipient up to here.
+    delivered: u64,
 }
 
 /// A socket on loopback with a port of its own.
@@ -70,7 +72,7 @@ impl Quic {
         let endpoint = endpoint(roots_pem, b"ringpost/1");
         let connection = dial(&endpoint, address).await?;
         let (send, recv) = connection.open_bi().await?;
-        Ok(Self { endpoint, connection, send, recv, inbound: BytesMut::new() })
+        Ok(Self { endpoint, connection, send, recv, inbound: BytesMut::new(), delivered: 0 })
     }
 
     /// Connects and is welcomed.
@@ -107,8 +109,11 @@ impl Quic {
     pub async fn read_frame(&mut self) -> Option<server_frame::Frame> {
         loop {
             if let Some(frame) = split_frame(&mut self.inbound, FRAME_BYTES_MAX).unwrap() {
-                let frame = ServerFrame::decode(frame).unwrap();
-                return Some(frame.frame.expect("a frame that this client knows"));
+                let frame = ServerFrame::decode(frame).unwrap().frame;
+                if let Some(server_frame::Frame::Delivered(receipt)) = &frame {
+                    self.delivered = receipt.up_to_send_seq;
+                }
+                return Some(frame.expect("a frame that this client knows"));
             }
             let chunk = timeout(PATIENCE, self.recv.read_chunk(64 << 10, true));
             match chunk.await.expect("something comes").unwrap() {
@@ -146,6 +151,13 @@ impl Quic {
             _ => None,
         })
         .await
+    }
+
+    /// The receipt for what it has sent up to `send_seq` has come, or comes.
+    pub async fn expect_delivered(&mut self, send_seq: u64) {
+        while self.delivered < send_seq {
+            self.read_frame().await.expect("the connection has ended");
+        }
     }
 
     pub async fn expect_message(&mut self) -> wire::Deliver {

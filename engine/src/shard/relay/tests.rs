@@ -365,3 +365,28 @@ fn a_stalled_send_ends_the_connection_at_both_ends() {
     assert_eq!(pair.home.metrics.slow_consumers.get(), 1);
     pair.expect_nothing_left();
 }
+
+#[test]
+fn a_connection_waits_for_credits_as_often_as_it_must() {
+    let mut pair = Pair::new();
+    let conn = pair.put_conn();
+    pair.put_stream(Owner::There { home: HOME, conn });
+    pair.turns(2);
+    use_up(&mut pair.home, EDGE);
+    for _ in 0..3 {
+        pair.home.conns.get_mut(conn).unwrap().out.extend_from_slice(b"an answer");
+        pair.home.mark_dirty(conn);
+        pair.turns(2);
+        assert_eq!(pair.home.lanes[usize::from(EDGE)].len(), 1, "it waits");
+        give_back(&mut pair.home, EDGE, 1);
+        pair.turns(2);
+        let stream = pair.streams().get_mut(STREAM).unwrap();
+        assert!(!std::mem::take(&mut stream.sending).is_empty(), "it has gone out");
+        stream.owes_sent = true; // the client has taken it
+        pair.edge.drive_stream(STREAM);
+        pair.turns(1);
+        assert!(pair.home.conns.get_mut(conn).unwrap().is_flushed());
+        // The credit of the answer to the order is used up again.
+        use_up(&mut pair.home, EDGE);
+    }
+}
