@@ -3,7 +3,7 @@
 #[path = "../../client/tests/support/tcp_relay.rs"]
 mod tcp_relay;
 #[path = "../../client/tests/support/udp_relay.rs"]
-mod udp_relay;
+pub(crate) mod udp_relay;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -26,6 +26,7 @@ mod format;
 mod faults;
 mod tls;
 mod quic;
+mod s2n;
 mod openssl;
 mod refusal;
 mod reload;
