@@ -17,12 +17,13 @@
 //! [`Client::network_changed`] when the phone goes from one network to another: QUIC moves along
 //! without a handshake. Nothing is ever sent as early data.
 //!
-//! Modules from the app inwards: [`event`], what is sent and told; [`token`], who we are; the
+//! Modules from the app inwards: [`event`], what is sent and told; [`e2ee`], what the server cannot
+//! read; [`token`], who we are; the
 //! driver, a tokio task; [`store`], what is durable, with [`ledger`], all of the delivery logic
 //! without network or clock; the link, and its stream over TLS or QUIC; who dials, and the race of
 //! the transports; [`path`], which of them to prefer; [`reconnect`], when to try again; [`limits`].
 //!
-//! Envelopes are opaque here: encrypt before sending.
+//! Envelopes are opaque to [`Client::send`]: encrypt before sending.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -53,6 +54,7 @@ pub use crate::token::{TokenFault, TokenFuture, TokenSource};
 pub use ringpost_protocol as protocol;
 
 pub mod event;
+pub mod e2ee;
 pub mod token;
 mod driver;
 pub mod store;

@@ -1,7 +1,7 @@
 //! Bounds of the client. Configuration may lower those that [`crate::ledger::LedgerConfig`] names, and
 //! choose others for those of [`crate::PathConfig`].
 
-use ringpost_protocol::limits::HEARTBEAT_BACKGROUND_MS_MAX;
+use ringpost_protocol::limits::{ENVELOPE_BYTES_MAX, HEARTBEAT_BACKGROUND_MS_MAX, TTL_MS_MAX};
 
 /// Messages in the outbox.
 pub const OUTBOX_ROWS_MAX: usize = 4096;
@@ -53,5 +53,42 @@ pub const GO_AWAY_MS_MAX: u64 = 5_000;
 /// Time for Bye to reach the socket at a close.
 pub const CLOSE_MS_MAX: u64 = 1_000;
 
+/// Age at which a signed prekey is replaced.
+pub const SIGNED_PREKEY_MS: u64 = 7 * DAY_MS;
+/// Time that a replaced signed prekey still opens first messages, which wait in mailboxes.
+pub const PREKEY_GRACE_MS: u64 = 31 * DAY_MS;
+/// Replaced signed prekeys that are kept. More only when one is replaced early.
+pub const SIGNED_PREKEYS_RETIRED_MAX: usize = 8;
+/// One-time prekeys at the server after a refill; what one KeysPublish may carry.
+pub const ONE_TIME_PREKEYS_TARGET: u32 = 100;
+/// Stock at the server below which it is refilled.
+pub const ONE_TIME_PREKEYS_LOW: u32 = 50;
+/// One-time secrets kept, with those that the server handed out and nobody has used.
+pub const ONE_TIME_SECRETS_MAX: usize = 500;
+/// First messages remembered for each signed prekey, 32 bytes each. At half of it the key is
+/// replaced early; when it is full, first messages without a one-time key are refused.
+pub const FIRST_MESSAGES_REMEMBERED_MAX: usize = 4096;
+/// Sessions kept with one other device.
+pub const SESSIONS_PER_PAIR_MAX: usize = 4;
+/// Time without a message after which a session that another has replaced is dropped.
+pub const SESSION_IDLE_MS_MAX: u64 = 31 * DAY_MS;
+/// Age at which a session that never had an answer is replaced.
+pub const SESSION_UNCONFIRMED_MS_MAX: u64 = 30 * DAY_MS;
+/// Messages sent without an answer, after which a new session is begun. The other side bridges
+/// [`RATCHET_GAP_MAX`] lost messages, so it bridges the loss of all of these.
+pub const SESSION_UNANSWERED_MESSAGES_MAX: u32 = 2_000;
+/// Lost messages in one chain that the ratchet bridges; vodozemac's, not to be chosen.
+pub const RATCHET_GAP_MAX: u32 = 2_000;
+/// Keys of skipped messages kept in one chain; vodozemac's, not to be chosen.
+pub const SKIPPED_KEYS_MAX: u32 = 40;
+/// Bytes given to one encryption.
+pub const PLAINTEXT_BYTES_MAX: usize = ENVELOPE_BYTES_MAX - 1024;
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+const _: () = assert!(PREKEY_GRACE_MS > TTL_MS_MAX && SESSION_IDLE_MS_MAX > TTL_MS_MAX);
+const _: () = assert!(PREKEY_GRACE_MS / SIGNED_PREKEY_MS < SIGNED_PREKEYS_RETIRED_MAX as u64);
+const _: () = assert!(ONE_TIME_PREKEYS_TARGET as usize * 2 <= ONE_TIME_SECRETS_MAX);
+const _: () = assert!(SESSION_UNANSWERED_MESSAGES_MAX <= RATCHET_GAP_MAX);
 const _: () = assert!(QUIC_IDLE_MS_MAX >= HEARTBEAT_BACKGROUND_MS_MAX * 5 / 2);
 const _: () = assert!(QUIC_RETRY_CONNECT_MS_MAX <= QUIC_RETRY_MS_MIN);

@@ -1,0 +1,27 @@
+//! End-to-end encryption, without network, clock or storage: bytes, keys and the time in, bytes out.
+//!
+//! What it is: *X3DH (Signal, revision 1) with Ed25519 identities as in OMEMO 2, followed by the
+//! Double Ratchet of Olm as vodozemac implements it; groups use Megolm, a sender-key scheme.* It is
+//! not compatible with Signal on the wire. The server sees public keys, signatures that it need not
+//! check, and ciphertext.
+//!
+//! Nothing here is wired into [`Client::send`](crate::Client::send) yet.
+//!
+//! Randomness for identities, prekeys, ephemeral keys and nonces is the caller's; the later keys of
+//! a ratchet and those of groups are drawn by vodozemac from the system.
+
+pub mod fault;
+pub mod identity;
+pub mod bundle;
+pub mod prekey;
+pub mod x3dh;
+pub mod pair;
+
+mod session;
+mod wire;
+
+pub use bundle::Bundle;
+pub use fault::Fault;
+pub use identity::{IdentityKey, PublicIdentity};
+pub use pair::{OwnKeys, Pair, PairState, Party};
+pub use prekey::PreKeys;
