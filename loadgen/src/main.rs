@@ -46,9 +46,9 @@ enum Scenario {
     /// Users change their network: QUIC moves along, TCP breaks within a frame and resumes.
     ///
     /// The same load twice. Over QUIC each change takes a client to another port and, on loopback, to
-    /// another address; what was under way to the old one is lost. Over TCP each change cuts the
-    /// connection at a random byte of what the client sends. A change is over with the first frame
-    /// that comes after it.
+    /// another address; what it was saying and what was under way to the old one is lost. Over TCP each
+    /// change cuts the connection at a random byte of what the client sends. A change is over with the
+    /// first frame that comes after it.
     Handover(HandoverFlags),
     /// Nothing but logins: full and resumed handshakes, with and without ML-KEM.
     Handshake(HandshakeFlags),

@@ -118,7 +118,7 @@ pub(crate) struct Slot {
     heard_ns: u64,
     /// A change of the network after which nothing has come yet.
     change: Option<Change>,
-    /// The next bytes to be sent are cut somewhere, and the connection with them.
+    /// Whether the client's network ends with what it says next.
     cut: Cut,
     /// Connects again without a wait.
     returns_at_once: bool,
@@ -267,11 +267,11 @@ impl Swarm {
             self.start_connects(now_ns)?;
             self.send_due(now_ns);
             self.vanish_due(now_ns);
-            self.change_due(now_ns)?;
+            self.change_due(now_ns);
             self.quic_due(now_ns)?;
             self.read_due(now_ns);
             self.sweep(now_ns);
-            self.flush();
+            self.flush()?;
             if done(self) {
                 return Ok(true);
             }
@@ -458,12 +458,12 @@ impl Swarm {
     }
 
     /// Seals and submits what the dirty clients have to say.
-    fn flush(&mut self) {
+    fn flush(&mut self) -> Result<()> {
         for client in std::mem::take(&mut self.dirty) {
             let slot = &mut self.slots[client as usize];
             slot.dirty = false;
             if slot.quic.is_some() {
-                self.flush_quic(client);
+                self.flush_quic(client)?;
                 continue;
             }
             let gone = [LinkState::Down, LinkState::Closing, LinkState::Vanishing];
@@ -487,6 +487,7 @@ impl Swarm {
                 self.arm_receive(client);
             }
         }
+        Ok(())
     }
 
     fn clients(&self) -> Range<u32> {

@@ -4,7 +4,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use anyhow::Result;
 use hdrhistogram::Histogram;
 use ringpost_ring::Ring;
 
@@ -35,13 +34,13 @@ pub(super) struct Changes {
     cuts: u64,
 }
 
-/// Of a TCP connection, in the middle of what is sent.
+/// The end of a client's network, in the middle of what it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
     No,
     /// In the next bytes that are sent.
     Due,
-    /// The bytes before it are under way.
+    /// The bytes before it are under way; over TCP alone.
     Sending,
 }
 
@@ -109,7 +108,8 @@ impl Swarm {
         self.changes.due.is_empty() && self.slots.iter().all(is_quiet)
     }
 
-    pub(super) fn change_due(&mut self, now_ns: u64) -> Result<()> {
+    /// Each change waits until the client says something, and happens in the middle of it.
+    pub(super) fn change_due(&mut self, now_ns: u64) {
         while let Some(Reverse((at_ns, client))) = self.changes.due.peek().copied()
             && at_ns <= now_ns
         {
@@ -118,33 +118,42 @@ impl Swarm {
             if slot.state != LinkState::Open || slot.change.is_some() || slot.cut != Cut::No {
                 // Its last change is not over: one at a time, but none is left out.
                 self.changes.due.push(Reverse((now_ns + AGAIN_NS, client)));
-            } else if slot.quic.is_some() {
-                slot.change = Some(Change { heard_ns: slot.heard_ns, at_ns: now_ns });
-                self.move_quic(client)?;
             } else {
                 slot.cut = Cut::Due;
-            }
-        }
-        Ok(())
-    }
-
-    /// Cuts those connections now that have nothing to send any more.
-    pub fn cut_silent(&mut self) {
-        for client in 0..u32::try_from(self.slots.len()).expect("clients have numbers") {
-            let slot = &self.slots[client as usize];
-            if slot.cut == Cut::Due && slot.state == LinkState::Open && !slot.sending {
-                self.cut(client);
+                if self.traffic.next_ns().is_none() {
+                    self.speak(client);
+                }
             }
         }
     }
 
-    /// The bytes before the cut are out.
-    pub(super) fn cut(&mut self, client: u32) {
+    /// Changes that still wait for something to be said need not any more: the load is over.
+    pub fn hurry_changes(&mut self) {
+        for client in self.clients() {
+            if self.slots[client as usize].cut == Cut::Due {
+                self.speak(client);
+            }
+        }
+    }
+
+    fn speak(&mut self, client: u32) {
+        let now_ms = self.ring.now_ns() / 1_000_000;
+        self.slots[client as usize].client.probe(now_ms);
+        self.mark_dirty(client);
+    }
+
+    /// A client has no network any more.
+    pub(super) fn begin_change(&mut self, client: u32) {
         let now_ns = self.ring.now_ns();
         let slot = &mut self.slots[client as usize];
         slot.cut = Cut::No;
         slot.change = Some(Change { heard_ns: slot.heard_ns, at_ns: now_ns });
-        slot.returns_at_once = true;
+    }
+
+    /// The bytes before the cut of a TCP connection are out.
+    pub(super) fn cut(&mut self, client: u32) {
+        self.begin_change(client);
+        self.slots[client as usize].returns_at_once = true;
         self.lose(client, "cut");
     }
 

@@ -17,6 +17,7 @@ use quinn_proto::{
 use ringpost_ring::net::{UdpGroup, UdpOptions};
 use ringpost_ring::{Completion, DatagramSend, Datagrams, Errno, Op, OpId, Outcome, Ring};
 
+use super::handover::Cut;
 use super::{LinkState, Swarm, token};
 
 /// QUIC of one thread.
@@ -162,9 +163,8 @@ impl Swarm {
         Ok(())
     }
 
-    /// The client's network changes: another address and port, and what is under way to the old one
-    /// is lost.
-    pub(super) fn move_quic(&mut self, client: u32) -> Result<()> {
+    /// The client goes on from another address and port; what is under way to the old one is lost.
+    fn move_quic(&mut self, client: u32) -> Result<()> {
         let now_ns = self.ring.now_ns();
         let slot = &mut self.slots[client as usize];
         let (Some(quic), Some(conn)) = (&mut self.quic, slot.quic.as_deref_mut()) else {
@@ -178,7 +178,6 @@ impl Swarm {
         if let Some(target) = receive_op {
             self.ring.submit(token(CANCEL_DATAGRAMS, client), Op::Cancel { target });
         }
-        self.mark_dirty(client);
         Ok(())
     }
 
@@ -350,25 +349,46 @@ impl Swarm {
     }
 
     /// Hands over what the client has to say, and sends what the connection makes of it.
-    pub(super) fn flush_quic(&mut self, client: u32) {
-        let now_ns = self.ring.now_ns();
+    pub(super) fn flush_quic(&mut self, client: u32) -> Result<()> {
+        let now_ms = self.ring.now_ns() / 1_000_000;
         let slot = &mut self.slots[client as usize];
-        let (Some(quic), Some(conn)) = (&mut self.quic, slot.quic.as_deref_mut()) else { return };
+        let Some(conn) = slot.quic.as_deref_mut() else { return Ok(()) };
         if conn.receive_op.is_none() {
             let op = Op::RecvDatagrams { socket: conn.socket.socket(0) };
             conn.receive_op = Some(self.ring.submit(token(RECEIVE_DATAGRAMS, client), op));
         }
+        let mut says_something = false;
         if let Some(id) = conn.stream {
-            let now_ms = now_ns / 1_000_000;
+            let before = conn.outbound.len();
             slot.client.poll_transmit(now_ms, &mut self.plaintext, &mut conn.outbound);
+            says_something = conn.outbound.len() > before;
             conn.leaving |= slot.state == LinkState::Leaving;
             conn.write(id);
         }
+        let is_cut = says_something && slot.cut == Cut::Due && slot.state == LinkState::Open;
+        // What is said in this moment is lost with the network.
+        self.transmit_quic(client, is_cut);
+        if is_cut {
+            self.begin_change(client);
+            self.move_quic(client)?;
+            // The new path is asked for a sign of life at once.
+            self.flush_quic(client)?;
+        }
+        Ok(())
+    }
+
+    fn transmit_quic(&mut self, client: u32, is_lost: bool) {
+        let now_ns = self.ring.now_ns();
+        let slot = &mut self.slots[client as usize];
+        let (Some(quic), Some(conn)) = (&mut self.quic, slot.quic.as_deref_mut()) else { return };
         let now = quic.instant(now_ns);
         loop {
             quic.datagram.clear();
             let transmit = conn.connection.poll_transmit(now, SEGMENTS_MAX, &mut quic.datagram);
             let Some(transmit) = transmit else { break };
+            if is_lost {
+                continue;
+            }
             let send = Box::new(DatagramSend {
                 to: transmit.destination,
                 from: None,
@@ -396,7 +416,7 @@ impl Swarm {
             conn.connection.close(quic.instant(now_ns), VarInt::from_u32(0), Bytes::new());
             conn.stream = None;
         }
-        self.flush_quic(client);
+        self.transmit_quic(client, false);
         let slot = &mut self.slots[client as usize];
         let (Some(quic), Some(conn)) = (&mut self.quic, slot.quic.take()) else { return };
         let _ = quic.endpoint.handle_event(conn.handle, EndpointEvent::drained());
