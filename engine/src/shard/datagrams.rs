@@ -140,6 +140,8 @@ impl<R: Ring> Shard<R> {
                 edge.go_on_sending(key);
                 self.drive_stream(key);
             }
+            // The limits of addresses stay with the one that it came from: they are for who begins
+            // connections.
             QuicEvent::Moved { key, from } => {
                 tracing::debug!(shard = self.id, ?key, %from, "a client has a new address");
             }

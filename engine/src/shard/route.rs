@@ -322,14 +322,19 @@ impl<R: Ring> Shard<R> {
                 let Some(device) = self.lanes[index].receipts.pop_front() else { break };
                 self.resume_ack(device);
             }
+            // Links take their credits at the end of the turn, so no more of them are woken than can.
+            let mut links = self.mesh.credits(shard);
             for _ in 0..self.lanes[index].conns.len() {
-                if !self.has_room(shard) {
+                if !self.has_room(shard) || links == 0 {
                     break;
                 }
                 match self.lanes[index].conns.pop_front() {
                     Some(Waiter::Send(key)) => self.resume_send(key),
                     Some(Waiter::Move(key)) => self.go_home(key),
-                    Some(Waiter::Link(key)) => self.resume_link(key),
+                    Some(Waiter::Link(key)) => {
+                        links -= 1;
+                        self.resume_link(key);
+                    }
                     Some(Waiter::Close { stream, conn, flushes }) => {
                         self.push_order(stream, conn, Order::Close { flushes });
                     }
