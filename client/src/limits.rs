@@ -83,6 +83,28 @@ pub const RATCHET_GAP_MAX: u32 = 2_000;
 pub const SKIPPED_KEYS_MAX: u32 = 40;
 /// Bytes given to one encryption.
 pub const PLAINTEXT_BYTES_MAX: usize = ENVELOPE_BYTES_MAX - 1024;
+/// Members of a group.
+pub const GROUP_MEMBERS_MAX: usize = 100;
+/// Hashes of earlier rosters remembered, so that keys from just before a change are still taken.
+pub const ROSTERS_REMEMBERED_MAX: usize = 32;
+/// Messages under one group key.
+pub const GROUP_KEY_MESSAGES_MAX: u32 = 1_000;
+/// Age at which a group key is replaced.
+pub const GROUP_KEY_MS_MAX: u64 = 7 * DAY_MS;
+/// Group keys kept of one device, for messages from before a rotation.
+pub const GROUP_KEYS_PER_SENDER_MAX: usize = 4;
+/// Messages of one group key that may come late; the bits of the replay window.
+pub const GROUP_WINDOW: u32 = 64;
+/// Bytes of text in one payload.
+pub const TEXT_BYTES_MAX: usize = 48 * 1024;
+/// Messages that one payload names as seen or as read.
+pub const MESSAGE_REFERENCES_MAX: usize = 32;
+/// Messages remembered, so that it is noticed when an earlier one is missing.
+pub const MESSAGES_REMEMBERED_MAX: usize = 1_024;
+/// How far one message may move the logical clock.
+pub const LOGICAL_CLOCK_STEP_MAX: u64 = 1 << 32;
+/// Padded payloads are never shorter.
+pub const PAYLOAD_BYTES_MIN: usize = 64;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 

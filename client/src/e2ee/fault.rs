@@ -81,6 +81,11 @@ pub enum Fault {
          (version {ours}). Somebody may have added a member in secret; the message was not opened."
     )]
     RosterDiffers { theirs: u64, ours: u64 },
+    #[error(
+        "A newer list of the group's members (version {theirs}, known is {ours}) has to be fetched \
+         first."
+    )]
+    RosterBehind { theirs: u64, ours: u64 },
     #[error("This person is not a member of the group.")]
     NotMember,
     #[error("The key for this member's messages to the group has not arrived.")]

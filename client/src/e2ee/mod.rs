@@ -16,12 +16,24 @@ pub mod bundle;
 pub mod prekey;
 pub mod x3dh;
 pub mod pair;
+pub mod device_list;
+pub mod roster;
+pub mod group;
+pub mod safety;
+pub mod sas;
+pub mod payload;
+pub mod clock;
+pub mod seal;
 
 mod session;
 mod wire;
 
 pub use bundle::Bundle;
+pub use device_list::{Contact, DeviceList};
 pub use fault::Fault;
+pub use group::{GroupReceiver, GroupSender};
 pub use identity::{IdentityKey, PublicIdentity};
 pub use pair::{OwnKeys, Pair, PairState, Party};
+pub use payload::{Content, Payload};
 pub use prekey::PreKeys;
+pub use roster::Roster;

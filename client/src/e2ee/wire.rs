@@ -39,6 +39,10 @@ impl<'a> Reader<'a> {
         Ok(u32::from_be_bytes(self.array()?))
     }
 
+    pub(super) fn u64(&mut self) -> Result<u64, Fault> {
+        Ok(u64::from_be_bytes(self.array()?))
+    }
+
     /// 0 or 1; anything else would be a second encoding.
     pub(super) fn flag(&mut self) -> Result<bool, Fault> {
         match self.u8()? {
@@ -53,12 +57,25 @@ impl<'a> Reader<'a> {
         if self.u8()? == expected { Ok(()) } else { Err(self.fault()) }
     }
 
+    pub(super) fn user(&mut self) -> Result<UserId, Fault> {
+        UserId::new(self.text()?).map_err(|_| self.fault())
+    }
+
+    pub(super) fn device(&mut self) -> Result<DeviceId, Fault> {
+        DeviceId::new(self.text()?).map_err(|_| self.fault())
+    }
+
     pub(super) fn rest(self) -> &'a [u8] {
         self.rest
     }
 
     pub(super) fn finish(self) -> Result<(), Fault> {
         if self.rest.is_empty() { Ok(()) } else { Err(self.fault()) }
+    }
+
+    fn text(&mut self) -> Result<&'a str, Fault> {
+        let bytes = self.u8()?;
+        std::str::from_utf8(self.slice(bytes.into())?).map_err(|_| self.fault())
     }
 }
 

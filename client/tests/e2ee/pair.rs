@@ -1,10 +1,6 @@
 //! Two devices, one ratchet: what an attacker who owns the server and the network can try, and what
 //! the devices say to it.
 
-mod support {
-    pub(crate) mod e2ee;
-}
-
 use ringpost_client::e2ee::bundle::{OneTimePreKey, SignedPreKey};
 use ringpost_client::e2ee::{Bundle, Fault, IdentityKey, Pair, PairState};
 use ringpost_client::limits::{
@@ -12,7 +8,7 @@ use ringpost_client::limits::{
     SESSIONS_PER_PAIR_MAX, SIGNED_PREKEY_MS, SKIPPED_KEYS_MAX,
 };
 
-use support::e2ee::{Device, both, connected};
+use crate::support::{Device, both, connected};
 
 #[test]
 fn messages_flow_both_ways_with_and_without_one_time_prekeys() {
