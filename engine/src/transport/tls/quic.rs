@@ -251,3 +251,105 @@ impl crypto::PacketKey for UpdateKey {
 
 // RFC 8446, section 6.
 const ALERT_UNEXPECTED_MESSAGE: u8 = 10;
+
+#[cfg(test)]
+mod tests {
+    use quinn_proto::crypto::{ServerConfig as _, Session as _};
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::quic::ClientConnection;
+
+    use super::*;
+    use crate::transport::tls::{ALPN, ServerConfig};
+
+    /// Of the transport, which TLS carries and does not read: disable_active_migration.
+    const PARAMETERS: [u8; 2] = [0x0c, 0];
+
+    fn client(certificate: rustls::pki_types::CertificateDer<'static>) -> ClientConnection {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let name = ServerName::try_from("localhost").unwrap();
+        ClientConnection::new(Arc::new(config), Version::V1, name, PARAMETERS.to_vec()).unwrap()
+    }
+
+    /// Does the handshake; what the client makes the keys of later updates from.
+    fn shake_hands(client: &mut ClientConnection, server: &mut Session) -> Secrets {
+        let mut secrets = None;
+        for _ in 0..4 {
+            for _ in 0..4 {
+                let mut data = Vec::new();
+                if let Some(KeyChange::OneRtt { next, .. }) = client.write_hs(&mut data) {
+                    secrets = Some(next);
+                }
+                server.read_handshake(&data).unwrap();
+            }
+            for _ in 0..4 {
+                let mut data = Vec::new();
+                server.write_handshake(&mut data);
+                client.read_hs(&data).unwrap();
+                if server.tls.is_none() {
+                    return secrets.unwrap();
+                }
+            }
+        }
+        panic!("TLS was not let go");
+    }
+
+    fn session() -> (ClientConnection, Session) {
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = key.cert.der().clone();
+        let private = PrivateKeyDer::Pkcs8(key.signing_key.serialize_der().into());
+        let config = ServerConfig::new(vec![certificate.clone()], private).unwrap();
+        let parameters = PARAMETERS.to_vec();
+        let tls = ServerConnection::new(Arc::clone(&config.0), Version::V1, parameters).unwrap();
+        let handshakes = Arc::new(Handshakes::new(Arc::clone(&config.0)));
+        assert!(handshakes.initial_keys(1, &ConnectionId::new(&[1; 8])).is_ok());
+        let tls = Some(Box::new(tls));
+        (client(certificate), Session { tls, next: None, handshakes, version: 1 })
+    }
+
+    #[test]
+    fn nothing_but_secrets_is_left_and_tls_messages_are_refused() {
+        let (mut client, mut server) = session();
+        assert!(server.is_handshaking());
+        shake_hands(&mut client, &mut server);
+        assert!(!server.is_handshaking() && !client.is_handshaking());
+        assert_eq!(client.tls13_tickets_received(), 1);
+        let key_update = [24, 0, 0, 1, 0];
+        let fault = server.read_handshake(&key_update).unwrap_err();
+        assert_eq!(fault.code, TransportErrorCode::crypto(ALERT_UNEXPECTED_MESSAGE));
+        assert!(server.write_handshake(&mut Vec::new()).is_none());
+    }
+
+    /// The keys of each update are those of rustls, also when they are used late or not at all.
+    #[test]
+    fn keys_of_updates_agree_with_the_other_end() {
+        let (mut client, mut server) = session();
+        let mut secrets = shake_hands(&mut client, &mut server);
+        for update in 0..4 {
+            let (own, theirs) = (server.next_1rtt_keys().unwrap(), secrets.next_packet_keys());
+            if update == 1 {
+                continue;
+            }
+            let mut packet = b"hdrhello".to_vec();
+            packet.resize(packet.len() + own.local.tag_len(), 0);
+            own.local.encrypt(7, &mut packet, 3);
+            let (header, payload) = packet.split_at_mut(3);
+            assert_eq!(theirs.remote.decrypt_in_place(7, header, payload).unwrap(), b"hello");
+
+            let mut payload = b"world".to_vec();
+            let tag = theirs.local.encrypt_in_place(8, header, &mut payload).unwrap();
+            payload.extend_from_slice(tag.as_ref());
+            let mut payload = BytesMut::from(&payload[..]);
+            own.remote.decrypt(8, header, &mut payload).unwrap();
+            assert_eq!(&payload[..], b"world");
+            assert!(own.remote.decrypt(8, header, &mut BytesMut::from(&[0; 30][..])).is_err());
+        }
+    }
+}
