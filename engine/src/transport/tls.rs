@@ -1,4 +1,4 @@
-//! Where rustls is known, and nowhere else; [`quic`] has what QUIC needs of it.
+//! Where rustls is known, and nowhere else; `tls/quic` has what QUIC needs of it.
 //!
 //! TLS 1.3 alone, with a post-quantum hybrid key exchange preferred (X25519MLKEM768), the ALPN
 //! protocol required, and one stateless ticketer shared by all shards, so that a session resumes on
