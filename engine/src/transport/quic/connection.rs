@@ -148,6 +148,7 @@ impl Connection {
         segments_max: usize,
         buffer: &mut Vec<u8>,
     ) -> Option<(Transmit, Option<IpAddr>)> {
+        self.path.handle_transmit();
         let transmit = self.inner.poll_transmit(now, segments_max, buffer)?;
         let from = self.path.local(transmit.destination).or(transmit.src_ip);
         Some((transmit, from))

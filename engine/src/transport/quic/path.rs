@@ -19,6 +19,8 @@ pub(super) struct Path {
     unvalidated: Option<u64>,
     /// To be told.
     moved: bool,
+    /// Nothing could be sent on the current path yet.
+    silent: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -31,7 +33,14 @@ struct Ends {
 impl Path {
     pub(super) fn new(remote: SocketAddr, local: Option<IpAddr>) -> Self {
         let current = Ends { remote, local };
-        Self { current, previous: None, told: remote, unvalidated: None, moved: false }
+        Self {
+            current,
+            previous: None,
+            told: remote,
+            unvalidated: None,
+            moved: false,
+            silent: false,
+        }
     }
 
     /// The client's address, validated or not.
@@ -59,6 +68,7 @@ impl Path {
             self.previous = Some(self.current);
             self.current = Ends { remote, local };
             self.unvalidated = Some(answers(connection));
+            self.silent = true;
         } else if from == remote {
             self.current.local = local;
             self.look_for_validation(connection, counters);
@@ -78,13 +88,23 @@ impl Path {
         }
     }
 
-    /// Runs the timers of the connection, of which one may end a validation.
+    /// The connection has had its turn to send.
+    pub(super) fn handle_transmit(&mut self) {
+        self.silent = false;
+    }
+
+    /// Runs the timers of the connection, of which one may end a validation. On a path that is new in
+    /// this turn they wait for what is sent there first: a loss timer of the old path, seen late, would
+    /// find nothing under way and take the handshake for the reason (quinn-proto asserts against it).
     pub(super) fn handle_timeout(
         &mut self,
         connection: &mut Connection,
         now: Instant,
         counters: &mut QuicCounters,
     ) {
+        if self.silent {
+            return;
+        }
         let controller = |connection: &Connection| {
             std::ptr::from_ref(connection.congestion_state()).cast::<()>()
         };

@@ -71,6 +71,28 @@ fn without_steering_only_forwarding_helps() {
     assert_eq!(world.count(|counters| counters.misrouted), 0);
 }
 
+/// A shard that was held up sees the move and a loss timer of the old path in one turn.
+#[test]
+fn a_timer_of_the_old_path_that_comes_late_does_no_harm() {
+    let mut world = World::new(2);
+    let client = world.connected();
+    // An acknowledgement that came with the move would be taken for a long round trip.
+    world.run_for(SECOND);
+    let shard = world.shards.iter().position(|shard| !shard.streams.is_empty()).unwrap();
+    let key = *world.shards[shard].streams.keys().next().unwrap();
+    world.clients[client].received.clear();
+    world.clients[client].address = address(client, 99);
+    let mut data = vec![Bytes::from_static(b"pushed")];
+    world.shards[shard].endpoint.write(key, &mut data);
+    world.run_for(MS);
+    world.clients[client].connection.ping();
+    world.run_for(0);
+    world.now_ns += SECOND;
+    world.run_until(2 * SECOND, |world| world.clients[client].received == b"pushed");
+    assert_eq!(world.count(|counters| counters.panics), 0);
+    assert_eq!(world.count(|counters| counters.handshakes), 1);
+}
+
 /// Acceptance test 6: what the gateway sent to the old address arrives at the new one.
 #[test]
 fn a_push_that_was_lost_arrives_after_the_move() {
