@@ -72,6 +72,24 @@ fn every_flipped_bit_of_a_message_is_noticed_and_changes_nothing() {
     assert_eq!(alice.open(&mut a, &answer), Ok(b"ok".to_vec()));
 }
 
+/// vodozemac by itself takes a step of the ratchet on a forged one.
+#[test]
+fn refused_message_leaves_the_state_as_it_was() {
+    for with_answer in [false, true] {
+        let (alice, mut bob, mut a, mut b) = both();
+        a.begin(&alice.own.identity, &bob.bundle(true), 0, &mut rand::rng()).unwrap();
+        let mut bad = a.encrypt(b"one").unwrap();
+        bob.open(&mut b, &bad).unwrap();
+        if with_answer {
+            b.encrypt(b"two").unwrap();
+        }
+        bad[80] ^= 1; // the ratchet key
+        let before = serde_json::to_string(b.state()).unwrap();
+        assert_eq!(bob.open(&mut b, &bad), Err(Fault::Altered));
+        assert_eq!(serde_json::to_string(b.state()).unwrap(), before);
+    }
+}
+
 #[test]
 fn flipped_first_message_burns_no_one_time_key() {
     let (alice, mut bob, mut a, mut b) = both();
