@@ -21,4 +21,5 @@ mod image;
 mod reopen;
 pub mod record;
 pub mod recovery;
+pub mod e2ee;
 pub mod seeds;

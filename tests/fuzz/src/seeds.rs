@@ -2,7 +2,7 @@
 
 use ringpost_protocol::frame::put_length;
 
-use crate::{client_session, frame, record, recovery, session, tls};
+use crate::{client_session, e2ee, frame, record, recovery, session, tls};
 
 /// Name and bytes of one input.
 pub type Seed = (&'static str, Vec<u8>);
@@ -19,6 +19,7 @@ pub fn all() -> Vec<Target> {
         ("tls", tls::check, tls::seeds()),
         ("record", record::check, record::seeds()),
         ("recovery", recovery::check, recovery::seeds()),
+        ("e2ee", e2ee::check, e2ee::seeds()),
     ]
 }
 
