@@ -125,7 +125,7 @@ fn the_process_may_end_at_every_completion() {
 
 #[test]
 fn the_process_may_end_at_every_completion_with_quic() {
-    end_at_every_completion(true, 3 * COMPLETION_STEP);
+    end_at_every_completion(true, 10 * COMPLETION_STEP);
 }
 
 fn end_at_every_completion(quic: bool, step: usize) {

@@ -77,6 +77,7 @@ counts! {
     Coverage {
         connections,
         quic_connections,
+        handovers,
         // at the end, in the last process
         quic_paths_proven,
         quic_retries,

@@ -87,7 +87,7 @@ impl World {
         self.oracle.verdict()
     }
 
-    fn pass(&mut self, duration_ms: u64) -> Result<(), Violation> {
+    pub(super) fn pass(&mut self, duration_ms: u64) -> Result<(), Violation> {
         let end_ns = self.host.borrow().clock.now_ns() + duration_ms * MS;
         self.run_until(end_ns, |_| false).map(|_| ())
     }

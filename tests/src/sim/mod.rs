@@ -33,5 +33,6 @@ pub mod oracle;
 pub mod stores;
 mod strike;
 pub mod settle;
+mod handover;
 mod end;
 pub mod world;

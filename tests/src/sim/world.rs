@@ -192,6 +192,7 @@ impl World {
         world.run_until(world.calm_ns, |_| false)?;
         world.become_kind();
         world.settle()?;
+        world.hand_over()?;
         world.end()?;
         world.oracle.verdict()?;
         Ok(world.report())
