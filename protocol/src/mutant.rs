@@ -33,8 +33,6 @@ mutants! {
     DatagramNotForwarded,
     /// What a QUIC client sends gets lost on its way to the shard of its connection.
     StreamChunkLost,
-    /// The shard of a connection does not learn that its QUIC stream has taken a send.
-    StreamSentNotTold,
     /// A short send counts as a whole one.
     ShortSendTakenForWhole,
     /// A device is welcomed before its record is durable.
