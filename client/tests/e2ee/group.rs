@@ -7,7 +7,9 @@ use rand::rng;
 use ringpost_client::e2ee::group::Plan;
 use ringpost_client::e2ee::roster::{Member, Members};
 use ringpost_client::e2ee::{Fault, GroupReceiver, GroupSender, IdentityKey, Party, Roster};
-use ringpost_client::limits::{GROUP_KEY_MESSAGES_MAX, GROUP_KEY_MS_MAX, GROUP_WINDOW};
+use ringpost_client::limits::{
+    GROUP_KEY_MESSAGES_MAX, GROUP_KEY_MS_MAX, GROUP_KEYS_PER_SENDER_MAX, GROUP_WINDOW,
+};
 use ringpost_client::protocol::id::UserId;
 
 use crate::support::Device;
@@ -110,7 +112,9 @@ fn taking_a_key_again_does_not_reopen_its_messages() {
     let again = sender.distribution(&id("group"));
     let sent = sender.encrypt(&world.roster, b"x", 0).unwrap();
     receiver.decrypt(&alice, &world.roster, &sent).unwrap();
-    receiver.accept(&alice, &world.roster, &again).unwrap();
+    for _ in 0..=GROUP_KEYS_PER_SENDER_MAX {
+        receiver.accept(&alice, &world.roster, &again).unwrap();
+    }
     let refused = receiver.decrypt(&alice, &world.roster, &sent);
     assert_eq!(refused, Err(Fault::ReplayedGroupMessage));
 }
