@@ -108,12 +108,10 @@ impl Store {
         self.log.file_bytes.saturating_sub(self.log.live_bytes)
     }
 
-    /// Beyond it the oldest segment is reclaimed: then there is half as much again on disk as
-    /// is live, and not more, once what is no whole segment of the log yet, or none any more, is added.
+    /// Beyond it the oldest segment is reclaimed.
     fn dead_bytes_max(&self) -> u64 {
-        let segment_bytes = u64::from(self.config.segment_bytes);
-        let rest = (self.log.live_bytes / 2).saturating_sub(PASSING_SEGMENTS * segment_bytes);
-        rest.max(SLACK_SEGMENTS * segment_bytes)
+        let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
+        (self.log.live_bytes / 5 * 2).max(slack)
     }
 
     /// The byte budget per second; more of it when what comes in outruns it.
@@ -300,8 +298,6 @@ impl Store {
     }
 }
 
-/// The spare one, the one that is being filled, the one that is being copied and where its copies go.
-const PASSING_SEGMENTS: u64 = 4;
 /// Dead bytes that are left alone however little is live.
 const SLACK_SEGMENTS: u64 = 2;
 /// So many times the byte budget, at most, while the dead bytes are so many times their limit.
