@@ -28,6 +28,8 @@ const REGRESSION_SEEDS: &[u64] = &[
     412,
     // A re-sharding met a full disk after the last operation of the ring had met it.
     1008, 3904,
+    // Reclaim that begins too early copies the same records for ever.
+    302,
     // A write went astray in a store that was home to nobody.
     9446,
 ];
