@@ -15,6 +15,7 @@ impl World {
         self.pass(NOTICE_MS)?;
         let panics = self.quic_panics()?;
         let before = self.quic_links();
+        let may_crash = self.crash.is_some();
         for (number, (_, link)) in (0..).zip(&before) {
             let rebind = if number % 2 == 0 { Rebind::Port } else { Rebind::Network };
             self.host.borrow_mut().quic_rebind(*link, rebind);
@@ -24,8 +25,10 @@ impl World {
         // A debug build of quinn-proto 0.11.19 may panic when a path validation fails, which takes only
         // long delays, and its connection ends there. A release build goes on.
         let has_panicked = self.quic_panics()? > panics;
+        // The process was made to end meanwhile.
+        let has_crashed = may_crash && self.crash.is_none();
         let all_live = before.iter().all(|link| after.contains(link));
-        self.oracle.require(all_live || has_panicked, || {
+        self.oracle.require(all_live || has_panicked || has_crashed, || {
             format!("connections end when clients move: before {before:?}, then {after:?}")
         });
         self.host.borrow_mut().coverage.handovers += before.len() as u64;
