@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::client::Identity;
 use crate::plan::pressure::Pressure;
 use crate::scenario::Server;
-use crate::tokens::{self, TokenMint};
+use crate::tokens::{self, KeyExchange, TokenMint};
 
 /// What they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Target {
     address: SocketAddr,
     server_name: ServerName<'static>,
     tls: Arc<rustls::ClientConfig>,
+    /// The same without ML-KEM.
+    classic_tls: Arc<rustls::ClientConfig>,
     /// One that the gateway believes.
     mint: TokenMint,
     /// One that it does not.
@@ -88,6 +90,7 @@ impl Target {
             address: server.target(),
             server_name: server.server_name(),
             tls: server.tls(),
+            classic_tls: server.tls_of(KeyExchange::Classic)?,
             mint: server.mint()?,
             wrong_mint: TokenMint::load(elsewhere.path(), TOKEN_LIFETIME)?,
             count,

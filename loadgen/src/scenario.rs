@@ -27,7 +27,7 @@ use crate::report::ServerUse;
 use crate::sample::{Sample, Sampler};
 use crate::scrape;
 use crate::swarm::SwarmConfig;
-use crate::tokens::{self, TokenMint};
+use crate::tokens::{self, KeyExchange, TokenMint, tls_config_of};
 
 /// Where the server is, and how the load generator runs.
 #[derive(Clone, Debug)]
@@ -168,6 +168,11 @@ impl Server {
 
     pub fn tls(&self) -> Arc<rustls::ClientConfig> {
         Arc::clone(&self.tls)
+    }
+
+    /// The same with another key exchange; every connection makes a full handshake.
+    pub fn tls_of(&self, exchange: KeyExchange) -> Result<Arc<rustls::ClientConfig>> {
+        tls_config_of(&self.data, exchange, false)
     }
 
     pub fn server_name(&self) -> ServerName<'static> {

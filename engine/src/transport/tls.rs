@@ -213,6 +213,24 @@ fn fault(error: rustls::Error) -> TransportFault {
     TransportFault(error.to_string())
 }
 
+/// Of a client that trusts `certificate` alone.
+#[cfg(test)]
+pub(super) fn test_client_config(
+    certificate: &CertificateDer<'static>,
+    alpn: &[u8],
+) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,19 +10,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rand::random;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::pki_types::ServerName;
 use rustls::quic::{ClientConnection, Suite, Version};
-use rustls::{RootCertStore, Side, SupportedCipherSuite};
+use rustls::{Side, SupportedCipherSuite};
 
 use super::{AttackCounts, Target};
-use crate::tokens::ALPN;
 
 /// All of them, evenly over the time.
 pub(super) fn initials(target: &Target, stop: &AtomicBool) -> Result<AttackCounts> {
     ensure!(target.address.ip().is_loopback(), "--kind initials is for a gateway on loopback");
     let sources = sources(target.address)?;
-    let forge = Forge::new(target.server_name.clone())?;
+    let forge = Forge::new(Arc::clone(&target.classic_tls), target.server_name.clone())?;
     let started = Instant::now();
     let mut counts = AttackCounts::default();
     for number in 0..target.count {
@@ -65,18 +64,11 @@ struct Forge {
 }
 
 impl Forge {
-    fn new(server_name: ServerName<'static>) -> Result<Self> {
-        let mut provider = default_provider();
-        // So short that it fits into one datagram.
-        provider.kx_groups = vec![kx_group::X25519];
-        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth();
-        config.alpn_protocols = vec![ALPN.to_vec()];
+    /// `tls` offers X25519 alone: so short a ClientHello fits into one datagram.
+    fn new(tls: Arc<rustls::ClientConfig>, server_name: ServerName<'static>) -> Result<Self> {
         let parameters = transport_parameters();
         let mut hello = Vec::new();
-        ClientConnection::new(Arc::new(config), Version::V1, server_name, parameters)
+        ClientConnection::new(tls, Version::V1, server_name, parameters)
             .context("make a ClientHello")?
             .write_hs(&mut hello);
         let mut payload = vec![FRAME_CRYPTO, 0];
@@ -151,16 +143,21 @@ const TRAIN: Duration = Duration::from_millis(1);
 mod tests {
     use quinn_proto::crypto::rustls::QuicServerConfig;
     use quinn_proto::{DatagramEvent, Endpoint, EndpointConfig, ServerConfig};
+    use rustls::crypto::aws_lc_rs::default_provider;
     use rustls::pki_types::PrivateKeyDer;
 
     use super::*;
+    use crate::tokens::{self, ALPN, KeyExchange};
 
     /// A server begins a handshake with it: its answer is longer than an address without proof may
     /// be sent (RFC 9000, section 8.1), so it comes in several datagrams.
     #[test]
     fn a_server_begins_a_handshake() {
         let mut server = server();
-        let forge = Forge::new("localhost".try_into().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        tokens::write_credentials(folder.path()).unwrap();
+        let tls = tokens::tls_config_of(folder.path(), KeyExchange::Classic, false).unwrap();
+        let forge = Forge::new(tls, "localhost".try_into().unwrap()).unwrap();
         for port in 1..4 {
             let datagram = forge.datagram().unwrap();
             assert_eq!(datagram.len(), 1200);

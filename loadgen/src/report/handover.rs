@@ -6,14 +6,15 @@ use serde::Serialize;
 use crate::host::{Host, Settings};
 use crate::measure::Measure;
 use crate::report::rows::{Rows, known, mebibytes};
-use crate::report::{Percentiles, round};
+use crate::report::{Percentiles, Tally, round};
 use crate::swarm::Handovers;
 
 /// The keys of its JSON.
 #[derive(Clone, Debug, Serialize)]
 pub struct HandoverReport {
     pub connections: u32,
-    /// Clients that move to another address and port.
+    /// Clients that move to another address and port. Its keys stand beside the others.
+    #[serde(flatten)]
     pub quic: PhaseReport,
     /// Clients whose TCP connection breaks within a frame, and that resume on another one.
     pub reconnect: PhaseReport,
@@ -40,13 +41,8 @@ pub struct PhaseReport {
     pub handshakes_per_connection: f64,
     /// Handshakes that a ticket shortened.
     pub handshakes_resumed: u64,
-    pub sent: u64,
-    pub accepted: u64,
-    pub rejected: u64,
-    pub delivered: u64,
-    pub lost: u64,
-    pub duplicated: u64,
-    pub reordered: u64,
+    #[serde(flatten)]
+    pub messages: Tally,
     pub delivered_us: Percentiles,
 }
 
@@ -84,13 +80,7 @@ impl PhaseReport {
                 handovers.handshakes as f64 / f64::from(connections.max(1)),
             ),
             handshakes_resumed: handovers.resumed,
-            sent: measure.sent,
-            accepted: measure.accepted,
-            rejected: measure.rejected,
-            delivered: measure.delivered,
-            lost: measure.lost,
-            duplicated: measure.duplicated,
-            reordered: measure.reordered,
+            messages: measure.into(),
             delivered_us: Percentiles::of(&measure.delivered_us),
         }
     }
@@ -109,14 +99,9 @@ impl HandoverReport {
                 "handshakes a connection",
                 format!("{} ({} resumed)", row.handshakes_per_connection, row.handshakes_resumed),
             );
-            add(
-                "sent / accepted / delivered",
-                format!("{} / {} / {}", row.sent, row.accepted, row.delivered),
-            );
-            add(
-                "lost / duplicated / reordered",
-                format!("{} / {} / {}", row.lost, row.duplicated, row.reordered),
-            );
+            let Tally { sent, accepted, delivered, lost, duplicated, reordered, .. } = row.messages;
+            add("sent / accepted / delivered", format!("{sent} / {accepted} / {delivered}"));
+            add("lost / duplicated / reordered", format!("{lost} / {duplicated} / {reordered}"));
             rows.add_latency(&format!("{name}: delivered"), &row.delivered_us);
         }
         rows.add("foreign / forwarded datagrams", {
@@ -146,6 +131,6 @@ mod tests {
         assert!(row.silence_ms.p50 == 2.5 && (40.0..40.1).contains(&row.silence_ms.max));
         assert_eq!((row.recovery_ms.p50, row.handshakes_per_connection), (0.25, 1.0));
         let json = serde_json::to_value(&row).unwrap();
-        assert!(json["silence_ms"]["p99"].is_number());
+        assert!(json["silence_ms"]["p99"].is_number() && json["lost"].is_number());
     }
 }

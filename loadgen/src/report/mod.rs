@@ -15,6 +15,8 @@ pub mod svg;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::measure::Measure;
+
 /// Latency, in microseconds from the intended send time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Percentiles {
@@ -29,6 +31,32 @@ impl Percentiles {
     pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile);
         Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: histogram.max() }
+    }
+}
+
+/// What became of messages.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Tally {
+    pub sent: u64,
+    pub accepted: u64,
+    pub rejected: u64,
+    pub delivered: u64,
+    pub lost: u64,
+    pub duplicated: u64,
+    pub reordered: u64,
+}
+
+impl From<&Measure> for Tally {
+    fn from(measure: &Measure) -> Self {
+        Self {
+            sent: measure.sent,
+            accepted: measure.accepted,
+            rejected: measure.rejected,
+            delivered: measure.delivered,
+            lost: measure.lost,
+            duplicated: measure.duplicated,
+            reordered: measure.reordered,
+        }
     }
 }
 

@@ -4,9 +4,8 @@ use serde::Serialize;
 
 use crate::attack::AttackCounts;
 use crate::host::{Host, Settings};
-use crate::measure::Measure;
-use crate::report::Percentiles;
 use crate::report::rows::{Rows, known, mebibytes};
+use crate::report::{Percentiles, Tally};
 
 /// The keys of its JSON.
 #[derive(Clone, Debug, Serialize)]
@@ -31,7 +30,7 @@ pub struct PressureReport {
     pub reordered: u64,
     pub others: AttackCounts,
     /// Mail of the readers, fetched at the end; null when the others were no readers.
-    pub mail: Option<MailReport>,
+    pub mail: Option<Tally>,
     /// Connections that the gateway ended because they did not read.
     pub slow_consumers: Option<u64>,
     pub host: Host,
@@ -52,30 +51,6 @@ pub struct PhaseReport {
     pub server_send_queue_bytes_max: Option<u64>,
     pub slab_bytes_max: u64,
     pub tcp_bytes_max: u64,
-}
-
-/// What came of the readers' mail.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct MailReport {
-    pub accepted: u64,
-    pub rejected: u64,
-    pub delivered: u64,
-    pub lost: u64,
-    pub duplicated: u64,
-    pub reordered: u64,
-}
-
-impl From<&Measure> for MailReport {
-    fn from(measure: &Measure) -> Self {
-        Self {
-            accepted: measure.accepted,
-            rejected: measure.rejected,
-            delivered: measure.delivered,
-            lost: measure.lost,
-            duplicated: measure.duplicated,
-            reordered: measure.reordered,
-        }
-    }
 }
 
 impl PressureReport {

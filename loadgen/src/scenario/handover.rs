@@ -94,7 +94,7 @@ pub fn run(plan: &HandoverPlan, options: &Options) -> Result<HandoverResult> {
     )?;
     let mut server = Server::reach(options)?;
     let threads = options.thread_count(plan.chat.connections / 2);
-    let full = tls_config_of(&server.data, KeyExchange::PostQuantum, false)?;
+    let full = server.tls_of(KeyExchange::PostQuantum)?;
     let resuming = tls_config_of(&server.data, KeyExchange::PostQuantum, true)?;
     let quic = SwarmConfig {
         quic: Some(quic_config(full.clone())?),

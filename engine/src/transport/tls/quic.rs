@@ -259,21 +259,13 @@ mod tests {
     use rustls::quic::ClientConnection;
 
     use super::*;
-    use crate::transport::tls::{ALPN, ServerConfig};
+    use crate::transport::tls::{ALPN, ServerConfig, test_client_config};
 
     /// Of the transport, which TLS carries and does not read: disable_active_migration.
     const PARAMETERS: [u8; 2] = [0x0c, 0];
 
     fn client(certificate: rustls::pki_types::CertificateDer<'static>) -> ClientConnection {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(certificate).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        let config = test_client_config(&certificate, ALPN);
         let name = ServerName::try_from("localhost").unwrap();
         ClientConnection::new(Arc::new(config), Version::V1, name, PARAMETERS.to_vec()).unwrap()
     }

@@ -57,7 +57,7 @@ fn a_client_is_stopped_while_nothing_is_read() {
     assert!((window..2 * window).contains(&sent), "{sent} bytes sent");
 
     world.shards[0].is_asleep = false;
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     world.shards[0].echo(key);
     world.run_until(60 * SECOND, |world| world.clients[client].received.len() >= 1 << 20);
     assert!(world.clients[client].received == data);
@@ -70,7 +70,7 @@ fn reading_makes_room_for_more() {
     let client = world.connected();
     world.shards[0].is_asleep = true;
     world.clients[client].send(pattern(1 << 20, 2));
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     let mut read_bytes = 0;
     for _ in 0..10 {
         world.run_for(5 * SECOND);
@@ -90,7 +90,7 @@ fn a_write_takes_no_more_than_the_window() {
     world.run_for(SECOND);
     // Its own window is larger than ours; it takes nothing at all, as if it were out of reach.
     world.network.loss_percent = 100;
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     let data = pattern(1 << 20, 3);
     let mut unsent = vec![data.slice(..300), data.slice(300..)];
     let written_bytes = world.shards[0].endpoint.write(key, &mut unsent);
@@ -113,7 +113,7 @@ fn reads_are_as_short_as_wanted() {
     world.shards[0].is_asleep = true;
     world.clients[client].send(&b"0123456789"[..]);
     world.run_for(SECOND);
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     let endpoint = &mut world.shards[0].endpoint;
     assert_eq!(endpoint.read(key, 4), Read::Data(Bytes::from_static(b"0123")));
     assert_eq!(endpoint.read(key, 100), Read::Data(Bytes::from_static(b"456789")));
@@ -130,7 +130,7 @@ fn reads_are_as_short_as_wanted() {
 fn what_was_finished_arrives_before_the_close() {
     let mut world = World::new(1);
     let client = world.connected();
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     world.network.loss_percent = 20;
     let data = pattern(50_000, 4);
     let endpoint = &mut world.shards[0].endpoint;
@@ -158,7 +158,7 @@ fn what_was_finished_arrives_before_the_close() {
 fn a_client_that_takes_nothing_does_not_hold_its_connection() {
     let mut world = World::new(1);
     world.connected();
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     world.network.loss_percent = 100;
     let endpoint = &mut world.shards[0].endpoint;
     endpoint.write(key, &mut vec![pattern(1_000, 5)]);
@@ -190,7 +190,7 @@ fn a_client_that_leaves_is_told_of_once() {
     assert_eq!(world.shards[0].endpoint.connections(), 0);
     // Its place is taken by another one, which the old key does not name.
     world.connected();
-    let newer = *world.shards[0].streams.keys().next().unwrap();
+    let newer = world.any_stream();
     assert_eq!(newer.index, key.index);
     assert_eq!(world.shards[0].endpoint.read(key, 1), Read::Reset);
 }

@@ -13,6 +13,7 @@ use quinn_proto::{
 use rustls::pki_types::CertificateDer;
 
 use super::world::Packet;
+use crate::transport::tls;
 
 pub(super) struct Client {
     pub(super) address: SocketAddr,
@@ -33,19 +34,12 @@ pub(super) struct Client {
 }
 
 /// A client of a gateway with this certificate, which offers `alpn`.
+/// Like [`tls::test_client_config`], and tries early data.
 pub(super) fn client_tls(
     certificate: &CertificateDer<'static>,
     alpn: &[u8],
 ) -> rustls::ClientConfig {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![alpn.to_vec()];
+    let mut config = tls::test_client_config(certificate, alpn);
     config.enable_early_data = true;
     config
 }

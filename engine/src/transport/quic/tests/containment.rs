@@ -151,7 +151,7 @@ fn a_panic_in_a_first_packet_ends_nothing() {
 fn a_connection_that_was_lost_is_forgotten_everywhere() {
     let mut world = World::new(1);
     let client = world.connected();
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     world.shards[0].endpoint.lose(key);
     world.run_for(SECOND);
     for _ in 0..3 {

@@ -78,8 +78,8 @@ fn a_timer_of_the_old_path_that_comes_late_does_no_harm() {
     let client = world.connected();
     // An acknowledgement that came with the move would be taken for a long round trip.
     world.run_for(SECOND);
-    let shard = world.shards.iter().position(|shard| !shard.streams.is_empty()).unwrap();
-    let key = *world.shards[shard].streams.keys().next().unwrap();
+    let key = world.any_stream();
+    let shard = usize::from(key.shard);
     world.clients[client].received.clear();
     world.clients[client].address = address(client, 99);
     let mut data = vec![Bytes::from_static(b"pushed")];
@@ -98,8 +98,8 @@ fn a_timer_of_the_old_path_that_comes_late_does_no_harm() {
 fn a_push_that_was_lost_arrives_after_the_move() {
     let mut world = World::new(2);
     let client = world.connected();
-    let shard = world.shards.iter().position(|shard| !shard.streams.is_empty()).unwrap();
-    let key = *world.shards[shard].streams.keys().next().unwrap();
+    let key = world.any_stream();
+    let shard = usize::from(key.shard);
     world.clients[client].received.clear();
     world.clients[client].address = address(client, 99);
     let mut data = vec![Bytes::from_static(b"pushed")];
@@ -157,7 +157,7 @@ fn limits() -> QuicLimits {
 fn a_spoofed_source_gets_little_and_is_forgotten() {
     let mut world = World::new(1);
     let client = world.connected();
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     let (home, victim) = (world.clients[client].address, address(200, 200));
     world.record = Some(Vec::new());
     world.clients[client].received.clear();
@@ -319,8 +319,8 @@ fn a_client_without_spare_ids_moves_too() {
 fn keys_change_across_moves() {
     let mut world = World::new(4);
     let client = world.connected();
-    let shard = world.shards.iter().position(|shard| !shard.streams.is_empty()).unwrap();
-    let key = *world.shards[shard].streams.keys().next().unwrap();
+    let key = world.any_stream();
+    let shard = usize::from(key.shard);
     for round in 0..6 {
         if round % 2 == 0 {
             world.clients[client].connection.force_key_update();
@@ -363,8 +363,8 @@ fn an_idle_client_behind_a_new_port_is_found_again() {
     world.run_for(1_500 * SECOND);
     world.rebind(client, 0, 60_123);
     assert!(moves(&mut world, client, 1, 2 * SECOND));
-    let shard = world.shards.iter().position(|shard| !shard.streams.is_empty()).unwrap();
-    let key = *world.shards[shard].streams.keys().next().unwrap();
+    let key = world.any_stream();
+    let shard = usize::from(key.shard);
     world.clients[client].received.clear();
     let mut data = vec![Bytes::from_static(b"pushed")];
     world.shards[shard].endpoint.write(key, &mut data);

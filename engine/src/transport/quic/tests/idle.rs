@@ -35,7 +35,7 @@ fn what_is_lost_after_a_quiet_time_is_sent_again() {
     let client = world.connected();
     for round in 0..30_u8 {
         world.run_for(u64::from(round) * 7 * SECOND);
-        let key = *world.shards[0].streams.keys().next().unwrap();
+        let key = world.any_stream();
         world.clients[client].received.clear();
         world.network.loss_percent = 100;
         world.shards[0].endpoint.write(key, &mut vec![vec![round; 3_000].into()]);

@@ -142,7 +142,7 @@ fn resets_of_the_stream_are_told() {
     world.clients[client].connection.send_stream(stream).reset(VarInt::from_u32(3)).unwrap();
     world.shards[0].is_asleep = true;
     world.run_for(SECOND);
-    let key = *world.shards[0].streams.keys().next().unwrap();
+    let key = world.any_stream();
     assert_eq!(world.shards[0].endpoint.read(key, 10), super::super::Read::Reset);
     let mut data = vec![Bytes::from_static(b"our direction goes on")];
     assert_eq!(world.shards[0].endpoint.write(key, &mut data), 21);

@@ -90,6 +90,12 @@ pub(super) fn certificate() -> (CertificateDer<'static>, PrivateKeyDer<'static>)
 }
 
 impl World {
+    /// A stream that a shard has; where there is one client, its stream.
+    pub(super) fn any_stream(&self) -> StreamKey {
+        let keys = self.shards.iter().flat_map(|shard| shard.streams.keys());
+        *keys.into_iter().next().unwrap()
+    }
+
     pub(super) fn new(shards: u16) -> Self {
         Self::with_config(shards, QuicConfig::clone)
     }
