@@ -89,10 +89,12 @@ impl Doors {
         self.datagrams.as_ref().map(|datagrams| datagrams.group.socket(shard))
     }
 
-    /// `shard` sees a flood of handshakes, or none any more. Gives the steering program that holds now,
-    /// if it has changed.
-    pub(crate) fn set_flood(&self, shard: u16, is_on: bool) -> Option<&Program> {
-        self.datagrams.as_ref()?.set_flood(shard, is_on)
+    /// `shard` sees a flood of handshakes, or none any more. Hands the steering program that holds
+    /// now to `tell`, if it has changed; of two changes, the later one is told later.
+    pub(crate) fn set_flood(&self, shard: u16, is_on: bool, tell: impl FnOnce(&Program)) {
+        if let Some(datagrams) = &self.datagrams {
+            datagrams.set_flood(shard, is_on, tell);
+        }
     }
 }
 
@@ -130,8 +132,8 @@ impl DatagramDoor {
         Ok(Self { group, usual, flooded, floods: Mutex::default() })
     }
 
-    fn set_flood(&self, shard: u16, is_on: bool) -> Option<&Program> {
-        // Held while the program is exchanged: the last change is the one that stays.
+    fn set_flood(&self, shard: u16, is_on: bool, tell: impl FnOnce(&Program)) {
+        // Held until it is told: the last change is the one that stays, for the kernel and the shards.
         let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
         let before = !floods.is_empty();
         if is_on {
@@ -141,16 +143,16 @@ impl DatagramDoor {
         }
         let after = !floods.is_empty();
         if before == after {
-            return None;
+            return;
         }
         let program = if after { self.flooded.as_ref() } else { self.usual.as_ref() };
-        let program = program.filter(|_| self.flooded.is_some())?;
+        let Some(program) = program.filter(|_| self.flooded.is_some()) else { return };
         if let Err(errno) = self.group.steer(program) {
             error!(%errno, "cannot exchange the steering program");
-            return None;
+            return;
         }
         warn!(shard, spreads = after, "QUIC: a flood of handshakes begins or ends");
-        Some(program)
+        tell(program);
     }
 }
 

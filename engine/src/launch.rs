@@ -158,11 +158,11 @@ impl Voice {
                 }
             }
             ShardEvent::Flood { shard, is_on } => {
-                if let Some(program) = self.doors.set_flood(shard, is_on) {
+                self.doors.set_flood(shard, is_on, |program| {
                     for shard in 0..self.queues.shards() {
                         self.queues.push_control(shard, ControlRequest::Steered(program.clone()));
                     }
-                }
+                });
             }
             ShardEvent::Quiet { .. } => {
                 let before = self.quiet.fetch_add(1, Ordering::AcqRel);

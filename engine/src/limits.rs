@@ -175,4 +175,5 @@ const _: () = assert!(RECEIPTS_PER_WALK_MAX <= DELIVERS_UNACKED_MAX);
 // A session that is heard from as rarely as allowed is not given up under it.
 const _: () = assert!(QUIC_IDLE_MS >= 2 * HEARTBEAT_BACKGROUND_MS_MAX);
 // An address is asked for before anybody is turned away.
+const _: () = assert!(SHARDS_MAX <= ringpost_ring::steering::SHARDS_MAX);
 const _: () = assert!(QUIC_RETRY_PENDING < QUIC_HANDSHAKES_PENDING_MAX);

@@ -133,7 +133,7 @@ impl fmt::Debug for Program {
 
 /// The part of a datagram that names its shard; `None`: there is no room for it.
 #[must_use]
-pub fn connection_id(datagram: &[u8]) -> Option<&[u8; CID_BYTES]> {
+fn connection_id(datagram: &[u8]) -> Option<&[u8; CID_BYTES]> {
     let start = match datagram.first()? {
         first if first & LONG_HEADER == 0 => SHORT_CID_AT,
         // In every version of QUIC: four bytes of version, one of length.

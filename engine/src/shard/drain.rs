@@ -77,7 +77,7 @@ impl<R: Ring> Shard<R> {
             self.ring.submit(Token::Unowned.pack(), Op::Cancel { target });
         }
         if let Some(edge) = &mut self.edge {
-            edge.endpoint.set_accepting(false);
+            edge.endpoint.stop_accepting();
         }
         for key in self.conns.keys() {
             self.say_go_away(key);

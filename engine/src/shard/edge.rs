@@ -144,7 +144,9 @@ impl Edge {
     pub(super) fn receive(&mut self, key: StreamKey) {
         if let Some(stream) = self.streams.get_mut(key) {
             stream.wants = true;
-            self.queue(key);
+            if stream.has_news() {
+                self.queue(key);
+            }
         }
     }
 

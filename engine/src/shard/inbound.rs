@@ -97,7 +97,7 @@ impl<R: Ring> Shard<R> {
         }
         if is_greedy {
             self.metrics.bound_hits.add(Bound::ReceiveBytes);
-            self.stop_receive(key);
+            self.link_cancel_recv(key);
         }
         let conn = self.conns.get_mut(key).expect("checked above");
         if was_handshaking && !conn.transport.is_handshaking() {
@@ -142,14 +142,9 @@ impl<R: Ring> Shard<R> {
         let passed = conn.flow.charge(self.time.now_ms, received_bytes, &self.limits);
         if let Some(bound) = passed {
             self.metrics.bound_hits.add(bound);
-            self.stop_receive(key);
+            self.link_cancel_recv(key);
             self.schedule(key);
         }
-    }
-
-    /// Ends the receive. It is armed again, in one place, when the connection wants it.
-    fn stop_receive(&mut self, key: ConnKey) {
-        self.link_cancel_recv(key);
     }
 
     /// The peer sends nothing more: what it sent is handled, then the connection ends.

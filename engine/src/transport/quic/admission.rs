@@ -64,6 +64,9 @@ impl Admission {
             let affordable = self.retries.take(limits.retries, now_ms, 1).is_ok();
             return if affordable { Verdict::Retry } else { Verdict::Ignore };
         }
+        if self.accepted >= 2 * limits.accepts_per_turn {
+            return Verdict::Ignore; // it tries again, when others had their turn
+        }
         self.accepted += 1;
         Verdict::Accept
     }
@@ -104,7 +107,10 @@ mod tests {
             assert_eq!(admission.decide(1, STRANGER, 0, &limits), Verdict::Accept);
         }
         assert_eq!(admission.decide(1, STRANGER, 0, &limits), Verdict::Retry);
-        assert_eq!(admission.decide(1, PROVEN, 0, &limits), Verdict::Accept);
+        for _ in 4..8 {
+            assert_eq!(admission.decide(1, PROVEN, 0, &limits), Verdict::Accept);
+        }
+        assert_eq!(admission.decide(1, PROVEN, 0, &limits), Verdict::Ignore);
         assert_eq!(admission.decide(2, STRANGER, 0, &limits), Verdict::Accept);
     }
 

@@ -10,9 +10,9 @@ use super::keys::QuicKeys;
 use ringpost_ring::steering::Program;
 
 use crate::limits::{
-    QUIC_ACCEPTS_PER_TURN, QUIC_CLOSE_LINGER_MS, QUIC_HANDSHAKES_PENDING_MAX, QUIC_IDLE_MS,
-    QUIC_INCOMING_BYTES_MAX, QUIC_INCOMING_MAX, QUIC_RECEIVE_WINDOW_BYTES, QUIC_RETRIES,
-    QUIC_RETRY_PENDING, QUIC_SEGMENTS_MAX, QUIC_SEND_WINDOW_BYTES, Rate,
+    QUIC_ACCEPTS_PER_TURN, QUIC_HANDSHAKES_PENDING_MAX, QUIC_IDLE_MS, QUIC_INCOMING_BYTES_MAX,
+    QUIC_INCOMING_MAX, QUIC_RECEIVE_WINDOW_BYTES, QUIC_RETRIES, QUIC_RETRY_PENDING,
+    QUIC_SEND_WINDOW_BYTES, Rate,
 };
 use crate::transport::tls;
 
@@ -38,16 +38,12 @@ pub struct QuicLimits {
     pub handshake_ms_max: u64,
     /// Handshakes under way beyond which a client must prove its address first.
     pub retry_pending: usize,
-    /// New handshakes of one turn beyond which the same holds.
+    /// New handshakes of one turn beyond which the same holds, and twice which one turn begins at most.
     pub accepts_per_turn: u32,
     /// Handshakes under way beyond which new clients are turned away.
     pub handshakes_pending_max: usize,
     /// Address proofs demanded; what comes beyond that is not answered.
     pub retries: Rate,
-    /// Datagrams of one train; 1 where the device cannot cut up trains.
-    pub segments_max: usize,
-    /// Time for a client to take what was written before its connection closes.
-    pub close_linger_ms: u64,
 }
 
 impl Default for QuicLimits {
@@ -59,8 +55,6 @@ impl Default for QuicLimits {
             accepts_per_turn: QUIC_ACCEPTS_PER_TURN,
             handshakes_pending_max: QUIC_HANDSHAKES_PENDING_MAX,
             retries: QUIC_RETRIES,
-            segments_max: QUIC_SEGMENTS_MAX,
-            close_linger_ms: QUIC_CLOSE_LINGER_MS,
         }
     }
 }

@@ -13,6 +13,7 @@ use quinn_proto::{
 
 use super::path::Path;
 use super::{EndReason, QuicCounters, QuicEvent, Read, StreamKey};
+use crate::limits::QUIC_SEGMENTS_MAX;
 
 /// A connection of the endpoint.
 pub(super) struct Connection {
@@ -28,7 +29,7 @@ pub(super) struct Connection {
     read_end: Option<Read>,
     /// When the phase has lasted too long.
     deadline: Option<Instant>,
-    /// It counts among the handshakes under way.
+    /// It counts among the handshakes under way, which last until the stream is there.
     pub(super) is_pending: bool,
     /// Stands in the endpoint's list of connections that may have something to send.
     pub(super) is_dirty: bool,
@@ -99,8 +100,9 @@ impl Connection {
         self.handle
     }
 
-    pub(super) fn is_handshaking(&self) -> bool {
-        self.inner.is_handshaking()
+    /// Whether its handshake, or its stream, is waited for.
+    pub(super) fn is_greeting(&self) -> bool {
+        matches!(self.phase, Phase::Greeting)
     }
 
     /// Whether its owner knows of it.
@@ -140,16 +142,15 @@ impl Connection {
         [self.inner.poll_timeout(), own].into_iter().flatten().min()
     }
 
-    /// Writes a train of at most `segments_max` datagrams into `buffer`, and says from which
+    /// Writes a train of datagrams into `buffer`, and says from which
     /// address of ours it goes.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
-        segments_max: usize,
         buffer: &mut Vec<u8>,
     ) -> Option<(Transmit, Option<IpAddr>)> {
         self.path.handle_transmit();
-        let transmit = self.inner.poll_transmit(now, segments_max, buffer)?;
+        let transmit = self.inner.poll_transmit(now, QUIC_SEGMENTS_MAX, buffer)?;
         let from = self.path.local(transmit.destination).or(transmit.src_ip);
         Some((transmit, from))
     }
@@ -202,9 +203,7 @@ impl Connection {
         while let Some(id) = self.inner.streams().accept(dir) {
             if dir != Dir::Bi || self.stream.is_some() {
                 report.counters.stream_violations += 1;
-                let reason = Bytes::from_static(b"one bidirectional stream");
-                self.end(report.now, CODE_STREAM, reason);
-                return;
+                return self.end_and_tell(b"one bidirectional stream", report);
             }
             self.stream = Some(id);
             // Never another one, not even after this one has ended.
@@ -212,7 +211,8 @@ impl Connection {
             if matches!(self.phase, Phase::Greeting) {
                 self.phase = Phase::Open;
                 self.deadline = None;
-                let from = self.path.remote().ip();
+                // Anybody can send from anywhere; limits are kept by where he is known to be.
+                let from = self.path.proven().ip();
                 report.events.push_back(QuicEvent::Opened { key: self.key, from });
                 self.tell_readable(report);
             }
@@ -248,12 +248,8 @@ impl Connection {
         match self.phase {
             Phase::Lingering { .. } => self.end_lingering(report.now),
             _ if self.finished.is_some() => self.finished = Some(true),
-            Phase::Open => {
-                // It does not listen: like a socket that was reset.
-                self.end(report.now, CODE_STREAM, Bytes::from_static(b"stream stopped"));
-                let reason = EndReason::Reset;
-                report.events.push_back(QuicEvent::Ended { key: self.key, reason });
-            }
+            // It does not listen: like a socket that was reset.
+            Phase::Open => self.end_and_tell(b"stream stopped", report),
             Phase::Greeting | Phase::Ended => {}
         }
     }
@@ -322,6 +318,23 @@ impl Connection {
         if let Phase::Lingering { code, reason } = std::mem::replace(&mut self.phase, Phase::Ended)
         {
             self.end(now, code, reason);
+        }
+    }
+
+    /// Ends a connection because of what the client does with streams.
+    fn end_and_tell(&mut self, reason: &'static [u8], report: &mut Report<'_>) {
+        let was_open = self.is_open();
+        self.end(report.now, CODE_STREAM, Bytes::from_static(reason));
+        if was_open {
+            let reason = EndReason::Reset;
+            report.events.push_back(QuicEvent::Ended { key: self.key, reason });
+        }
+    }
+
+    /// Ends a connection that has not opened its stream.
+    pub(super) fn turn_away(&mut self, now: Instant) {
+        if self.is_greeting() {
+            self.end(now, VarInt::from_u32(0), Bytes::from_static(b"the gateway closes"));
         }
     }
 

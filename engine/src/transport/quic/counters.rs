@@ -5,8 +5,6 @@
 pub struct QuicCounters {
     pub datagrams_received: u64,
     pub datagrams_sent: u64,
-    /// Sends of more than one datagram.
-    pub trains_sent: u64,
     /// Datagrams of another shard that landed here, and were given to
     /// [`poll_foreign`](super::QuicEndpoint::poll_foreign).
     pub foreign: u64,

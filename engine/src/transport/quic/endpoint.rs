@@ -20,7 +20,7 @@ use super::connection::{Connection, Report};
 use super::timers::Timers;
 use super::transmit::Family;
 use super::{ForeignDatagram, QuicCounters, QuicEvent, Read, StreamKey};
-use crate::limits::QUIC_TIMEOUTS_PER_TURN;
+use crate::limits::{QUIC_CLOSE_LINGER_MS, QUIC_TIMEOUTS_PER_TURN};
 
 /// The QUIC side of one shard. How to call it: [the module](super).
 pub struct QuicEndpoint {
@@ -96,9 +96,15 @@ impl QuicEndpoint {
         self.config = config.clone();
     }
 
-    /// Whether new clients are let in; those under way go on.
-    pub fn set_accepting(&mut self, accepting: bool) {
-        self.admission.is_closed = !accepting;
+    /// Lets nobody in from now on, and ends those that have not opened their stream.
+    pub fn stop_accepting(&mut self) {
+        self.admission.is_closed = true;
+        let now = self.clock.now;
+        for index in (0..).take(self.connections.len()) {
+            self.contained(index, |conn, _, _, _| conn.turn_away(now));
+            self.touch(index);
+        }
+        self.settle_touched();
     }
 
     /// Follows the steering program of the sockets: what it would have sent to another shard is
@@ -162,7 +168,8 @@ impl QuicEndpoint {
 
     /// When [`QuicEndpoint::handle_timeout`] should be called.
     pub fn poll_timeout(&self) -> Option<u64> {
-        if self.due.is_empty() { self.timers.next_ns() } else { Some(self.clock.now_ns) }
+        let is_due_now = !self.due.is_empty() || !self.events.is_empty();
+        if is_due_now { Some(self.clock.now_ns) } else { self.timers.next_ns() }
     }
 
     pub fn poll_event(&mut self) -> Option<QuicEvent> {
@@ -222,7 +229,7 @@ impl QuicEndpoint {
     pub fn close(&mut self, key: StreamKey, code: u32, reason: Bytes) {
         let Some(index) = self.find(key) else { return };
         let now = self.clock.now;
-        let linger = now + Duration::from_millis(self.config.limits.close_linger_ms);
+        let linger = now + Duration::from_millis(QUIC_CLOSE_LINGER_MS);
         self.contained(index, |conn, _, _, _| {
             conn.close(now, linger, VarInt::from_u32(code), reason);
         });
@@ -264,16 +271,14 @@ impl QuicEndpoint {
 
     /// One train of a connection.
     fn transmit(&mut self, index: u32) -> Option<DatagramSend> {
-        let (now, segments_max) = (self.clock.now, self.config.limits.segments_max);
+        let now = self.clock.now;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
-        let transmit = self
-            .contained(index, |conn, _, _, _| conn.poll_transmit(now, segments_max, &mut buffer));
+        let transmit = self.contained(index, |conn, _, _, _| conn.poll_transmit(now, &mut buffer));
         self.buffer = buffer;
         let (transmit, from) = transmit??;
         let segment_bytes = transmit.segment_size.unwrap_or(transmit.size);
         self.counters.datagrams_sent += transmit.size.div_ceil(segment_bytes.max(1)) as u64;
-        self.counters.trains_sent += u64::from(transmit.segment_size.is_some());
         Some(self.family.send(&transmit, from, &self.buffer))
     }
 
@@ -317,7 +322,7 @@ impl QuicEndpoint {
         let now = self.clock.now;
         let settled = self.contained(index, |conn, quic, events, counters| {
             let settled = conn.settle(quic, &mut Report { now, events, counters });
-            let is_done = conn.is_pending && !conn.is_handshaking();
+            let is_done = conn.is_pending && !conn.is_greeting();
             conn.is_pending &= !is_done;
             (settled, is_done)
         });

@@ -33,11 +33,6 @@ impl QuicKeys {
             cid: derive(&root, b"connection id"),
         }
     }
-
-    /// The key of the steering program.
-    pub fn steering(&self) -> &[u8; 16] {
-        &self.cid
-    }
 }
 
 fn derive<const N: usize>(root: &hkdf::Prk, label: &[u8]) -> [u8; N] {

@@ -1,5 +1,5 @@
-//! The QUIC side of a shard: datagrams in, streams and datagrams out, no IO. The only place that
-//! knows quinn-proto.
+//! The QUIC side of a shard: datagrams in, streams and datagrams out, no IO. With
+//! [`tls`](super::tls), whose keys it uses, the only place that knows quinn-proto.
 //!
 //! Every shard has one [`QuicEndpoint`]. A connection belongs to the shard that its connection ids
 //! name; the steering program brings its datagrams there from whatever address they come, and

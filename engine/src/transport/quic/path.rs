@@ -48,6 +48,11 @@ impl Path {
         self.current.remote
     }
 
+    /// The client's address, as it has proven it: the handshake's, then validated ones.
+    pub(super) fn proven(&self) -> SocketAddr {
+        self.told
+    }
+
     /// Our address for what goes to `remote`.
     pub(super) fn local(&self, remote: SocketAddr) -> Option<IpAddr> {
         let mut known = [Some(self.current), self.previous].into_iter().flatten();

@@ -26,34 +26,37 @@ impl QuicEndpoint {
         self.foreign.push_back((owner, ForeignDatagram { from, local, ecn, data }));
     }
 
+    /// A panic outside of any connection costs the datagram.
     pub(super) fn handle_datagram(&mut self, source: Source, datagram: &[u8]) {
+        let taken = catch_unwind(AssertUnwindSafe(|| self.take_datagram(source, datagram)));
+        if taken.is_err() {
+            self.count_panic("a datagram", source.from);
+        }
+    }
+
+    fn take_datagram(&mut self, source: Source, datagram: &[u8]) {
         let from = self.family.take(source.from);
         let local = source.local.map(|ip| ip.to_canonical());
         let ecn = EcnCodepoint::from_bits(source.ecn);
         // An allocation of its own: one byte that waits for those before it would otherwise hold
         // the whole train, and a client could claim 64 KB with each.
         let data = BytesMut::from(datagram);
-        let (quic, now) = (&mut self.quic, self.clock.now);
         self.buffer.clear();
-        let buffer = &mut self.buffer;
-        let handled =
-            catch_unwind(AssertUnwindSafe(|| quic.handle(now, from, local, ecn, data, buffer)));
-        match handled {
-            Ok(None) => {}
-            Ok(Some(DatagramEvent::ConnectionEvent(handle, event))) => {
+        match self.quic.handle(self.clock.now, from, local, ecn, data, &mut self.buffer) {
+            None => {}
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 let Some(index) = self.index_of(handle) else { return };
                 self.contained(index, |conn, _, _, counters| {
                     conn.handle_event(event, from, local, counters);
                 });
                 self.touch(index);
             }
-            Ok(Some(DatagramEvent::NewConnection(incoming))) => self.admit(incoming),
-            Ok(Some(DatagramEvent::Response(transmit))) => {
+            Some(DatagramEvent::NewConnection(incoming)) => self.admit(incoming),
+            Some(DatagramEvent::Response(transmit)) => {
                 let is_short = self.buffer.first().is_some_and(|first| first & 0x80 == 0);
                 self.counters.resets += u64::from(is_short);
                 self.respond(&transmit);
             }
-            Err(_) => self.count_panic("a datagram", from),
         }
     }
 
@@ -95,25 +98,21 @@ impl QuicEndpoint {
 
     fn accept(&mut self, incoming: Incoming) {
         let from = incoming.remote_address();
-        let (quic, buffer, now) = (&mut self.quic, &mut self.buffer, self.clock.now);
-        let accepted = catch_unwind(AssertUnwindSafe(|| {
-            quic.accept(incoming, now, buffer, None).map_err(Box::new)
-        }));
-        match accepted {
+        let accepted = self.quic.accept(incoming, self.clock.now, &mut self.buffer, None);
+        match accepted.map_err(Box::new) {
             // It goes with its first packet. quinn-proto sets no timer that would end it.
-            Ok(Ok((handle, connection))) if connection.is_closed() => {
+            Ok((handle, connection)) if connection.is_closed() => {
                 self.counters.handshakes_failed += 1;
                 self.quic.handle_event(handle, EndpointEvent::drained());
             }
-            Ok(Ok((handle, connection))) => self.insert(handle, connection),
-            Ok(Err(fault)) => {
+            Ok((handle, connection)) => self.insert(handle, connection),
+            Err(fault) => {
                 tracing::debug!(address = %from, cause = %fault.cause, "QUIC handshake failed");
                 self.counters.handshakes_failed += 1;
                 if let Some(transmit) = fault.response {
                     self.respond(&transmit);
                 }
             }
-            Err(_) => self.count_panic("a first packet", from),
         }
     }
 

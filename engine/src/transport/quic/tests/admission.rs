@@ -82,14 +82,28 @@ fn a_gateway_that_is_full_or_drains_says_so() {
 
     let mut world = World::new(1);
     let client = world.connected();
-    world.shards[0].endpoint.set_accepting(false);
+    let silent = world.connect();
+    world.run_until(SECOND, |world| world.clients[silent].is_connected());
+    world.shards[0].endpoint.stop_accepting();
     let late = world.connect();
-    world.run_until(SECOND, |world| world.clients[late].lost.is_some());
+    let has_gone = |world: &World, client: usize| world.clients[client].lost.is_some();
+    world.run_until(SECOND, |world| has_gone(world, late) && has_gone(world, silent));
     world.clients[client].send(&b"goes on"[..]);
     world.run_until(SECOND, |world| world.clients[client].received == b"hellogoes on");
-    world.shards[0].endpoint.set_accepting(true);
-    world.connected();
-    assert_eq!(first, 0);
+    assert_eq!((first, world.shards[0].endpoint.connections()), (0, 2), "one drains");
+}
+
+/// The limits of an address are kept for the address of the handshake, also when the stream is opened
+/// from one that has proven nothing.
+#[test]
+fn a_client_is_let_in_under_the_address_that_it_has_proven() {
+    let mut world = World::new(1);
+    let client = world.connect();
+    world.run_until(SECOND, |world| world.clients[client].is_connected());
+    world.rebind(client, 9, 50_000);
+    world.clients[client].send(&b"hello"[..]);
+    world.run_until(SECOND, |world| world.clients[client].received == b"hello");
+    assert_eq!(world.shards[0].opened_from, [address(client, 0).ip()]);
 }
 
 /// A token is good on every shard, and after a restart with the same secret.

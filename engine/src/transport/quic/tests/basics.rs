@@ -226,7 +226,7 @@ fn who_opens_no_stream_in_time_is_sent_away() {
     world.run_for(5 * MS);
     world.clients.truncate(gone);
     world.run_for(2 * SECOND);
-    assert_eq!(world.shards[0].endpoint.handshakes_pending(), 1);
+    assert_eq!(world.shards[0].endpoint.handshakes_pending(), 2);
     assert!(world.clients[idle].lost.is_none());
     world.run_for(60 * SECOND);
     assert!(matches!(world.clients[idle].lost, Some(ConnectionError::ApplicationClosed(_))));

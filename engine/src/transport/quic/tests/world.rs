@@ -52,6 +52,8 @@ pub(super) struct Shard {
     pub(super) endpoint: QuicEndpoint,
     /// What has still to be written, per stream.
     pub(super) streams: HashMap<StreamKey, Vec<Bytes>>,
+    /// From where streams were opened, as the owner is told.
+    pub(super) opened_from: Vec<IpAddr>,
     pub(super) ended: Vec<(StreamKey, EndReason)>,
     pub(super) moved: Vec<SocketAddr>,
     /// It reads nothing and writes nothing.
@@ -320,6 +322,7 @@ impl Shard {
         Self {
             endpoint: QuicEndpoint::new(config, shard, shards, now_ns),
             streams: HashMap::new(),
+            opened_from: Vec::new(),
             ended: Vec::new(),
             moved: Vec::new(),
             is_asleep: false,
@@ -330,7 +333,8 @@ impl Shard {
     pub(super) fn handle_events(&mut self) {
         while let Some(event) = self.endpoint.poll_event() {
             match event {
-                QuicEvent::Opened { key, .. } => {
+                QuicEvent::Opened { key, from } => {
+                    self.opened_from.push(from);
                     assert!(self.streams.insert(key, Vec::new()).is_none(), "opened once");
                 }
                 QuicEvent::Readable(key) | QuicEvent::Writable(key) => self.echo(key),
