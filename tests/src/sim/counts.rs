@@ -62,6 +62,7 @@ counts! {
         clock_steps,
         // the disk
         slow_syncs,
+        slow_reads,
         crashes_in_sync,
         failed_writes,
         failed_syncs,

@@ -23,6 +23,7 @@ pub struct Faults {
     pub reshard: Stream,
     pub misbehaviour: Stream,
     slow_sync: Stream,
+    pub slow_read: Stream,
     clear_more: Stream,
     no_buffers: Stream,
     cancelled: Stream,
@@ -59,6 +60,7 @@ impl Faults {
             reshard: stream("reshard"),
             misbehaviour: stream("misbehaviour"),
             slow_sync: stream("slow sync"),
+            slow_read: stream("slow read"),
             clear_more: stream("clear more"),
             no_buffers: stream("no buffers"),
             cancelled: stream("cancelled"),
@@ -190,6 +192,12 @@ impl Faults {
         let random = &mut self.slow_sync;
         let hit = self.active && random.chance(self.weights.crash_in_sync);
         hit.then(|| (random.below(sync_ns), random.chance(500)))
+    }
+
+    /// What a read takes more than usual while reads are slow.
+    pub fn slow_read_ns(&mut self) -> u64 {
+        self.counts.slow_reads += 1;
+        self.slow_read.below(2_000 * MS)
     }
 
     pub fn completion_delay_ns(&mut self) -> u64 {

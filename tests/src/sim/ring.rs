@@ -52,6 +52,8 @@ pub struct Host {
     pub completions: u64,
     /// How long the next sync takes; zero: as usual.
     pub slow_sync_ns: u64,
+    /// Reads of files take long until then.
+    pub slow_reads_until_ns: u64,
     pub trace: Trace,
 }
 
@@ -183,6 +185,7 @@ impl Host {
             up: false,
             completions: 0,
             slow_sync_ns: 0,
+            slow_reads_until_ns: 0,
             trace: Trace::off(),
         }
     }
@@ -358,6 +361,10 @@ impl Host {
             if let Some((after_ns, loses_power)) = self.faults.crash_in_sync(delay_ns) {
                 self.clock.plan_in(after_ns, Event::CrashInSync { process, loses_power });
             }
+        }
+        let are_reads_slow = self.clock.now_ns() < self.slow_reads_until_ns && self.faults.active;
+        if are_reads_slow && matches!(file_op, FileOp::Read { .. }) {
+            delay_ns += self.faults.slow_read_ns();
         }
         self.kernel(shard).ops.get_mut(&slot).expect("just submitted").file_op = Some(file_op);
         self.clock.plan_in(delay_ns, Event::FileDue { process, shard, slot });

@@ -56,6 +56,7 @@ impl World {
                 let host = &mut *self.host.borrow_mut();
                 host.slow_sync_ns = host.faults.disk.between(500, 5_000) * MS;
             }
+            Fault::SlowReads => self.slow_reads(),
             Fault::ClockStep => self.step_clock(),
             Fault::FailWrite
             | Fault::FailSync
@@ -94,6 +95,27 @@ impl World {
             }
         }
         worker.drive(host, &mut self.oracle);
+    }
+
+    /// Some clients give up before what they wait for is read, and ask again on a new connection.
+    fn slow_reads(&mut self) {
+        let host = &mut *self.host.borrow_mut();
+        let lasts_ns = host.faults.slow_read.between(1_000, 8_000) * MS;
+        host.slow_reads_until_ns = host.clock.now_ns() + lasts_ns;
+        for client in 0..self.clients.len() {
+            if host.faults.slow_read.chance(500) {
+                let after_ns = host.faults.slow_read.below(lasts_ns);
+                host.clock.plan_in(after_ns, Event::GivesUp { client });
+            }
+        }
+    }
+
+    /// A client leaves without a word, and is soon back.
+    pub(super) fn give_up(&mut self, client: usize) {
+        let host = &mut *self.host.borrow_mut();
+        if host.faults.active && self.clients[client].conn.is_some() {
+            self.clients[client].leave(host, &mut self.oracle, false);
+        }
     }
 
     fn strike_process(&mut self, fault: Fault) {

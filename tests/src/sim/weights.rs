@@ -84,6 +84,8 @@ pub enum Fault {
     Overflow,
     /// One sync takes seconds.
     SlowSync,
+    /// Reads take long for seconds, and who waits for them comes back to ask again.
+    SlowReads,
     /// The wall clock is set.
     ClockStep,
     /// One write fails with EIO, after a part of it.
@@ -232,6 +234,7 @@ const MEANS: &[(Fault, u64)] = &[
     (Fault::Restart, 40_000),
     (Fault::Overflow, 10_000),
     (Fault::SlowSync, 15_000),
+    (Fault::SlowReads, 12_000),
     (Fault::ClockStep, 15_000),
 ];
 

@@ -48,6 +48,7 @@ pub enum Event {
     RogueLeaves { link: LinkId },
     Work { client: usize },
     Burst { client: usize, to: usize },
+    GivesUp { client: usize },
     Fault(Fault),
     CrashInSync { process: u64, loses_power: bool },
     GatewayStarts,
@@ -244,6 +245,7 @@ impl World {
             }
             Event::Work { client } => self.work(client),
             Event::Burst { client, to } => self.burst(client, to),
+            Event::GivesUp { client } => self.give_up(client),
             Event::Fault(fault) => self.strike(fault),
             Event::CrashInSync { process, loses_power } => {
                 let mut host = self.host.borrow_mut();
