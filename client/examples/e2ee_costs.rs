@@ -14,8 +14,8 @@ use ringpost_client::e2ee::identity::Secret;
 use ringpost_client::e2ee::roster::{Member, Members};
 use ringpost_client::e2ee::safety::safety_number;
 use ringpost_client::e2ee::{
-    Bundle, GroupReceiver, GroupSender, IdentityKey, OwnKeys, Pair, PairState, Party, PreKeys,
-    Roster, seal,
+    Bundle, Contact, DeviceList, GroupReceiver, GroupSender, IdentityKey, OwnKeys, Pair, Party,
+    PreKeys, Roster, seal,
 };
 use ringpost_client::protocol::id::{DeviceAddress, DeviceId, UserId};
 
@@ -46,13 +46,13 @@ fn pair() -> Outcome<()> {
     let one_time = bob.own.prekeys.pending(&bob.own.identity).one_time.first().copied();
     let signed = bob.own.prekeys.signed(&bob.own.identity);
     let bundle = Bundle::new(bob.party.identity, signed, one_time)?;
-    let mut a = Pair::new(alice.party.clone(), bob.party.clone(), PairState::default());
+    let mut a = Pair::new(alice.party.clone(), bob.party.clone());
     each("begin a session", ROUNDS, || {
         Ok(a.begin(&alice.own.identity, &bundle, 0, &mut rng())?)
     })?;
     let first = a.encrypt(&TEXT)?;
     let before = serde_json::to_string(&bob.own)?;
-    let empty = || Pair::new(bob.party.clone(), alice.party.clone(), PairState::default());
+    let empty = || Pair::new(bob.party.clone(), alice.party.clone());
     let mut b = empty();
     each("accept a session, with its first message", ROUNDS, || {
         b = empty();
@@ -95,11 +95,16 @@ fn group() -> Outcome<()> {
         members: BTreeMap::from([(user.clone(), member)]),
     };
     let signed = members.sign(&user, &alice.own.identity)?;
-    let roster = Roster::join(&signed, &user, (&user, &alice.party.identity))?;
+    let own = (&user, &alice.party.identity);
+    let roster = Roster::join(&signed, own, own)?;
+    let phone = alice.party.address.device.clone();
+    let devices = BTreeMap::from([(phone.clone(), alice.party.identity)]);
+    let list = DeviceList { user: user.clone(), version: 1, devices }.sign(&alice.own.identity)?;
+    let device = Contact::meet(&user, &list)?.member(&phone)?;
     let mut sender = GroupSender::new(&roster, 0);
     let mut receiver = GroupReceiver::default();
     let key = sender.distribution(&members.group);
-    receiver.accept(&alice.party, &roster, &key)?;
+    receiver.accept(&device, &roster, &key)?;
     let mut sent = Vec::new();
     each("encrypt 256 bytes to a group", ROUNDS, || {
         sent.push(sender.encrypt(&roster, &TEXT, 0)?);
@@ -108,7 +113,7 @@ fn group() -> Outcome<()> {
     let mut waiting = sent.iter();
     each("decrypt 256 bytes of a group", ROUNDS, || {
         let next = waiting.next().ok_or("one for each round")?;
-        Ok(receiver.decrypt(&alice.party, &roster, next).map(drop)?)
+        Ok(receiver.decrypt(&device, &roster, next).map(drop)?)
     })?;
     println!("bytes added: group message {}, group key {}", added(&sent[0]), key.len());
     Ok(())

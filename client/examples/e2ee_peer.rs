@@ -15,9 +15,7 @@ use std::error::Error;
 use std::io::{BufRead as _, Write as _};
 
 use rand::rng;
-use ringpost_client::e2ee::{
-    Bundle, IdentityKey, OwnKeys, Pair, PairState, Party, PreKeys, PublicIdentity,
-};
+use ringpost_client::e2ee::{Bundle, IdentityKey, OwnKeys, Pair, Party, PreKeys, PublicIdentity};
 use ringpost_client::protocol::id::{DeviceAddress, DeviceId, UserId};
 use serde_json::{Value, json};
 
@@ -76,7 +74,7 @@ impl Device {
     fn meet(&mut self, identity: &[u8]) -> Answer {
         let peer = PublicIdentity::try_from(<[u8; 32]>::try_from(identity)?)?;
         let own = party("alice", self.own.identity.public())?;
-        self.pair = Some(Pair::new(own, party("bob", peer)?, PairState::default()));
+        self.pair = Some(Pair::new(own, party("bob", peer)?));
         Ok(Vec::new())
     }
 

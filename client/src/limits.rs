@@ -68,6 +68,8 @@ pub const ONE_TIME_SECRETS_MAX: usize = 500;
 /// First messages remembered for each signed prekey, 32 bytes each. At half of it the key is
 /// replaced early; when it is full, first messages without a one-time key are refused.
 pub const FIRST_MESSAGES_REMEMBERED_MAX: usize = 4096;
+/// Sessions that one other device may begin under one signed prekey.
+pub const FIRST_MESSAGES_PER_DEVICE_MAX: usize = 32;
 /// Sessions kept with one other device.
 pub const SESSIONS_PER_PAIR_MAX: usize = 4;
 /// Time without a message after which a session that another has replaced is dropped.

@@ -36,6 +36,14 @@ pub struct Contact {
     encoded: Vec<u8>,
 }
 
+/// A device together with the identity of its user, both from one signed list: what groups deal in.
+/// Only [`Contact::member`] makes one, so a list that somebody else signed never gets into a group.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemberDevice {
+    party: Party,
+    user_identity: PublicIdentity,
+}
+
 /// What a new list changed. A device with a new identity is removed and added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -144,6 +152,22 @@ impl Contact {
         let identity = *self.list.devices.get(device).ok_or(Fault::UnknownDevice)?;
         let address = DeviceAddress { user: self.list.user.clone(), device: device.clone() };
         Ok(Party { address, identity })
+    }
+
+    /// A device of this user as one that a group key goes to or comes from.
+    pub fn member(&self, device: &DeviceId) -> Result<MemberDevice, Fault> {
+        Ok(MemberDevice { party: self.party(device)?, user_identity: self.identity })
+    }
+}
+
+impl MemberDevice {
+    pub fn party(&self) -> &Party {
+        &self.party
+    }
+
+    /// Of the user who signed the list.
+    pub fn user_identity(&self) -> &PublicIdentity {
+        &self.user_identity
     }
 }
 

@@ -56,6 +56,11 @@ pub enum Fault {
          The sender has to try again later."
     )]
     FirstMessagesExhausted,
+    #[error(
+        "This device has started too many conversations anew. The message was not opened; its owner \
+         has to write again in some days."
+    )]
+    TooManySessions,
     #[error("This message was read before, or came so late that its key is gone.")]
     MessageKeyGone,
     #[error("Too many messages before this one were lost ({count}); the session must be renewed.")]

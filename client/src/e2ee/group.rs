@@ -19,11 +19,11 @@ use vodozemac::megolm::{
     InboundGroupSessionPickle, MegolmMessage, SessionConfig, SessionKey,
 };
 
+use super::device_list::MemberDevice;
 use super::fault::Fault;
 use super::identity::hash;
-use super::pair::Party;
 use super::roster::Roster;
-use super::wire::{Reader, put_address, put_user};
+use super::wire::{Reader, hex, put_address, put_user};
 use crate::limits::{
     GROUP_KEY_MESSAGES_MAX, GROUP_KEY_MS_MAX, GROUP_KEYS_PER_SENDER_MAX, GROUP_WINDOW,
     PLAINTEXT_BYTES_MAX,
@@ -37,7 +37,7 @@ pub struct GroupSender {
     roster_version: u64,
     roster_hash: [u8; 32],
     made_ms: u64,
-    /// Devices that have the key, by the hash of address and identity.
+    /// Devices that have the key, by the hash of address and identities.
     holders: BTreeSet<[u8; 32]>,
 }
 
@@ -49,19 +49,29 @@ pub enum Plan {
     Rotate,
     /// Send [`GroupSender::distribution`] to these, call [`GroupSender::distributed`], persist;
     /// none: nothing is to do.
-    Distribute(Vec<Party>),
+    Distribute(Vec<MemberDevice>),
 }
 
 /// The keys of the other devices in one group.
 #[derive(Default, Serialize, Deserialize)]
 pub struct GroupReceiver {
-    /// By the hash of address and identity of the sender; oldest first.
+    /// By the hash of address and identities of the sender; oldest first.
     keys: BTreeMap<String, Vec<SenderKey>>,
+}
+
+/// A message to the group, opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    pub plaintext: Vec<u8>,
+    /// Whom the sender wrote it for. Below the present version: the sender did not know the last
+    /// change, and who was removed by it may have read this.
+    pub roster_version: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 struct SenderKey {
     tag: [u8; TAG_BYTES],
+    roster_version: u64,
     #[serde(with = "inbound")]
     session: InboundGroupSession,
     /// One above the highest index opened.
@@ -82,16 +92,15 @@ impl GroupSender {
     }
 
     /// `devices`: all devices of all members but this one, from their signed lists. One of somebody
-    /// who is not in the roster is [`Fault::NotMember`].
+    /// who is not in the roster is [`Fault::NotMember`]; one from a list that another identity than
+    /// the roster's has signed is [`Fault::IdentityChanged`].
     pub fn plan(
         &self,
         roster: &Roster,
-        devices: &BTreeSet<Party>,
+        devices: &BTreeSet<MemberDevice>,
         now_ms: u64,
     ) -> Result<Plan, Fault> {
-        if devices.iter().any(|device| !roster.has(&device.address.user)) {
-            return Err(Fault::NotMember);
-        }
+        devices.iter().try_for_each(|device| roster.admits(device))?;
         let now: BTreeSet<_> = devices.iter().map(fingerprint).collect();
         if self.is_expired(roster, now_ms) || !self.holders.is_subset(&now) {
             return Ok(Plan::Rotate);
@@ -111,7 +120,7 @@ impl GroupSender {
     }
 
     /// These were sent the key.
-    pub fn distributed(&mut self, devices: &[Party]) {
+    pub fn distributed(&mut self, devices: &[MemberDevice]) {
         self.holders.extend(devices.iter().map(fingerprint));
     }
 
@@ -147,7 +156,7 @@ impl GroupReceiver {
     /// roster, and for this again afterwards.
     pub fn accept(
         &mut self,
-        sender: &Party,
+        sender: &MemberDevice,
         roster: &Roster,
         distribution: &[u8],
     ) -> Result<(), Fault> {
@@ -159,9 +168,10 @@ impl GroupReceiver {
         let key = key.map_err(|_| reader.fault())?;
         reader.finish()?;
         let ours = roster.members().version;
-        if group != roster.members().group || !roster.has(&sender.address.user) {
+        if group != roster.members().group {
             return Err(Fault::NotMember);
         }
+        roster.admits(sender)?;
         if theirs > ours {
             return Err(Fault::RosterBehind { theirs, ours });
         }
@@ -173,7 +183,7 @@ impl GroupReceiver {
         let keys = self.keys.entry(hex(&fingerprint(sender))).or_default();
         // Taking a known key again would forget which of its messages were opened.
         if keys.iter().all(|known| known.tag != tag) {
-            keys.push(SenderKey { tag, session, next, seen: 0 });
+            keys.push(SenderKey { tag, roster_version: theirs, session, next, seen: 0 });
         }
         if keys.len() > GROUP_KEYS_PER_SENDER_MAX {
             keys.remove(0);
@@ -185,10 +195,10 @@ impl GroupReceiver {
     /// fails.
     pub fn decrypt(
         &mut self,
-        sender: &Party,
+        sender: &MemberDevice,
         roster: &Roster,
         envelope: &[u8],
-    ) -> Result<Vec<u8>, Fault> {
+    ) -> Result<Opened, Fault> {
         let mut reader = Reader::new(MESSAGE, envelope);
         reader.version(GROUP)?;
         let tag: [u8; TAG_BYTES] = reader.array()?;
@@ -197,16 +207,16 @@ impl GroupReceiver {
         if message.to_bytes() != bytes {
             return Err(Fault::Malformed(MESSAGE));
         }
-        if !roster.has(&sender.address.user) {
-            return Err(Fault::NotMember);
-        }
+        roster.admits(sender)?;
         let keys = self.keys.get_mut(&hex(&fingerprint(sender)));
         let keys = keys.into_iter().flatten();
-        keys.into_iter().find(|key| key.tag == tag).ok_or(Fault::NoSenderKey)?.decrypt(&message)
+        let key = keys.into_iter().find(|key| key.tag == tag).ok_or(Fault::NoSenderKey)?;
+        let plaintext = key.decrypt(&message)?;
+        Ok(Opened { plaintext, roster_version: key.roster_version })
     }
 
     /// Forgets the keys of devices that are no longer in the group.
-    pub fn retain(&mut self, devices: &BTreeSet<Party>) {
+    pub fn retain(&mut self, devices: &BTreeSet<MemberDevice>) {
         let now: BTreeSet<_> = devices.iter().map(|device| hex(&fingerprint(device))).collect();
         self.keys.retain(|sender, _| now.contains(sender));
     }
@@ -245,15 +255,11 @@ impl SenderKey {
     }
 }
 
-fn fingerprint(party: &Party) -> [u8; 32] {
+fn fingerprint(device: &MemberDevice) -> [u8; 32] {
+    let (party, user_identity) = (device.party(), device.user_identity());
     let mut address = Vec::new();
     put_address(&mut address, &party.address);
-    hash("Ringpost party 1", &[&address, party.identity.as_bytes()])
-}
-
-/// JSON has only text for keys of maps.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hash("Ringpost member 1", &[&address, party.identity.as_bytes(), user_identity.as_bytes()])
 }
 
 fn tag(session_id: &str) -> [u8; TAG_BYTES] {

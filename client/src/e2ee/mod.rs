@@ -14,7 +14,6 @@ pub mod fault;
 pub mod identity;
 pub mod bundle;
 pub mod prekey;
-pub mod x3dh;
 pub mod pair;
 pub mod device_list;
 pub mod roster;
@@ -27,11 +26,12 @@ pub mod seal;
 
 mod session;
 mod wire;
+mod x3dh;
 
 pub use bundle::Bundle;
-pub use device_list::{Contact, DeviceList};
+pub use device_list::{Contact, DeviceList, MemberDevice};
 pub use fault::Fault;
-pub use group::{GroupReceiver, GroupSender};
+pub use group::{GroupReceiver, GroupSender, Opened};
 pub use identity::{IdentityKey, PublicIdentity};
 pub use pair::{OwnKeys, Pair, PairState, Party};
 pub use payload::{Content, Payload};

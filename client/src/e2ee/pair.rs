@@ -19,7 +19,7 @@ use vodozemac::olm;
 
 use super::bundle::Bundle;
 use super::fault::Fault;
-use super::identity::{IdentityKey, PublicIdentity};
+use super::identity::{IdentityKey, PublicIdentity, hash};
 use super::prekey::PreKeys;
 use super::session::{Envelope, Session, TAG_BYTES, session_id};
 use super::wire::put_address;
@@ -41,7 +41,7 @@ pub struct OwnKeys {
 }
 
 /// The sessions between this device and one other. Bound to both identities: when the other device
-/// gets a new one, drop this and make another.
+/// gets a new one, drop this and make another with [`Self::new`].
 pub struct Pair {
     own: Party,
     peer: Party,
@@ -49,15 +49,27 @@ pub struct Pair {
 }
 
 /// What of a [`Pair`] is kept on disk, sealed.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct PairState {
+    /// Hash of both devices. Sessions of one must never encrypt for another.
+    parties: [u8; 32],
     /// The first one is sent on.
     sessions: Vec<Session>,
 }
 
 impl Pair {
-    pub fn new(own: Party, peer: Party, state: PairState) -> Self {
+    /// Without a session yet.
+    pub fn new(own: Party, peer: Party) -> Self {
+        let state = PairState { parties: parties(&own, &peer), sessions: Vec::new() };
         Self { own, peer, state }
+    }
+
+    /// From disk. [`Fault::SealBroken`] when the state is that of two other devices.
+    pub fn restore(own: Party, peer: Party, state: PairState) -> Result<Self, Fault> {
+        match state.parties == parties(&own, &peer) {
+            true => Ok(Self { own, peer, state }),
+            false => Err(Fault::SealBroken),
+        }
     }
 
     pub fn peer(&self) -> &Party {
@@ -131,7 +143,7 @@ impl Pair {
         if let Some(at) = self.state.sessions.iter().position(|session| session.id == id) {
             return self.decrypt_at(at, message, now_ms);
         }
-        let (signed, one_time) = own.prekeys.secrets(header)?;
+        let (signed, one_time) = own.prekeys.secrets(header, now_ms)?;
         let (mut session, plaintext) = Session::accept(
             &own.identity,
             header,
@@ -195,6 +207,14 @@ impl Pair {
         sessions.insert(0, session);
         sessions.truncate(SESSIONS_PER_PAIR_MAX);
     }
+}
+
+fn parties(own: &Party, peer: &Party) -> [u8; 32] {
+    let mut addresses = Vec::new();
+    put_address(&mut addresses, &own.address);
+    put_address(&mut addresses, &peer.address);
+    let identities = [own.identity.as_bytes().as_slice(), peer.identity.as_bytes()];
+    hash("Ringpost parties 1", &[&addresses, identities[0], identities[1]])
 }
 
 /// What the root of a session is bound to besides the identities.

@@ -51,7 +51,17 @@ pub enum Content {
 }
 
 impl Payload {
+    /// What [`Self::decode`] would refuse is refused: [`Fault::Malformed`], [`Fault::TooLong`].
     pub fn encode(&self) -> Result<Vec<u8>, Fault> {
+        let read_count = match &self.content {
+            Content::Read(ids) => ids.len(),
+            _ => 1,
+        };
+        if self.stamp.after.len() > MESSAGE_REFERENCES_MAX
+            || !(1..=MESSAGE_REFERENCES_MAX).contains(&read_count)
+        {
+            return Err(Fault::Malformed(WHAT));
+        }
         let (text, read, typing, group_key, verification) = match &self.content {
             Content::Text(text) if text.len() > TEXT_BYTES_MAX => {
                 let (bytes, bytes_max) = (text.len(), TEXT_BYTES_MAX);
@@ -103,6 +113,9 @@ impl Payload {
             _ => return Err(malformed()),
         };
         let content = match (wire.text, wire.typing, wire.group_key, wire.verification) {
+            kinds if !wire.read.is_empty() && kinds != (None, None, None, None) => {
+                return Err(malformed());
+            }
             (Some(text), None, None, None) if text.len() <= TEXT_BYTES_MAX => Content::Text(text),
             (None, Some(is_typing), None, None) => Content::Typing(is_typing),
             (None, None, Some(key), None) => Content::GroupKey(key),
@@ -221,8 +234,8 @@ mod tests {
 
     #[test]
     fn kinds_and_fields_of_later_versions_are_skipped() {
-        let mut bytes = payload(Content::Read(vec![])).encode().unwrap();
-        bytes.truncate(bytes.iter().rposition(|&byte| byte != 0).unwrap());
+        let mut bytes = payload(Content::Typing(true)).encode().unwrap();
+        bytes.truncate(bytes.iter().rposition(|&byte| byte != 0).unwrap() - 2); // its field
         bytes.extend([0xA2, 0x06, 1, b'x', END]); // field 100, one byte
         let read = Payload::decode(&bytes).unwrap();
         assert_eq!(read.content, Content::Unknown);
@@ -246,8 +259,16 @@ mod tests {
         let long = Content::Text("x".repeat(TEXT_BYTES_MAX + 1));
         let (bytes, bytes_max) = (TEXT_BYTES_MAX + 1, TEXT_BYTES_MAX);
         assert_eq!(payload(long).encode(), Err(Fault::TooLong { bytes, bytes_max }));
-        let many = payload(Content::Read(vec![[1; 16]; MESSAGE_REFERENCES_MAX + 1]));
-        assert!(Payload::decode(&many.encode().unwrap()).is_err());
+        for count in [0, MESSAGE_REFERENCES_MAX + 1] {
+            assert!(payload(Content::Read(vec![[1; 16]; count])).encode().is_err(), "{count}");
+        }
+        let mut stamped = payload(Content::Typing(true));
+        stamped.stamp.after = vec![[1; 16]; MESSAGE_REFERENCES_MAX + 1];
+        assert!(stamped.encode().is_err());
+        let mut two = payload(Content::Text("x".into())).encode().unwrap();
+        two.truncate(two.iter().rposition(|&byte| byte != 0).unwrap());
+        two.extend([&[0x42, 16][..], &[9; 16], &[END]].concat()); // read, besides the text
+        assert!(Payload::decode(&two).is_err());
         for bytes in [&[][..], &[0], &[END], &[VERSION, END], &[2, END, 0]] {
             assert!(Payload::decode(bytes).is_err(), "{bytes:?}");
         }

@@ -2,7 +2,9 @@
 //!
 //! A signed prekey is replaced every [`SIGNED_PREKEY_MS`] and kept for [`PREKEY_GRACE_MS`] more: a
 //! first message may wait that long in a mailbox. A one-time secret goes when the first message made
-//! with it has authenticated, never before, or anybody could burn it with rubbish.
+//! with it has authenticated, never before, or anybody could burn it with rubbish. One device may
+//! begin [`FIRST_MESSAGES_PER_DEVICE_MAX`] sessions under one signed prekey, so it cannot use up the
+//! memory of those that others begin.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,11 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::{OneTimePreKey, SignedPreKey};
 use super::fault::Fault;
-use super::identity::{IdentityKey, Secret};
+use super::identity::{IdentityKey, PublicIdentity, Secret};
 use super::x3dh::FirstHeader;
 use crate::limits::{
-    FIRST_MESSAGES_REMEMBERED_MAX, ONE_TIME_PREKEYS_LOW, ONE_TIME_PREKEYS_TARGET,
-    ONE_TIME_SECRETS_MAX, PREKEY_GRACE_MS, SIGNED_PREKEY_MS, SIGNED_PREKEYS_RETIRED_MAX,
+    FIRST_MESSAGES_PER_DEVICE_MAX, FIRST_MESSAGES_REMEMBERED_MAX, ONE_TIME_PREKEYS_LOW,
+    ONE_TIME_PREKEYS_TARGET, ONE_TIME_SECRETS_MAX, PREKEY_GRACE_MS, SIGNED_PREKEY_MS,
+    SIGNED_PREKEYS_RETIRED_MAX,
 };
 
 /// All prekeys of this device. Persist after every change: [`Self::pending`] may be published only
@@ -37,6 +40,8 @@ pub struct PreKeys {
 pub struct Upkeep {
     /// Call [`PreKeys::rotate`].
     pub rotate: bool,
+    /// Call [`PreKeys::expire`]: a secret is kept longer than it is good for.
+    pub expire: bool,
     /// Call [`PreKeys::make_one_time`] with this number when it is not 0.
     pub one_time_count: u32,
     /// Publish what [`PreKeys::pending`] gives, after both of the above.
@@ -55,9 +60,9 @@ struct SignedSecret {
     id: u32,
     secret: Secret,
     made_ms: u64,
-    /// Ephemeral keys of first messages that this key has opened. Without a one-time key nothing
-    /// else tells a first message from its copy.
-    seen: BTreeSet<[u8; 32]>,
+    /// First messages that this key has opened: whose, and their ephemeral keys. Without a one-time
+    /// key nothing else tells a first message from its copy.
+    seen: BTreeSet<(PublicIdentity, [u8; 32])>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,7 +97,8 @@ impl PreKeys {
             || one_time_count > 0
             || !self.is_signed_published
             || self.unpublished_count() > 0;
-        Upkeep { rotate, one_time_count, publish }
+        let expire = self.retired.iter().any(|old| old.is_over(now_ms));
+        Upkeep { rotate, expire, one_time_count, publish }
     }
 
     /// Makes a new signed prekey, and forgets those whose grace period is over.
@@ -109,7 +115,7 @@ impl PreKeys {
 
     /// Forgets signed prekeys whose grace period is over.
     pub fn expire(&mut self, now_ms: u64) {
-        self.retired.retain(|old| now_ms.saturating_sub(old.retired_ms) < PREKEY_GRACE_MS);
+        self.retired.retain(|old| !old.is_over(now_ms));
     }
 
     /// Makes `count` one-time prekeys. Beyond [`ONE_TIME_SECRETS_MAX`] the oldest secrets go.
@@ -149,10 +155,17 @@ impl PreKeys {
     }
 
     /// Secrets that a first message names, still here afterwards.
-    pub(super) fn secrets(&self, header: &FirstHeader) -> Result<(Secret, Option<Secret>), Fault> {
-        let signed = self.find(header.signed_id).ok_or(Fault::PreKeyGone)?;
-        if signed.seen.contains(&header.ephemeral) {
+    pub(super) fn secrets(
+        &self,
+        header: &FirstHeader,
+        now_ms: u64,
+    ) -> Result<(Secret, Option<Secret>), Fault> {
+        let signed = self.find(header.signed_id, now_ms).ok_or(Fault::PreKeyGone)?;
+        if signed.seen.contains(&(header.identity, header.ephemeral)) {
             return Err(Fault::ReplayedFirstMessage);
+        }
+        if signed.begun_by(&header.identity) >= FIRST_MESSAGES_PER_DEVICE_MAX {
+            return Err(Fault::TooManySessions);
         }
         let one_time = match header.one_time_id {
             Some(id) => Some(self.one_time.get(&id).ok_or(Fault::PreKeyGone)?.clone()),
@@ -174,12 +187,12 @@ impl PreKeys {
         let signed = signed.expect("the caller has its secret from here");
         // With a one-time key the copy is refused anyway; remembering it only names the reason.
         if signed.seen.len() < FIRST_MESSAGES_REMEMBERED_MAX {
-            signed.seen.insert(header.ephemeral);
+            signed.seen.insert((header.identity, header.ephemeral));
         }
     }
 
-    fn find(&self, id: u32) -> Option<&SignedSecret> {
-        let retired = self.retired.iter().map(|old| &old.key);
+    fn find(&self, id: u32, now_ms: u64) -> Option<&SignedSecret> {
+        let retired = self.retired.iter().filter(|old| !old.is_over(now_ms)).map(|old| &old.key);
         retired.chain([&self.current]).find(|key| key.id == id)
     }
 
@@ -199,7 +212,17 @@ impl PreKeys {
     }
 }
 
+impl Retired {
+    fn is_over(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.retired_ms) >= PREKEY_GRACE_MS
+    }
+}
+
 impl SignedSecret {
+    fn begun_by(&self, device: &PublicIdentity) -> usize {
+        self.seen.range((*device, [0; 32])..=(*device, [0xFF; 32])).count()
+    }
+
     fn random(id: u32, made_ms: u64, rng: &mut impl CryptoRng) -> Self {
         Self { id, secret: Secret::random(rng), made_ms, seen: BTreeSet::new() }
     }
@@ -220,10 +243,10 @@ mod tests {
         let identity = IdentityKey::random(rng);
         let due = keys.upkeep(0, 0);
         let one_time_count = ONE_TIME_PREKEYS_TARGET;
-        assert_eq!(due, Upkeep { rotate: false, one_time_count, publish: true });
+        assert_eq!(due, Upkeep { one_time_count, publish: true, ..Upkeep::default() });
         keys.make_one_time(due.one_time_count, rng);
         // Made and not published: nothing more is made, the same is published.
-        assert_eq!(keys.upkeep(0, 0), Upkeep { rotate: false, one_time_count: 0, publish: true });
+        assert_eq!(keys.upkeep(0, 0), Upkeep { publish: true, ..Upkeep::default() });
         let pending = keys.pending(&identity);
         assert_eq!(pending, keys.pending(&identity));
         assert_eq!(pending.one_time.len(), ONE_TIME_PREKEYS_TARGET as usize);
@@ -241,12 +264,16 @@ mod tests {
         let (mut keys, rng) = (PreKeys::new(0, &mut rand::rng()), &mut rand::rng());
         let old = header(1, None, 5);
         keys.rotate(SIGNED_PREKEY_MS, rng);
-        assert!(keys.secrets(&old).is_ok());
-        keys.expire(SIGNED_PREKEY_MS + PREKEY_GRACE_MS - 1);
-        assert!(keys.secrets(&old).is_ok());
-        keys.expire(SIGNED_PREKEY_MS + PREKEY_GRACE_MS);
-        assert_eq!(keys.secrets(&old).err(), Some(Fault::PreKeyGone));
-        assert!(keys.secrets(&header(2, None, 5)).is_ok());
+        let over_ms = SIGNED_PREKEY_MS + PREKEY_GRACE_MS;
+        keys.expire(over_ms - 1);
+        assert!(keys.secrets(&old, over_ms - 1).is_ok());
+        assert!(!keys.upkeep(over_ms - 1, ONE_TIME_PREKEYS_TARGET).expire);
+        // Also when nobody has tidied up yet.
+        assert_eq!(keys.secrets(&old, over_ms).err(), Some(Fault::PreKeyGone));
+        assert!(keys.upkeep(over_ms, ONE_TIME_PREKEYS_TARGET).expire);
+        keys.expire(over_ms);
+        assert!(keys.retired.is_empty());
+        assert!(keys.secrets(&header(2, None, 5), over_ms).is_ok());
     }
 
     #[test]
@@ -254,11 +281,11 @@ mod tests {
         let (mut keys, rng) = (PreKeys::new(0, &mut rand::rng()), &mut rand::rng());
         let first = header(1, None, 5);
         keys.spend(&first);
-        assert_eq!(keys.secrets(&first).err(), Some(Fault::ReplayedFirstMessage));
+        assert_eq!(keys.secrets(&first, 0).err(), Some(Fault::ReplayedFirstMessage));
         keys.rotate(SIGNED_PREKEY_MS, rng);
         let text = serde_json::to_string(&keys).unwrap();
         let keys: PreKeys = serde_json::from_str(&text).unwrap();
-        assert_eq!(keys.secrets(&first).err(), Some(Fault::ReplayedFirstMessage));
+        assert_eq!(keys.secrets(&first, 0).err(), Some(Fault::ReplayedFirstMessage));
     }
 
     /// Forgetting the oldest instead would let its message be replayed.
@@ -266,15 +293,33 @@ mod tests {
     fn full_memory_of_first_messages_refuses_more_and_asks_for_a_new_key() {
         let mut keys = PreKeys::new(0, &mut rand::rng());
         for n in 0..FIRST_MESSAGES_REMEMBERED_MAX {
-            let mut ephemeral = [0; 32];
-            ephemeral[..8].copy_from_slice(&n.to_be_bytes());
-            keys.spend(&FirstHeader { ephemeral, ..header(1, None, 0) });
+            let mut seed = [0; 32];
+            seed[..8].copy_from_slice(&n.to_be_bytes());
+            let identity = IdentityKey::from_seed(seed).public();
+            keys.spend(&FirstHeader { identity, ..header(1, None, 0) });
         }
-        let refused = keys.secrets(&header(1, None, 0xEE)).err();
+        let refused = keys.secrets(&header(1, None, 0xEE), 0).err();
         assert_eq!(refused, Some(Fault::FirstMessagesExhausted));
         assert!(keys.upkeep(0, ONE_TIME_PREKEYS_TARGET).rotate);
         keys.make_one_time(1, &mut rand::rng());
-        assert!(keys.secrets(&header(1, Some(2), 0xEE)).is_ok());
+        assert!(keys.secrets(&header(1, Some(2), 0xEE), 0).is_ok());
+    }
+
+    #[test]
+    fn one_device_cannot_use_up_the_memory_of_first_messages() {
+        let mut keys = PreKeys::new(0, &mut rand::rng());
+        for n in 0..u8::try_from(FIRST_MESSAGES_PER_DEVICE_MAX).unwrap() {
+            let first = header(1, None, n);
+            assert!(keys.secrets(&first, 0).is_ok());
+            keys.spend(&first);
+        }
+        assert_eq!(keys.secrets(&header(1, None, 0xEE), 0).err(), Some(Fault::TooManySessions));
+        let identity = IdentityKey::from_seed([2; 32]).public();
+        let other = FirstHeader { identity, ..header(1, None, 0xEE) };
+        assert!(keys.secrets(&other, 0).is_ok());
+        // The next signed prekey begins anew.
+        keys.rotate(SIGNED_PREKEY_MS, &mut rand::rng());
+        assert!(keys.secrets(&header(2, None, 0xEE), 0).is_ok());
     }
 
     #[test]
@@ -282,11 +327,11 @@ mod tests {
         let mut keys = PreKeys::new(0, &mut rand::rng());
         keys.make_one_time(1, &mut rand::rng());
         let first = header(1, Some(2), 5);
-        assert!(keys.secrets(&first).is_ok());
-        assert!(keys.secrets(&first).is_ok());
+        assert!(keys.secrets(&first, 0).is_ok());
+        assert!(keys.secrets(&first, 0).is_ok());
         keys.spend(&first);
-        assert_eq!(keys.secrets(&header(1, Some(2), 6)).err(), Some(Fault::PreKeyGone));
-        assert_eq!(keys.secrets(&first).err(), Some(Fault::ReplayedFirstMessage));
+        assert_eq!(keys.secrets(&header(1, Some(2), 6), 0).err(), Some(Fault::PreKeyGone));
+        assert_eq!(keys.secrets(&first, 0).err(), Some(Fault::ReplayedFirstMessage));
     }
 
     #[test]

@@ -5,13 +5,16 @@
 //!         | signature 64 by the signer's identity
 //! ```
 //!
-//! The server keeps and hands out rosters. It cannot add a member, nor show two members different
-//! lists for long: the hash goes with every [group key](super::group).
+//! Rosters travel from member to member, over the sessions between their devices. The server cannot
+//! add a member, nor show two members different lists for long: the hash goes with every
+//! [group key](super::group).
 
 use std::collections::{BTreeMap, VecDeque};
 
 use ringpost_protocol::id::UserId;
+use serde::{Deserialize, Serialize};
 
+use super::device_list::MemberDevice;
 use super::fault::Fault;
 use super::identity::{IdentityKey, PublicIdentity, SIGNATURE_BYTES, hash};
 use super::wire::{Reader, put_user};
@@ -37,11 +40,21 @@ pub struct Members {
 }
 
 /// The roster as this device knows it, with the hashes of those before.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Roster {
     now: Members,
     hash: [u8; 32],
+    /// As it was signed.
+    encoded: Vec<u8>,
     /// Hashes of the versions before, newest first.
+    before: VecDeque<[u8; 32]>,
+}
+
+/// What of a [`Roster`] is kept on disk. The signature was checked before it got there.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    encoded: Vec<u8>,
     before: VecDeque<[u8; 32]>,
 }
 
@@ -75,24 +88,33 @@ impl Members {
 }
 
 impl Roster {
-    /// The first roster this device sees of a group: `signer` is whom it is taken from, an
-    /// administrator whose identity is known from elsewhere.
+    /// The first roster this device sees of a group, or the first again after it had left. It must
+    /// have come over a session with a device of `voucher`, whose word it is taken on: an
+    /// administrator of the group, or the own user, whose identity is known from elsewhere. Who
+    /// signed it may have left the group by that; then nobody but the voucher speaks for it.
     pub fn join(
         bytes: &[u8],
-        own: &UserId,
-        signer: (&UserId, &PublicIdentity),
+        own: (&UserId, &PublicIdentity),
+        voucher: (&UserId, &PublicIdentity),
     ) -> Result<Self, Fault> {
         let next = Signed::decode(bytes)?;
-        let (user, identity) = signer;
-        let admin = Some(Member { identity: *identity, is_admin: true });
-        if next.signer != *user || next.members.members.get(user).copied() != admin {
+        let member = |(user, identity): (&UserId, &PublicIdentity)| {
+            next.members.members.get(user).filter(|member| member.identity == *identity)
+        };
+        let is_trusted = member(voucher).is_some_and(|member| member.is_admin) || voucher == own;
+        if !is_trusted {
             return Err(Fault::ForgedRoster);
         }
-        next.verify(identity)?;
-        if !next.members.members.contains_key(own) {
+        match next.members.members.get(&next.signer) {
+            Some(signer) if !signer.is_admin => return Err(Fault::ForgedRoster),
+            Some(signer) => next.verify(&signer.identity)?,
+            None => {}
+        }
+        if member(own).is_none() {
             return Err(Fault::NotMember);
         }
-        Ok(Self { hash: next.hash(), now: next.members, before: VecDeque::new() })
+        let (hash, encoded) = (next.hash(), bytes.to_vec());
+        Ok(Self { hash, now: next.members, encoded, before: VecDeque::new() })
     }
 
     /// The next roster. It is signed by an administrator of this one, or only takes its signer out.
@@ -119,7 +141,7 @@ impl Roster {
         }
         self.before.push_front(self.hash);
         self.before.truncate(ROSTERS_REMEMBERED_MAX);
-        (self.now, self.hash) = (next.members, hash);
+        (self.now, self.hash, self.encoded) = (next.members, hash, bytes.to_vec());
         Ok(())
     }
 
@@ -131,8 +153,25 @@ impl Roster {
         &self.hash
     }
 
+    /// What another device can [`Self::join`] or [`Self::follow`].
+    pub fn encoded(&self) -> &[u8] {
+        &self.encoded
+    }
+
     pub fn has(&self, user: &UserId) -> bool {
         self.now.members.contains_key(user)
+    }
+
+    /// Whether this device may write and read: its user is a member ([`Fault::NotMember`]), and
+    /// whoever signed the list that names it is the one whom the administrator meant
+    /// ([`Fault::IdentityChanged`]). Else the server could put a list of its own in the place of the
+    /// member's, and with it a device that reads along.
+    pub fn admits(&self, device: &MemberDevice) -> Result<(), Fault> {
+        let member = self.now.members.get(&device.party().address.user);
+        match member.ok_or(Fault::NotMember)?.identity == *device.user_identity() {
+            true => Ok(()),
+            false => Err(Fault::IdentityChanged),
+        }
     }
 
     /// The hash of this version, or of one of the last before it.
@@ -147,6 +186,22 @@ impl Roster {
         let mut rest = self.now.members.clone();
         rest.remove(&next.signer);
         rest == next.members.members
+    }
+}
+
+impl TryFrom<Stored> for Roster {
+    type Error = Fault;
+
+    fn try_from(stored: Stored) -> Result<Self, Fault> {
+        let Stored { encoded, before } = stored;
+        let signed = Signed::decode(&encoded)?;
+        Ok(Self { hash: signed.hash(), now: signed.members, encoded, before })
+    }
+}
+
+impl From<Roster> for Stored {
+    fn from(roster: Roster) -> Self {
+        Self { encoded: roster.encoded, before: roster.before }
     }
 }
 

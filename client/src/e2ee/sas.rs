@@ -19,7 +19,7 @@ use vodozemac::sas::{EstablishedSas, Mac, Sas};
 
 use super::fault::Fault;
 use super::identity::{PublicIdentity, hash};
-use super::wire::put_user;
+use super::wire::{hex, put_user};
 
 /// A user and the identity that a device holds for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,8 +159,4 @@ fn transcript(
 /// What one side means: itself, and whom it talks to.
 fn meant(own: &Person, peer: &Person) -> String {
     hex(&[*own.identity.as_bytes(), *peer.identity.as_bytes()].concat())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

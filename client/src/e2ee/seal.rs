@@ -10,6 +10,8 @@
 //! being moved to another one. An older record of the same place still opens: the database must not
 //! be taken back to an older state.
 
+use std::io;
+
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use rand::CryptoRng;
@@ -27,8 +29,7 @@ pub fn seal<T: Serialize>(
     value: &T,
     rng: &mut impl CryptoRng,
 ) -> Vec<u8> {
-    let msg = serde_json::to_vec(value).expect("states have text keys and no failing parts");
-    let msg = Zeroizing::new(msg);
+    let msg = plaintext(value);
     let mut nonce = [0; NONCE_BYTES];
     rng.fill_bytes(&mut nonce);
     let sealed = cipher(key)
@@ -49,10 +50,35 @@ pub fn open<T: DeserializeOwned>(key: &Secret, place: &[u8], record: &[u8]) -> R
     serde_json::from_slice(&opened).map_err(|_| Fault::SealBroken)
 }
 
+/// Written into memory of the right size: growing would leave copies of secrets behind.
+fn plaintext<T: Serialize>(value: &T) -> Zeroizing<Vec<u8>> {
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, value).expect(SERIALIZABLE);
+    let mut out = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *out, value).expect(SERIALIZABLE);
+    assert_eq!(out.len(), length.0, "the same value has the same length");
+    out
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn cipher(key: &Secret) -> XChaCha20Poly1305 {
     XChaCha20Poly1305::new(&Key::from(*key.as_bytes()))
 }
 
+const SERIALIZABLE: &str = "states have text keys and no failing parts";
 const VERSION: u8 = 1;
 const NONCE_BYTES: usize = 24;
 
@@ -76,6 +102,14 @@ mod tests {
             let cut = open::<String>(&key, b"pairs/bob", &record[..at]);
             assert_eq!(cut, Err(Fault::SealBroken));
         }
+    }
+
+    #[test]
+    fn plaintext_is_written_once() {
+        let value = vec!["secret"; 1_000];
+        let msg = plaintext(&value);
+        assert_eq!(msg.capacity(), msg.len());
+        assert_eq!(*msg, serde_json::to_vec(&value).unwrap());
     }
 
     #[test]

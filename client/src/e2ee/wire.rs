@@ -92,6 +92,11 @@ pub(super) fn put_address(out: &mut Vec<u8>, address: &DeviceAddress) {
     put_device(out, &address.device);
 }
 
+/// For what must be text: keys of JSON's maps, and the strings that vodozemac hashes.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn put_text(out: &mut Vec<u8>, text: &str) {
     out.push(u8::try_from(text.len()).expect("an id has at most 128 bytes"));
     out.extend_from_slice(text.as_bytes());

@@ -29,23 +29,23 @@ use super::wire::Reader;
 
 /// What the initiator sends in the clear, so that the responder finds its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FirstHeader {
-    pub identity: PublicIdentity,
+pub(super) struct FirstHeader {
+    pub(super) identity: PublicIdentity,
     /// X25519.
-    pub ephemeral: [u8; 32],
-    pub signed_id: u32,
+    pub(super) ephemeral: [u8; 32],
+    pub(super) signed_id: u32,
     /// `None` when the responder's one-time prekeys had run out. Never 0.
-    pub one_time_id: Option<u32>,
+    pub(super) one_time_id: Option<u32>,
 }
 
 /// What both sides share; begins one ratchet.
-pub struct Root(Zeroizing<[u8; 32]>);
+pub(super) struct Root(Zeroizing<[u8; 32]>);
 
 /// Length of an encoded [`FirstHeader`].
-pub const FIRST_HEADER_BYTES: usize = 32 + 32 + 4 + 4;
+pub(super) const FIRST_HEADER_BYTES: usize = 32 + 32 + 4 + 4;
 
 /// Begins a session. `context` must be the same on both sides: it says which devices are meant.
-pub fn initiate(
+pub(super) fn initiate(
     own: &IdentityKey,
     bundle: &Bundle,
     context: &[u8],
@@ -72,7 +72,7 @@ pub fn initiate(
 
 /// The other side of [`initiate`]. Proves nothing yet: whoever knows the public keys can send a
 /// header; only a message that decrypts shows who wrote it.
-pub fn respond(
+pub(super) fn respond(
     own: &IdentityKey,
     header: &FirstHeader,
     signed: &Secret,
@@ -92,7 +92,7 @@ pub fn respond(
 
 impl Root {
     /// The initiator's ratchet: it can send at once.
-    pub fn initiator_ratchet(
+    pub(super) fn initiator_ratchet(
         self,
         bundle: &Bundle,
         rng: &mut impl CryptoRng,
@@ -116,8 +116,9 @@ impl Root {
         olm_session(*self.0, *Secret::random(rng).as_bytes(), *signed.as_bytes())
     }
 
-    /// Both sides' value, for comparing implementations.
-    pub fn as_bytes(&self) -> &[u8; 32] {
+    /// Both sides' value.
+    #[cfg(test)]
+    pub(super) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::rng;
 use ringpost_client::e2ee::group::Plan;
 use ringpost_client::e2ee::roster::{Member, Members};
-use ringpost_client::e2ee::{Fault, GroupReceiver, GroupSender, IdentityKey, Party, Roster};
+use ringpost_client::e2ee::{
+    Contact, DeviceList, Fault, GroupReceiver, GroupSender, IdentityKey, MemberDevice, Opened,
+    Roster,
+};
 use ringpost_client::limits::{
     GROUP_KEY_MESSAGES_MAX, GROUP_KEY_MS_MAX, GROUP_KEYS_PER_SENDER_MAX, GROUP_WINDOW,
 };
-use ringpost_client::protocol::id::UserId;
-
-use crate::support::Device;
+use ringpost_client::protocol::id::{DeviceId, UserId};
 
 /// Alice is the administrator; Bob and Carol are members.
 struct World {
@@ -26,13 +27,23 @@ fn id(user: &str) -> UserId {
 
 impl World {
     fn new() -> Self {
-        let names = ["alice", "bob", "carol", "dave"];
+        let names = ["alice", "bob", "carol", "dave", "ghost"];
         let keys: BTreeMap<_, _> = names.map(|name| (name, IdentityKey::random(&mut rng()))).into();
         let first = members(&keys, 1, [0; 32], &["alice", "bob", "carol"]);
         let bytes = first.sign(&id("alice"), &keys["alice"]).unwrap();
         let alice = (&id("alice"), &keys["alice"].public());
-        let roster = Roster::join(&bytes, &id("bob"), alice).unwrap();
+        let bob = (&id("bob"), &keys["bob"].public());
+        let roster = Roster::join(&bytes, bob, alice).unwrap();
         Self { keys, roster }
+    }
+
+    /// A new phone of this user, in a list that the user signed.
+    fn phone(&self, name: &str) -> MemberDevice {
+        listed(name, &self.keys[name])
+    }
+
+    fn phones(&self, names: &[&str]) -> BTreeSet<MemberDevice> {
+        names.iter().map(|name| self.phone(name)).collect()
     }
 
     /// The roster that follows, signed by `signer`.
@@ -54,13 +65,21 @@ fn members(
     Members { group: id("group"), version, parent, members: names.iter().map(member).collect() }
 }
 
-fn parties(names: &[&str]) -> BTreeSet<Party> {
-    names.iter().map(|name| Device::new(name, "phone").party()).collect()
+/// A new phone in a list for this user that `signer` signed.
+fn listed(user: &str, signer: &IdentityKey) -> MemberDevice {
+    let phone = DeviceId::new("phone").unwrap();
+    let devices = BTreeMap::from([(phone.clone(), IdentityKey::random(&mut rng()).public())]);
+    let list = DeviceList { user: id(user), version: 1, devices }.sign(signer).unwrap();
+    Contact::meet(&id(user), &list).unwrap().member(&phone).unwrap()
+}
+
+fn opened(plaintext: &[u8], roster_version: u64) -> Result<Opened, Fault> {
+    Ok(Opened { plaintext: plaintext.to_vec(), roster_version })
 }
 
 /// A sender key of Alice's phone that a receiver has.
-fn keyed(world: &World) -> (Party, GroupSender, GroupReceiver) {
-    let alice = Device::new("alice", "phone").party();
+fn keyed(world: &World) -> (MemberDevice, GroupSender, GroupReceiver) {
+    let alice = world.phone("alice");
     let sender = GroupSender::new(&world.roster, 0);
     let mut receiver = GroupReceiver::default();
     receiver.accept(&alice, &world.roster, &sender.distribution(&id("group"))).unwrap();
@@ -73,8 +92,8 @@ fn messages_to_a_group_open_in_any_order_and_once() {
     let (alice, mut sender, mut receiver) = keyed(&world);
     let sent: Vec<_> = (0..10u8).map(|n| sender.encrypt(&world.roster, &[n], 0).unwrap()).collect();
     for n in [4, 0, 9, 1, 8] {
-        let opened = receiver.decrypt(&alice, &world.roster, &sent[n]);
-        assert_eq!(opened, Ok(vec![u8::try_from(n).unwrap()]));
+        let got = receiver.decrypt(&alice, &world.roster, &sent[n]);
+        assert_eq!(got, opened(&[u8::try_from(n).unwrap()], 1));
     }
     for n in [4, 0, 9, 1, 8] {
         let refused = receiver.decrypt(&alice, &world.roster, &sent[n]);
@@ -85,7 +104,7 @@ fn messages_to_a_group_open_in_any_order_and_once() {
     let mut receiver: GroupReceiver = serde_json::from_slice(&json).unwrap();
     let refused = receiver.decrypt(&alice, &world.roster, &sent[9]);
     assert_eq!(refused, Err(Fault::ReplayedGroupMessage));
-    assert_eq!(receiver.decrypt(&alice, &world.roster, &sent[2]), Ok(vec![2]));
+    assert_eq!(receiver.decrypt(&alice, &world.roster, &sent[2]), opened(&[2], 1));
 }
 
 #[test]
@@ -143,7 +162,7 @@ fn message_under_another_senders_name_is_refused() {
     let world = World::new();
     let (_, mut sender, mut receiver) = keyed(&world);
     let sent = sender.encrypt(&world.roster, b"x", 0).unwrap();
-    let bob = Device::new("bob", "phone").party();
+    let bob = world.phone("bob");
     assert_eq!(receiver.decrypt(&bob, &world.roster, &sent), Err(Fault::NoSenderKey));
 }
 
@@ -151,7 +170,7 @@ fn message_under_another_senders_name_is_refused() {
 fn key_is_replaced_by_count_and_by_age() {
     let world = World::new();
     let (alice, mut sender, mut receiver) = keyed(&world);
-    let bobs = parties(&["bob"]);
+    let bobs = world.phones(&["bob"]);
     let Ok(Plan::Distribute(to)) = sender.plan(&world.roster, &bobs, 0) else { panic!() };
     sender.distributed(&to);
     assert_eq!(sender.plan(&world.roster, &bobs, 0), Ok(Plan::Distribute(Vec::new())));
@@ -194,17 +213,17 @@ fn receiver_tag(receiver: &GroupReceiver) -> Vec<u8> {
 fn key_is_replaced_when_a_member_or_a_device_goes() {
     let mut world = World::new();
     let mut sender = GroupSender::new(&world.roster, 0);
-    let all = parties(&["bob", "carol"]);
+    let all = world.phones(&["bob", "carol"]);
     let Ok(Plan::Distribute(to)) = sender.plan(&world.roster, &all, 0) else { panic!() };
     assert_eq!(to.len(), 2);
     sender.distributed(&to);
     // A device more: it gets the key; a device less, or another one in its place: a new key.
-    let more = all.iter().cloned().chain(parties(&["bob"])).collect();
+    let more: BTreeSet<_> = all.iter().cloned().chain(world.phones(&["bob"])).collect();
     let Ok(Plan::Distribute(to)) = sender.plan(&world.roster, &more, 0) else { panic!() };
     assert_eq!(to.len(), 1);
     let less = all.iter().take(1).cloned().collect();
     assert_eq!(sender.plan(&world.roster, &less, 0), Ok(Plan::Rotate));
-    assert_eq!(sender.plan(&world.roster, &parties(&["bob", "carol"]), 0), Ok(Plan::Rotate));
+    assert_eq!(sender.plan(&world.roster, &world.phones(&["bob", "carol"]), 0), Ok(Plan::Rotate));
     let next = world.next("alice", &["alice", "bob"]);
     world.roster.follow(&next).unwrap();
     assert_eq!(sender.encrypt(&world.roster, b"x", 0), Err(Fault::SenderKeyExpired));
@@ -214,7 +233,7 @@ fn key_is_replaced_when_a_member_or_a_device_goes() {
 #[test]
 fn removed_member_neither_reads_nor_writes() {
     let mut world = World::new();
-    let carol = Device::new("carol", "phone").party();
+    let carol = world.phone("carol");
     let mut hers = GroupSender::new(&world.roster, 0);
     let mut receiver = GroupReceiver::default();
     receiver.accept(&carol, &world.roster, &hers.distribution(&id("group"))).unwrap();
@@ -235,7 +254,7 @@ fn removed_member_neither_reads_nor_writes() {
 #[test]
 fn ghost_member_added_by_the_server_is_detected() {
     let mut world = World::new();
-    let alice = Device::new("alice", "phone").party();
+    let alice = world.phone("alice");
     // The server signs a roster itself, or has a member who is no administrator sign it.
     let mallory = IdentityKey::random(&mut rng());
     let mut ghost = members(&world.keys, 2, *world.roster.hash(), &["alice", "bob", "carol"]);
@@ -247,7 +266,7 @@ fn ghost_member_added_by_the_server_is_detected() {
     }
     // A device of the ghost among those that would get the key.
     let sender = GroupSender::new(&world.roster, 0);
-    let refused = sender.plan(&world.roster, &parties(&["bob", "ghost"]), 0);
+    let refused = sender.plan(&world.roster, &world.phones(&["bob", "ghost"]), 0);
     assert_eq!(refused, Err(Fault::NotMember));
     // Alice signs two rosters, or her device was shown another one than ours.
     let other = members(&world.keys, 2, *world.roster.hash(), &["alice", "bob", "carol", "dave"]);
@@ -264,7 +283,7 @@ fn ghost_member_added_by_the_server_is_detected() {
 #[test]
 fn key_for_a_roster_not_seen_yet_waits_and_one_for_the_last_is_taken() {
     let world = World::new();
-    let alice = Device::new("alice", "phone").party();
+    let alice = world.phone("alice");
     let mut newer = world.roster.clone();
     newer.follow(&world.next("alice", &["alice", "bob"])).unwrap();
     let mut receiver = GroupReceiver::default();
@@ -274,6 +293,43 @@ fn key_for_a_roster_not_seen_yet_waits_and_one_for_the_last_is_taken() {
     assert_eq!(receiver.accept(&alice, &newer, &key), Ok(()));
     let key = GroupSender::new(&world.roster, 0).distribution(&id("group"));
     assert_eq!(receiver.accept(&alice, &newer, &key), Ok(()));
+}
+
+/// The server shows a list of its own in the place of Bob's: the ghost has his name.
+#[test]
+fn substituted_device_list_of_a_member_is_detected() {
+    let world = World::new();
+    let ghost = listed("bob", &IdentityKey::random(&mut rng()));
+    let sender = GroupSender::new(&world.roster, 0);
+    let devices = world.phones(&["carol"]).into_iter().chain([ghost.clone()]).collect();
+    assert_eq!(sender.plan(&world.roster, &devices, 0), Err(Fault::IdentityChanged));
+    assert_eq!(world.roster.admits(&ghost), Err(Fault::IdentityChanged));
+    assert_eq!(world.roster.admits(&world.phone("bob")), Ok(()));
+    // Nor does it write in his name, with a key and messages of its own.
+    let mut its_key = GroupSender::new(&world.roster, 0);
+    let mut receiver = GroupReceiver::default();
+    let key = its_key.distribution(&id("group"));
+    let refused = receiver.accept(&ghost, &world.roster, &key);
+    assert_eq!(refused, Err(Fault::IdentityChanged));
+    let sent = its_key.encrypt(&world.roster, b"x", 0).unwrap();
+    let refused = receiver.decrypt(&ghost, &world.roster, &sent);
+    assert_eq!(refused, Err(Fault::IdentityChanged));
+}
+
+#[test]
+fn sender_who_does_not_know_the_last_change_is_noticed() {
+    let mut world = World::new();
+    let (alice, mut sender, mut receiver) = keyed(&world);
+    let old = world.roster.clone();
+    let next = world.next("alice", &["alice", "bob"]);
+    world.roster.follow(&next).unwrap();
+    let sent = sender.encrypt(&old, b"Carol reads this", 0).unwrap();
+    assert_eq!(receiver.decrypt(&alice, &world.roster, &sent), opened(b"Carol reads this", 1));
+    let mut sender = GroupSender::new(&world.roster, 0);
+    let key = sender.distribution(&id("group"));
+    receiver.accept(&alice, &world.roster, &key).unwrap();
+    let sent = sender.encrypt(&world.roster, b"not this", 0).unwrap();
+    assert_eq!(receiver.decrypt(&alice, &world.roster, &sent), opened(b"not this", 2));
 }
 
 #[test]
@@ -310,10 +366,44 @@ fn first_roster_is_taken_from_a_known_administrator_only() {
     let first = members(&world.keys, 1, [0; 32], &["alice", "bob"]);
     let bytes = first.sign(&id("alice"), &world.keys["alice"]).unwrap();
     let join = |own: &str, signer: &str, key: &IdentityKey| {
-        Roster::join(&bytes, &id(own), (&id(signer), &key.public())).map(drop)
+        let own = (&id(own), &world.keys[own].public());
+        Roster::join(&bytes, own, (&id(signer), &key.public())).map(drop)
     };
     assert_eq!(join("bob", "alice", &world.keys["alice"]), Ok(()));
     assert_eq!(join("dave", "alice", &world.keys["alice"]), Err(Fault::NotMember));
-    assert_eq!(join("bob", "bob", &world.keys["bob"]), Err(Fault::ForgedRoster));
+    assert_eq!(join("alice", "bob", &world.keys["bob"]), Err(Fault::ForgedRoster));
+    assert_eq!(join("bob", "bob", &world.keys["bob"]), Ok(()), "own other device");
     assert_eq!(join("bob", "alice", &world.keys["dave"]), Err(Fault::ForgedRoster));
+}
+
+/// The one who signed the last roster is no longer in it.
+#[test]
+fn group_is_joined_again_and_restored_after_somebody_left() {
+    let mut world = World::new();
+    let leave = world.next("carol", &["alice", "bob"]);
+    world.roster.follow(&leave).unwrap();
+    let (alice, bob) = (world.keys["alice"].public(), world.keys["bob"].public());
+    let join = |bytes: &[u8], voucher: (&UserId, &IdentityKey)| {
+        Roster::join(bytes, (&id("bob"), &bob), (voucher.0, &voucher.1.public()))
+    };
+    let joined = join(&leave, (&id("alice"), &world.keys["alice"])).unwrap();
+    assert_eq!(joined.members(), world.roster.members());
+    assert_eq!(joined.hash(), world.roster.hash());
+    // Not on the word of who left, nor of a member who is no administrator.
+    let refused = join(&leave, (&id("carol"), &world.keys["carol"]));
+    assert_eq!(refused, Err(Fault::ForgedRoster));
+    let own = (&id("alice"), &alice);
+    let refused = Roster::join(&leave, own, (&id("bob"), &bob));
+    assert_eq!(refused, Err(Fault::ForgedRoster));
+    // Signed by a member who may not.
+    let by_bob = world.next("bob", &["alice", "bob", "carol"]);
+    let refused = join(&by_bob, (&id("alice"), &world.keys["alice"]));
+    assert_eq!(refused, Err(Fault::ForgedRoster));
+    // From disk, with the versions before it.
+    let json = serde_json::to_vec(&world.roster).unwrap();
+    let mut restored: Roster = serde_json::from_slice(&json).unwrap();
+    assert_eq!(restored, world.roster);
+    let next = world.next("alice", &["alice", "bob", "carol"]);
+    assert_eq!(restored.follow(&next), Ok(()));
+    assert_eq!(join(restored.encoded(), (&id("alice"), &world.keys["alice"])).map(drop), Ok(()));
 }

@@ -1,11 +1,15 @@
 //! Two devices, one ratchet: what an attacker who owns the server and the network can try, and what
 //! the devices say to it.
 
+use std::collections::VecDeque;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use ringpost_client::e2ee::bundle::{OneTimePreKey, SignedPreKey};
-use ringpost_client::e2ee::{Bundle, Fault, IdentityKey, Pair, PairState};
+use ringpost_client::e2ee::{Bundle, Fault, IdentityKey, Pair};
 use ringpost_client::limits::{
-    PREKEY_GRACE_MS, SESSION_UNANSWERED_MESSAGES_MAX, SESSION_UNCONFIRMED_MS_MAX,
-    SESSIONS_PER_PAIR_MAX, SIGNED_PREKEY_MS, SKIPPED_KEYS_MAX,
+    FIRST_MESSAGES_PER_DEVICE_MAX, PREKEY_GRACE_MS, SESSION_UNANSWERED_MESSAGES_MAX,
+    SESSION_UNCONFIRMED_MS_MAX, SESSIONS_PER_PAIR_MAX, SIGNED_PREKEY_MS, SKIPPED_KEYS_MAX,
 };
 
 use crate::support::{Device, both, connected};
@@ -113,7 +117,7 @@ fn replayed_first_message_is_refused_with_and_without_one_time_keys() {
         bob.open(&mut b, &first).unwrap();
         assert_eq!(bob.open(&mut b, &first), Err(Fault::MessageKeyGone), "the session is there");
         // The session is gone, so the message would begin it again.
-        let mut empty = Pair::new(bob.party(), alice.party(), PairState::default());
+        let mut empty = Pair::new(bob.party(), alice.party());
         assert_eq!(bob.open(&mut empty, &first), Err(Fault::ReplayedFirstMessage));
         bob.own.prekeys.rotate(SIGNED_PREKEY_MS, &mut rand::rng());
         assert_eq!(bob.open(&mut empty, &first), Err(Fault::ReplayedFirstMessage));
@@ -130,9 +134,9 @@ fn one_time_key_opens_one_session() {
     bob.open(&mut b, &a.encrypt(b"hello").unwrap()).unwrap();
     // A server that hands the same one out twice.
     let carol = Device::new("carol", "phone");
-    let mut c = Pair::new(carol.party(), bob.party(), PairState::default());
+    let mut c = Pair::new(carol.party(), bob.party());
     c.begin(&carol.own.identity, &bundle, 0, &mut rand::rng()).unwrap();
-    let mut from_carol = Pair::new(bob.party(), carol.party(), PairState::default());
+    let mut from_carol = Pair::new(bob.party(), carol.party());
     let sent = c.encrypt(b"hello").unwrap();
     assert_eq!(bob.open(&mut from_carol, &sent), Err(Fault::PreKeyGone));
 }
@@ -204,7 +208,7 @@ fn gap_above_two_thousand_is_refused() {
             state = serde_json::to_value(a.state()).unwrap();
             state["sessions"][0]["unanswered_count"] = 0.into();
             let state = serde_json::from_value(state.clone()).unwrap();
-            a = Pair::new(alice.party(), bob.party(), state);
+            a = Pair::restore(alice.party(), bob.party(), state).unwrap();
             a.encrypt(b"lost").unwrap()
         });
         lost += 1;
@@ -234,7 +238,7 @@ fn both_sides_begin_at_once_and_settle_on_one_session() {
 #[test]
 fn side_that_lost_its_session_begins_anew_and_is_followed() {
     let (mut alice, mut bob, mut a, _) = connected();
-    let mut b = Pair::new(bob.party(), alice.party(), PairState::default());
+    let mut b = Pair::new(bob.party(), alice.party());
     let lost = a.encrypt(b"for the lost session").unwrap();
     assert_eq!(bob.open(&mut b, &lost), Err(Fault::NoSession));
     b.begin(&bob.own.identity, &alice.bundle(true), 0, &mut rand::rng()).unwrap();
@@ -270,7 +274,7 @@ fn swapped_identity_key_is_noticed_on_both_sides() {
     let refused = a.begin(&alice.own.identity, &swapped, 0, &mut rand::rng());
     assert_eq!(refused, Err(Fault::IdentityChanged));
     // A message that claims to be Alice's, from somebody with other keys.
-    let mut m = Pair::new(mallory.party(), bob.party(), PairState::default());
+    let mut m = Pair::new(mallory.party(), bob.party());
     m.begin(&mallory.own.identity, &bob.bundle(true), 0, &mut rand::rng()).unwrap();
     let forged = m.encrypt(b"hello").unwrap();
     assert_eq!(bob.open(&mut b, &forged), Err(Fault::IdentityChanged));
@@ -312,9 +316,9 @@ fn session_is_bound_to_both_addresses() {
     let first = a.encrypt(b"hello").unwrap();
     let mut elsewhere = alice.party();
     elsewhere.address = Device::new("alice", "tablet").party().address;
-    let mut wrong = Pair::new(bob.party(), elsewhere, PairState::default());
+    let mut wrong = Pair::new(bob.party(), elsewhere);
     assert_eq!(bob.open(&mut wrong, &first), Err(Fault::Altered));
-    let mut right = Pair::new(bob.party(), alice.party(), PairState::default());
+    let mut right = Pair::new(bob.party(), alice.party());
     assert!(bob.open(&mut right, &first).is_ok());
 }
 
@@ -334,11 +338,69 @@ fn state_goes_through_the_disk_at_every_step() {
         for (pair, own, peer) in [(&mut a, &alice, &bob), (&mut b, &bob, &alice)] {
             let json = serde_json::to_vec(pair.state()).unwrap();
             let state = serde_json::from_slice(&json).unwrap();
-            *pair = Pair::new(own.party(), peer.party(), state);
+            *pair = Pair::restore(own.party(), peer.party(), state).unwrap();
         }
         for device in [&mut alice, &mut bob] {
             let json = serde_json::to_vec(&device.own).unwrap();
             device.own = serde_json::from_slice(&json).unwrap();
         }
+    }
+}
+
+#[test]
+fn sessions_of_one_device_never_serve_another() {
+    let (alice, bob, a, _) = connected();
+    let carol = Device::new("carol", "phone");
+    let state = || serde_json::from_value(serde_json::to_value(a.state()).unwrap()).unwrap();
+    let mut moved = bob.party();
+    moved.address = Device::new("bob", "tablet").party().address;
+    for (own, peer) in [(alice.party(), carol.party()), (carol.party(), bob.party())] {
+        assert_eq!(Pair::restore(own, peer, state()).err(), Some(Fault::SealBroken));
+    }
+    assert_eq!(Pair::restore(alice.party(), moved, state()).err(), Some(Fault::SealBroken));
+    assert!(Pair::restore(alice.party(), bob.party(), state()).is_ok());
+}
+
+/// Whoever asks for keys again and again makes this device keep no more than a few sessions.
+#[test]
+fn device_that_begins_anew_all_the_time_is_refused_in_the_end() {
+    let (alice, mut bob, mut a, mut b) = both();
+    for _ in 0..FIRST_MESSAGES_PER_DEVICE_MAX {
+        a.begin(&alice.own.identity, &bob.bundle(false), 0, &mut rand::rng()).unwrap();
+        bob.open(&mut b, &a.encrypt(b"hello").unwrap()).unwrap();
+    }
+    let kept = serde_json::to_value(b.state()).unwrap();
+    assert_eq!(kept["sessions"].as_array().unwrap().len(), SESSIONS_PER_PAIR_MAX);
+    let last = a.encrypt(b"the session is there").unwrap();
+    a.begin(&alice.own.identity, &bob.bundle(false), 0, &mut rand::rng()).unwrap();
+    assert_eq!(bob.open(&mut b, &a.encrypt(b"x").unwrap()), Err(Fault::TooManySessions));
+    assert!(bob.open(&mut b, &last).is_ok());
+}
+
+/// Both begin at once and go on writing; what each sends comes in order, at any time.
+#[test]
+fn sessions_begun_at_once_become_one_whatever_comes_when() {
+    let mut rng = StdRng::seed_from_u64(7);
+    for _ in 0..100 {
+        let (mut alice, mut bob, mut a, mut b) = both();
+        a.begin(&alice.own.identity, &bob.bundle(true), 0, &mut rng).unwrap();
+        b.begin(&bob.own.identity, &alice.bundle(true), 0, &mut rng).unwrap();
+        let [mut to_a, mut to_b] = [(); 2].map(|()| VecDeque::new());
+        for _ in 0..20 {
+            match rng.random_range(0..4) {
+                0 => to_b.push_back(a.encrypt(b"from a").unwrap()),
+                1 => to_a.push_back(b.encrypt(b"from b").unwrap()),
+                2 => drop(to_a.pop_front().map(|sent| alice.open(&mut a, &sent).unwrap())),
+                _ => drop(to_b.pop_front().map(|sent| bob.open(&mut b, &sent).unwrap())),
+            }
+        }
+        for round in 0..2 {
+            to_b.push_back(a.encrypt(&[round]).unwrap());
+            to_a.push_back(b.encrypt(&[round]).unwrap());
+            to_b.drain(..).for_each(|sent| drop(bob.open(&mut b, &sent).unwrap()));
+            to_a.drain(..).for_each(|sent| drop(alice.open(&mut a, &sent).unwrap()));
+        }
+        let (from_a, from_b) = (a.encrypt(b"x").unwrap(), b.encrypt(b"y").unwrap());
+        assert_eq!(from_a[..9], from_b[..9], "one session");
     }
 }

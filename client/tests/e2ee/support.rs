@@ -1,7 +1,7 @@
 //! Devices with keys, and pairs of them.
 
 use rand::rng;
-use ringpost_client::e2ee::{Bundle, Fault, IdentityKey, OwnKeys, Pair, PairState, Party, PreKeys};
+use ringpost_client::e2ee::{Bundle, Fault, IdentityKey, OwnKeys, Pair, Party, PreKeys};
 use ringpost_client::protocol::id::{DeviceAddress, DeviceId, UserId};
 
 pub(crate) struct Device {
@@ -40,8 +40,8 @@ impl Device {
 /// Alice, Bob, and each one's empty pair with the other.
 pub(crate) fn both() -> (Device, Device, Pair, Pair) {
     let (alice, bob) = (Device::new("alice", "phone"), Device::new("bob", "phone"));
-    let a = Pair::new(alice.party(), bob.party(), PairState::default());
-    let b = Pair::new(bob.party(), alice.party(), PairState::default());
+    let a = Pair::new(alice.party(), bob.party());
+    let b = Pair::new(bob.party(), alice.party());
     (alice, bob, a, b)
 }
 

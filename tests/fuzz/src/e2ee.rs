@@ -5,13 +5,15 @@
 //! behind the decoder. Nothing may panic, a refusal changes nothing, and what decodes encodes to the
 //! same.
 
+use std::collections::BTreeMap;
+
 use ed25519_dalek::{Signer as _, SigningKey};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use ringpost_client::e2ee::identity::Secret;
 use ringpost_client::e2ee::{
-    Bundle, Contact, Content, Fault, GroupReceiver, GroupSender, IdentityKey, OwnKeys, Pair,
-    PairState, Party, Payload, PreKeys, Roster, seal,
+    Bundle, Contact, Content, DeviceList, Fault, GroupReceiver, GroupSender, IdentityKey,
+    MemberDevice, OwnKeys, Pair, Party, Payload, PreKeys, Roster, seal,
 };
 use ringpost_client::protocol::id::{DeviceAddress, DeviceId, UserId};
 
@@ -73,9 +75,11 @@ fn roster(body: &[u8]) {
     let bytes = [body, &sign(1, "Ringpost roster 1", body)].concat();
     let admin = key(1).public();
     let alice = user("alice");
-    if let Ok(mut roster) = Roster::join(&bytes, &alice, (&alice, &admin)) {
-        assert_eq!(roster.members().sign(&alice, &key(1)).as_deref(), Ok(&bytes[..]));
+    if let Ok(mut roster) = Roster::join(&bytes, (&alice, &admin), (&alice, &admin)) {
+        assert_eq!(roster.encoded(), bytes);
         assert_eq!(roster.follow(&bytes), Ok(()));
+        let stored = serde_json::to_vec(&roster).expect("bytes and numbers");
+        assert_eq!(serde_json::from_slice::<Roster>(&stored).expect("just written"), roster);
     }
     let mut known = known_roster();
     let before = known.clone();
@@ -110,7 +114,7 @@ fn message(envelope: Vec<u8>) {
 }
 
 fn group_key(bytes: &[u8]) {
-    let (roster, sender) = (known_roster(), party("alice", 1));
+    let (roster, sender) = (known_roster(), phone("alice", 1));
     let mut receiver = GroupReceiver::default();
     // The reader takes only a key that names the roster it knows.
     let head = [&[1][..], &[5], b"group", &1_u64.to_be_bytes(), roster.hash()].concat();
@@ -120,7 +124,7 @@ fn group_key(bytes: &[u8]) {
 }
 
 fn group_message(damage: &[u8]) {
-    let (roster, sender) = (known_roster(), party("alice", 1));
+    let (roster, sender) = (known_roster(), phone("alice", 1));
     let mut out = GroupSender::new(&roster, 0);
     let mut receiver = GroupReceiver::default();
     let key = out.distribution(&user("group"));
@@ -165,7 +169,8 @@ fn known_roster() -> Roster {
     body.extend(b"alice");
     body.extend(sign(1, "Ringpost roster 1", &body));
     let alice = user("alice");
-    Roster::join(&body, &alice, (&alice, &key(1).public())).expect("a good roster")
+    Roster::join(&body, (&alice, &key(1).public()), (&alice, &key(1).public()))
+        .expect("a good roster")
 }
 
 fn state(own: &OwnKeys, pair: &Pair) -> String {
@@ -180,7 +185,16 @@ fn own(seed: u8) -> OwnKeys {
 }
 
 fn pair(own: &str, own_seed: u8, peer: &str, peer_seed: u8) -> Pair {
-    Pair::new(party(own, own_seed), party(peer, peer_seed), PairState::default())
+    Pair::new(party(own, own_seed), party(peer, peer_seed))
+}
+
+/// In a list that the user signed.
+fn phone(name: &str, seed: u8) -> MemberDevice {
+    let device = DeviceId::new("phone").expect("a device id");
+    let devices = BTreeMap::from([(device.clone(), key(seed).public())]);
+    let list = DeviceList { user: user(name), version: 1, devices }.sign(&key(seed));
+    let contact = Contact::meet(&user(name), &list.expect("one device")).expect("just signed");
+    contact.member(&device).expect("listed")
 }
 
 fn party(name: &str, seed: u8) -> Party {
