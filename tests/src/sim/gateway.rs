@@ -237,7 +237,7 @@ impl Gateway {
         let limits = LimitSet {
             connections_max: 64,
             mailbox_records_max: self.shape.mailbox_records_max,
-            mailbox_bytes_max: 1 << 30,
+            mailbox_bytes_max: self.shape.mailbox_bytes_max,
             ..self.shape.limits.clone()
         };
         ShardSettings {
@@ -274,7 +274,7 @@ impl Gateway {
             checkpoint_bytes_per_second: 256 << 10,
             expiry_scan_interval_ms: self.shape.expiry_scan_ms,
             mailbox_records_max: self.shape.mailbox_records_max,
-            mailbox_bytes_max: 1 << 30,
+            mailbox_bytes_max: self.shape.mailbox_bytes_max,
             ..StoreConfig::new(shard, STORE_ID)
         }
     }

@@ -56,7 +56,8 @@ impl World {
         let still_ms = COME_BACK_MS_MAX + trips * trip_ms;
         let round_ms = (RETRY_MS_MIN << RETRY_DOUBLINGS_MAX) + trips * trip_ms;
         let senders = u64::try_from(self.clients.len().max(4)).expect("few");
-        let share = u64::from(self.shape.mailbox_records_max) / senders;
+        let records = u64::from(self.shape.mailbox_records_max) / senders;
+        let share = if self.shape.is_narrow() { 1 } else { records };
         let longest = self.clients.iter().map(|client| client.outbox_len()).max().unwrap_or(0);
         let rounds = (longest as u64).div_ceil(share);
         Settled { whole_ms: FETCH_MS_MAX + rounds * round_ms, still_ms }

@@ -36,6 +36,8 @@ pub struct Shape {
     /// Connections in background mode, per mille.
     pub background: u64,
     pub mailbox_records_max: u32,
+    /// Where it is low, a small message may have room where a large one before it had none.
+    pub mailbox_bytes_max: u32,
     /// Rates and shares of a turn: as usual, or so low that all of them are reached.
     pub limits: LimitSet,
     pub cache_bytes: usize,
@@ -66,6 +68,7 @@ impl Shape {
             mortal: pick(&mut random, [0, 100, 400]),
             background: pick(&mut random, [0, 0, 300]),
             mailbox_records_max: if tight { TIGHT_RECORDS } else { 100_000 },
+            mailbox_bytes_max: AMPLE_BYTES,
             limits: limits(&mut Stream::new(seed, "limits")),
             cache_bytes: pick(&mut random, [4 << 10, 64 << 10, 256 << 10]),
             batch_bytes_max: pick(&mut random, [8 << 10, 32 << 10, 64 << 10]),
@@ -76,6 +79,9 @@ impl Shape {
         if options.tight_mailboxes {
             shape.mailbox_records_max = TIGHT_RECORDS;
         }
+        if shape.is_tight() && Stream::new(seed, "narrow").chance(500) {
+            (shape.mailbox_bytes_max, shape.large) = (NARROW_BYTES, 300);
+        }
         if options.small {
             shape.devices.truncate(2);
             (shape.shards, shape.storage_shards) = (2, 2);
@@ -84,6 +90,10 @@ impl Shape {
             (shape.busy_ms, shape.pause_ms_max) = (1_500, 400);
         }
         shape
+    }
+
+    pub fn is_narrow(&self) -> bool {
+        self.mailbox_bytes_max == NARROW_BYTES
     }
 
     pub fn is_tight(&self) -> bool {
@@ -157,3 +167,6 @@ fn pick<T: Copy, const N: usize>(random: &mut Stream, choices: [T; N]) -> T {
 const DEVICE_NAMES: [&str; 3] = ["phone", "laptop", "tablet"];
 /// Mailboxes of so many messages fill up.
 const TIGHT_RECORDS: u32 = 24;
+/// Of which one sender's quarter holds one of the largest messages.
+const NARROW_BYTES: u32 = 192 << 10;
+const AMPLE_BYTES: u32 = 1 << 30;

@@ -75,8 +75,11 @@ impl World {
             return;
         }
         let to = self.bursts.index(self.clients.len());
-        for client in 0..self.clients.len() {
-            let delay_ns = self.bursts.below(20 * MS);
+        // At once, or so that some are under way all the time.
+        let (rounds, within_ns) =
+            if self.bursts.chance(500) { (1, 20 * MS) } else { (6, 600 * MS) };
+        for client in (0..self.clients.len()).flat_map(|client| [client].repeat(rounds)) {
+            let delay_ns = self.bursts.below(within_ns);
             self.host.borrow_mut().clock.plan_in(delay_ns, Event::Burst { client, to });
         }
     }
