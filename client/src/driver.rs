@@ -335,8 +335,9 @@ impl Driver {
         let now_ms = self.now_ms();
         self.stop_retrying();
         self.transport.send_replace(None);
-        if let (End::Lost(_), Phase::Online { link, is_welcome: false, .. }) = (&end, &self.phase) {
-            self.paths.handle_unwelcome(now_ms, link.transport());
+        if let Phase::Online { link, is_welcome: false, .. } = &self.phase {
+            let is_lost = matches!(end, End::Lost(_));
+            self.paths.handle_unwelcome(now_ms, link.transport(), is_lost);
         }
         let (told_ms, reason) = match end {
             End::Replaced => {

@@ -66,17 +66,26 @@ impl Link {
     /// Moves bytes until some have come in, which the session has then, or all that was queued is
     /// written. Cancelling loses nothing.
     pub(crate) async fn drive(&mut self, now_ms: impl Fn() -> u64) -> Result<(), LinkFault> {
-        poll_fn(|cx| -> Poll<Result<(), LinkFault>> {
+        let moved = poll_fn(|cx| -> Poll<Result<(), LinkFault>> {
             let is_writing = !self.outbound.is_empty();
-            self.poll_write(cx)?;
+            if let Err(error) = self.poll_write(cx) {
+                // The server has stopped listening, and may have said why: what is here already has
+                // to be heard, as it may forbid to come back.
+                for _ in 0..LAST_READS_MAX {
+                    if !matches!(self.poll_read(cx), Poll::Ready(Ok(()))) {
+                        break;
+                    }
+                }
+                return Poll::Ready(Err(error.into()));
+            }
             if is_writing && self.outbound.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             self.poll_read(cx)
         })
-        .await?;
+        .await;
         self.session.handle_data(now_ms(), &mut self.inbound)?;
-        Ok(())
+        moved
     }
 
     /// Writes what is queued and ends the stream.
@@ -137,3 +146,85 @@ impl Link {
 
 /// As much as one TLS record holds.
 const READ_BYTES: usize = 16 * 1024;
+/// What a server says last is short; behind that, mail that comes again.
+const LAST_READS_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    use quinn::crypto::rustls::QuicServerConfig;
+    use ringpost_protocol::id::{DeviceId, InstallId, MailboxId, Seq};
+    use ringpost_protocol::message::{ClientEvent, ErrorCode, Mode, put_error};
+    use ringpost_protocol::session::ClientHello;
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+    use crate::dial::Dialler;
+    use crate::path::Order;
+
+    fn server() -> (String, quinn::Endpoint) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], private)
+            .unwrap();
+        tls.alpn_protocols = vec![b"ringpost/1".to_vec()];
+        let crypto = Arc::new(QuicServerConfig::try_from(tls).unwrap());
+        let config = quinn::ServerConfig::with_crypto(crypto);
+        let endpoint = quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        (certificate.pem(), endpoint)
+    }
+
+    fn hello() -> ClientHello {
+        ClientHello {
+            token: "token".into(),
+            device: DeviceId::new("phone").unwrap(),
+            install_id: InstallId(1),
+            mailbox_id: MailboxId(0),
+            acked_up_to: Seq(0),
+            mode: Mode::Foreground,
+            capabilities: 0,
+        }
+    }
+
+    /// The server says why it ends and stops listening; the client has something to write just then.
+    #[tokio::test]
+    async fn what_the_server_said_last_is_heard_when_writing_fails() {
+        let (roots_pem, endpoint) = server();
+        let address = endpoint.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(async move {
+            let connection = endpoint.accept().await.unwrap().await.unwrap();
+            let (mut send, mut recv) = connection.accept_bi().await.unwrap();
+            recv.read(&mut [0; 1_024]).await.unwrap();
+            let mut out = Vec::new();
+            put_error(&mut out, ErrorCode::Replaced, "replaced", true, 0);
+            send.write_all(&out).await.unwrap();
+            recv.stop(0_u8.into()).unwrap();
+            connection.closed().await;
+        });
+        let dialler = Dialler::new(roots_pem.as_bytes(), "127.0.0.1").unwrap();
+        let order = Order { first: Transport::Quic, second: None };
+        let stream = dialler.race(&address, order, 0).await.unwrap();
+        let mut link = Link::new(stream, ClientSession::new(0, hello()));
+        link.collect(0);
+        link.drive(|| 0).await.unwrap();
+        let Stream::Quic(quic) = &link.stream else { panic!("dialled QUIC alone") };
+        quic.send.stopped().await.unwrap();
+
+        link.outbound.extend_from_slice(b"more");
+        link.drive(|| 0).await.unwrap_err();
+        let told = link.session.poll_event();
+        let Some(ClientEvent::Error { code, fatal: true, .. }) = told else { panic!("{told:?}") };
+        assert_eq!(code, ErrorCode::Replaced);
+        drop(link);
+        serving.await.unwrap();
+    }
+}

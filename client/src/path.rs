@@ -99,13 +99,21 @@ impl Paths {
         }
     }
 
-    /// A connection came about, but was lost before the Welcome: handshakes pass here, and the rest
-    /// may not.
-    pub(crate) fn handle_unwelcome(&mut self, now_ms: u64, transport: Transport) {
+    /// A connection came about, but ended before the Welcome. Where it was lost, handshakes pass
+    /// here, and the rest may not; where the server ended it, the path is not to blame.
+    pub(crate) fn handle_unwelcome(&mut self, now_ms: u64, transport: Transport, is_lost: bool) {
         match transport {
-            Transport::Quic => self.prefer_tls(now_ms),
-            Transport::Tls => self.prefer_quic(),
+            Transport::Quic if is_lost => self.prefer_tls(now_ms),
+            Transport::Tls if is_lost => self.prefer_quic(),
+            // It was to take over from TLS; at the next connection it waits again.
+            Transport::Quic if self.retry_at_ms.is_some() => self.plan_retry(now_ms),
+            Transport::Quic | Transport::Tls => {}
         }
+    }
+
+    /// QUIC could not even be tried beside a connection over TLS.
+    pub(crate) fn handle_retry_put_off(&mut self, now_ms: u64) {
+        self.plan_retry(now_ms);
     }
 
     /// QUIC was tried beside a connection over TLS, to no avail.
@@ -131,11 +139,15 @@ impl Paths {
 
     fn prefer_tls(&mut self, now_ms: u64) {
         self.preferred = Transport::Tls;
-        if self.config.transports != Transports::Both {
-            return;
+        if self.config.transports == Transports::Both {
+            self.failure_count = self.failure_count.saturating_add(1);
+            self.plan_retry(now_ms);
         }
-        let factor = 1_u64.checked_shl(self.failure_count).unwrap_or(u64::MAX);
-        self.failure_count = self.failure_count.saturating_add(1);
+    }
+
+    fn plan_retry(&mut self, now_ms: u64) {
+        let doublings = self.failure_count.saturating_sub(1);
+        let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
         let ceiling_ms =
             self.config.quic_retry_ms.saturating_mul(factor).min(self.config.quic_retry_ms_max);
         // Clients that lost one server together come back apart.
@@ -219,11 +231,29 @@ mod tests {
     #[test]
     fn a_transport_that_passes_no_more_than_handshakes_comes_second() {
         let mut paths = paths(Transports::Both);
-        paths.handle_unwelcome(0, Transport::Quic);
+        paths.handle_unwelcome(0, Transport::Quic, true);
         assert_eq!(paths.order(), TLS_FIRST);
         assert!(paths.poll_retry().is_some());
-        paths.handle_unwelcome(0, Transport::Tls);
+        paths.handle_unwelcome(0, Transport::Tls, true);
         assert_eq!((paths.order(), paths.poll_retry()), (QUIC_FIRST, None));
+    }
+
+    #[test]
+    fn a_try_that_the_server_or_the_token_ended_is_made_again_after_the_same_wait() {
+        let mut paths = paths(Transports::Both);
+        paths.handle_unwelcome(0, Transport::Quic, false);
+        assert_eq!((paths.order(), paths.poll_retry()), (QUIC_FIRST, None));
+        paths.handle_welcome(0, Transport::Tls);
+        for now_ms in (100_000..3_000_000).step_by(100_000) {
+            if now_ms % 200_000 == 0 {
+                paths.handle_unwelcome(now_ms, Transport::Quic, false);
+            } else {
+                paths.handle_retry_put_off(now_ms);
+            }
+            let wait_ms = paths.poll_retry().unwrap() - now_ms;
+            assert!((15_000..=30_000).contains(&wait_ms), "{wait_ms}");
+        }
+        assert_eq!(paths.order(), TLS_FIRST);
     }
 
     #[test]
@@ -234,7 +264,7 @@ mod tests {
             let mut paths = paths(transports);
             for transport in [Transport::Quic, Transport::Tls] {
                 paths.handle_welcome(0, transport);
-                paths.handle_unwelcome(0, transport);
+                paths.handle_unwelcome(0, transport, true);
                 assert_eq!(paths.order(), Order { first, second: None });
                 assert_eq!(paths.poll_retry(), None);
             }

@@ -17,7 +17,7 @@ impl Driver {
     pub(super) fn connect(&mut self) {
         let address = self
             .other_address
-            .take()
+            .clone()
             .unwrap_or_else(|| self.addresses[self.reconnect.address_index()].clone());
         self.phase = Phase::Connecting(self.dial(address, self.paths.order(), CONNECT_MS_MAX));
     }
@@ -40,6 +40,7 @@ impl Driver {
     /// The only place that makes a Hello: the newest one takes the device over.
     pub(super) fn open_session(&mut self, dialled: Dialled) {
         let Dialled { token, address, stream } = dialled;
+        self.other_address = None;
         let identity = self.ledger.identity();
         let hello = ClientHello {
             token,
@@ -56,6 +57,7 @@ impl Driver {
     }
 
     pub(super) fn handle_connect_fault(&mut self, fault: ConnectFault) {
+        self.other_address = None;
         let end = match fault {
             ConnectFault::Token(TokenFault::Denied(reason)) => {
                 self.token_refusal_count = TOKEN_REFUSALS_MAX;
@@ -122,6 +124,10 @@ impl Driver {
     pub(super) fn handle_retried(&mut self, result: Result<Dialled, ConnectFault>) {
         let dialled = match result {
             Ok(dialled) => dialled,
+            Err(ConnectFault::Token(fault)) => {
+                tracing::debug!(%fault, "no token to try QUIC with");
+                return self.paths.handle_retry_put_off(self.now_ms());
+            }
             Err(fault) => {
                 tracing::debug!(%fault, "QUIC does not work here yet");
                 return self.paths.handle_retry_failed(self.now_ms());
