@@ -5,7 +5,8 @@ use thiserror::Error;
 
 use crate::id::{IdFault, SendSeq, Seq};
 use crate::limits::{
-    DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX, SENDS_UNANSWERED_MAX, TOKEN_BYTES_MAX,
+    DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX, SENDS_UNANSWERED_MAX, SIGNATURE_BYTES,
+    TOKEN_BYTES_MAX,
 };
 use crate::wire::ErrorCode;
 
@@ -39,6 +40,8 @@ pub enum PeerFault {
     FieldMissing(&'static str),
     #[error("token has {0} bytes, at most {TOKEN_BYTES_MAX} are allowed")]
     TokenTooLong(usize),
+    #[error(transparent)]
+    Call(#[from] CallFault),
     #[error("a Send names more than {DEVICES_PER_USER_MAX} devices")]
     TooManyDevices,
     #[error("a Send names a device twice")]
@@ -90,6 +93,7 @@ impl PeerFault {
             Self::Id { .. }
             | Self::FieldMissing(_)
             | Self::TokenTooLong(_)
+            | Self::Call(_)
             | Self::TooManyDevices
             | Self::DeviceRepeated
             | Self::GroupPerDevice => ErrorCode::FieldInvalid,
@@ -109,6 +113,25 @@ impl PeerFault {
     }
 }
 
+/// A call, or the reply to one, is outside its bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CallFault {
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    #[error("{field} has more than {count_max} entries")]
+    TooMany { field: &'static str, count_max: usize },
+    #[error("{field} has {bytes} bytes, at most {bytes_max} are allowed")]
+    TooLong { field: &'static str, bytes: usize, bytes_max: usize },
+    #[error("{0} names one twice")]
+    Repeated(&'static str),
+    #[error("the numbers of {0} do not rise")]
+    NotRising(&'static str),
+    #[error("an administrator is no member")]
+    AdminNoMember,
+    #[error("{0}: a signed prekey has a signature of {SIGNATURE_BYTES} bytes, a one-time key none")]
+    Signature(&'static str),
+}
+
 /// A server broke the protocol or fell silent. The client closes and connects again later.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ServerFault {
@@ -122,6 +145,8 @@ pub enum ServerFault {
     Id { field: &'static str, fault: IdFault },
     #[error("{0} is missing")]
     FieldMissing(&'static str),
+    #[error(transparent)]
+    Call(#[from] CallFault),
     #[error("a frame came before Welcome")]
     BeforeWelcome,
     #[error("a second Welcome")]

@@ -14,6 +14,16 @@ pub const DEVICE_ID_BYTES_MAX: usize = 64;
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// Devices of one user, and so envelopes of one Send to a user.
 pub const DEVICES_PER_USER_MAX: usize = 16;
+/// Members of a group.
+pub const GROUP_MEMBERS_MAX: usize = 100;
+/// Bytes of one public key.
+pub const KEY_BYTES_MAX: usize = 64;
+/// Bytes of a signature of a prekey.
+pub const SIGNATURE_BYTES: usize = 64;
+/// One-time keys in one KeysPublish.
+pub const ONE_TIME_KEYS_PER_PUBLISH_MAX: usize = 100;
+/// Bytes of a signed device list.
+pub const SIGNED_LIST_BYTES_MAX: usize = 8 * 1024;
 /// Sends of one device that may be unanswered.
 pub const SENDS_UNANSWERED_MAX: usize = 256;
 /// Outcomes of Sends that the home shard remembers for one device.

@@ -230,7 +230,13 @@ impl Ledger {
                 self.take_arrivals();
                 return if has_room { Ok(()) } else { Err(Flooded) };
             }
-            ClientEvent::Pong | ClientEvent::GoAway { .. } | ClientEvent::Error { .. } => {}
+            ClientEvent::Pong
+            | ClientEvent::GoAway { .. }
+            | ClientEvent::Error { .. }
+            | ClientEvent::Replied { .. }
+            | ClientEvent::KeysLow { .. }
+            | ClientEvent::DeviceList(_)
+            | ClientEvent::GroupChanged { .. } => {}
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use crate::field::{Fields, Value};
 use crate::id::{
     DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId,
 };
+use crate::message::call::{DeviceList, Reply, Told, parse_told};
 use crate::message::{ErrorCode, GapReason, GoAwayReason, Outcome, RejectCode, Welcome};
 use crate::wire::{self, server_frame::Frame};
 
@@ -49,6 +50,22 @@ pub enum ClientEvent {
         reason: GoAwayReason,
         reconnect_after_ms: u64,
         other_address: Option<String>,
+    },
+    /// The one answer to a call, unless it is an Error with its id.
+    Replied {
+        request_id: u64,
+        reply: Reply,
+    },
+    /// The stock of this device's one-time keys runs out.
+    KeysLow {
+        remaining_count: u32,
+    },
+    /// A Send named devices that this list does not have, or not those that it has.
+    DeviceList(DeviceList),
+    /// A group of this user has this version now. May be lost.
+    GroupChanged {
+        group: UserId,
+        version: u64,
     },
     /// After a fatal one the connection ends. `Replaced` forbids reconnecting automatically.
     Error {
@@ -134,15 +151,7 @@ pub(crate) fn parse_server_frame(frame: &Bytes) -> Result<Option<ClientEvent>, S
         },
         // Read above, without the generated code.
         Frame::Deliver(_) => return Err(ServerFault::Protobuf("Deliver is not a message")),
-        Frame::Done(_)
-        | Frame::Presence(_)
-        | Frame::TypingFrom(_)
-        | Frame::KeyBundles(_)
-        | Frame::KeysLow(_)
-        | Frame::DeviceList(_)
-        | Frame::GroupState(_)
-        | Frame::GroupChanged(_)
-        | Frame::MediaTicket(_) => return Ok(None),
+        frame => return Ok(parse_told(frame)?.map(ClientEvent::from)),
     }))
 }
 
@@ -214,6 +223,17 @@ impl fmt::Debug for Delivery {
             .field("group", &self.group)
             .field("envelope_bytes", &self.envelope.len())
             .finish_non_exhaustive()
+    }
+}
+
+impl From<Told> for ClientEvent {
+    fn from(told: Told) -> Self {
+        match told {
+            Told::Reply { request_id, reply } => Self::Replied { request_id, reply },
+            Told::KeysLow { remaining_count } => Self::KeysLow { remaining_count },
+            Told::DeviceList(list) => Self::DeviceList(list),
+            Told::GroupChanged { group, version } => Self::GroupChanged { group, version },
+        }
     }
 }
 

@@ -16,6 +16,11 @@ use crate::limits::{
 };
 
 pub use crate::wire::{ErrorCode, GapReason, GoAwayReason, Limits, RejectCode, SkipReason};
+pub(crate) use call::call_frame;
+pub use call::{
+    Call, DeviceList, DeviceListPut, GroupState, KeyBundle, KeysPublish, PublicKey, Reply,
+    put_device_list, put_group_changed, put_keys_low, put_reply,
+};
 pub use encode::{
     DeliverHead, DeliveredHead, put_caught_up, put_deliver, put_delivered, put_error, put_fault,
     put_gap, put_go_away, put_outcome, put_pong, put_welcome,
@@ -24,6 +29,7 @@ pub(crate) use event::parse_server_frame;
 pub use event::{ClientEvent, Delivery};
 pub use parse::parse_client_frame;
 
+mod call;
 mod encode;
 mod event;
 mod parse;
@@ -44,6 +50,11 @@ pub enum Request {
         token: String,
     },
     Bye,
+    /// To be answered by exactly one reply, or a non-fatal Error, with this id. Not 0.
+    Call {
+        request_id: u64,
+        call: Box<Call>,
+    },
     /// A known frame that is not served yet. 0 when it carries no request_id.
     Unsupported {
         request_id: u64,
@@ -237,6 +248,7 @@ impl fmt::Debug for Request {
             Self::Ping => write!(f, "Ping"),
             Self::TokenRenew { .. } => write!(f, "TokenRenew"),
             Self::Bye => write!(f, "Bye"),
+            Self::Call { request_id, call } => write!(f, "Call({request_id}, {call:?})"),
             Self::Unsupported { request_id } => write!(f, "Unsupported({request_id})"),
         }
     }

@@ -10,6 +10,7 @@ use crate::fault::PeerFault;
 use crate::field::{Fields, Value};
 use crate::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId};
 use crate::limits::{DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX, TOKEN_BYTES_MAX, TTL_MS_MAX};
+use crate::message::call::{is_call, parse_call};
 use crate::message::{Hello, Mode, Recipient, Request, SendBody, SendRequest};
 use crate::wire;
 
@@ -40,6 +41,10 @@ pub fn parse_client_frame(frame: Bytes) -> Result<Request, PeerFault> {
             Ok(Request::TokenRenew { token: checked_token(token)? })
         }
         BYE => decode::<wire::Bye>(body).map(|_| Request::Bye),
+        _ if is_call(number) => {
+            let (request_id, call) = parse_call(&frame, number, body)?;
+            Ok(Request::Call { request_id, call: Box::new(call) })
+        }
         _ if is_unsupported(number) => {
             Ok(Request::Unsupported { request_id: parse_request_id(number, body)? })
         }
@@ -194,12 +199,12 @@ impl From<&'static str> for PeerFault {
 }
 
 fn is_known(number: u32) -> bool {
-    (HELLO..=BYE).contains(&number) || is_unsupported(number)
+    (HELLO..=BYE).contains(&number) || is_call(number) || is_unsupported(number)
 }
 
-/// Presence, typing, keys, groups and media: in the schema, not served.
+/// Presence, typing and media: in the schema, not served.
 fn is_unsupported(number: u32) -> bool {
-    matches!(number, 16..=19 | 24..=28 | 32..=36 | 40..=41)
+    matches!(number, 16..=19 | 40..=41)
 }
 
 // Field numbers of ClientFrame.

@@ -10,7 +10,7 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 
-use crate::fault::ServerFault;
+use crate::fault::{CallFault, ServerFault};
 use crate::field::{
     bytes_field_bytes, nested_field_bytes, put_bytes_field, put_nested_head, put_varint_field,
     varint_field_bytes,
@@ -18,7 +18,9 @@ use crate::field::{
 use crate::frame::{put_length, split_frame};
 use crate::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq};
 use crate::limits::{ENVELOPE_BYTES_MAX, FRAME_BYTES_MAX, SENDS_UNANSWERED_MAX, WELCOME_MS_MAX};
-use crate::message::{ClientEvent, Limits, Mode, Recipient, Welcome, parse_server_frame};
+use crate::message::{
+    Call, ClientEvent, Limits, Mode, Recipient, Welcome, call_frame, parse_server_frame,
+};
 use crate::session::silence_ms_max;
 use crate::wire::{self, client_frame::Frame};
 
@@ -125,6 +127,15 @@ pub enum SendRefused {
     TooLarge { bytes: usize, bytes_max: usize },
 }
 
+/// Why a call was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallRefused {
+    #[error(transparent)]
+    Fault(#[from] CallFault),
+    #[error("a frame of {bytes} bytes is above this server's limit of {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+}
+
 impl ClientSession {
     /// The handshake is done; the Hello is queued.
     pub fn new(now_ms: u64, hello: ClientHello) -> Self {
@@ -205,7 +216,11 @@ impl ClientSession {
                 self.received(*seq)?;
             }
             ClientEvent::Pong => self.ponged(),
-            ClientEvent::CaughtUp => {}
+            ClientEvent::CaughtUp
+            | ClientEvent::Replied { .. }
+            | ClientEvent::KeysLow { .. }
+            | ClientEvent::DeviceList(_)
+            | ClientEvent::GroupChanged { .. } => {}
         }
         self.events.push_back(event);
         Ok(())
@@ -263,6 +278,25 @@ impl ClientSession {
         let last = self.unanswered.back().copied().unwrap_or_default();
         assert!(send.send_seq > last, "numbers of Sends rise");
         self.unanswered.push_back(send.send_seq);
+        Ok(())
+    }
+
+    /// Asks for something; a [`ClientEvent::Replied`] or a non-fatal Error with this id follows,
+    /// unless the connection ends before. A server can take it only after the Welcome, so that one
+    /// before it waits here.
+    ///
+    /// # Errors
+    /// [`CallRefused`]: the server would end the connection.
+    pub fn call(&mut self, request_id: u64, call: &Call) -> Result<(), CallRefused> {
+        call.check()?;
+        let frame = wire::ClientFrame { frame: Some(call_frame(request_id, call)) };
+        let bytes = frame.encoded_len();
+        let bytes_max = FRAME_BYTES_MAX.min(self.limits.frame_bytes_max as usize);
+        if bytes > bytes_max {
+            return Err(CallRefused::TooLarge { bytes, bytes_max });
+        }
+        put_length(&mut self.frames, bytes);
+        frame.encode_raw(&mut self.frames);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The order of frames on one connection, both ends. Sans-IO: the caller moves bytes and gives the
 //! time, the sessions say what it means.
 
-pub use client::{ClientHello, ClientSend, ClientSession, SendContent, SendRefused};
+pub use client::{CallRefused, ClientHello, ClientSend, ClientSession, SendContent, SendRefused};
 pub use server::ServerSession;
 
 mod client;

@@ -84,7 +84,10 @@ impl ServerSession {
                 put_error(out, ErrorCode::Unsupported, "not served", false, request_id);
                 return Ok(None);
             }
-            Request::Send(_) | Request::Ack { .. } | Request::TokenRenew { .. } => {}
+            Request::Send(_)
+            | Request::Ack { .. }
+            | Request::TokenRenew { .. }
+            | Request::Call { .. } => {}
         }
         Ok(Some(request))
     }

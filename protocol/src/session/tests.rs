@@ -502,7 +502,8 @@ fn an_ack_above_what_was_sent_here_is_a_fault() {
 #[test]
 fn frames_that_are_not_served_get_an_error_and_the_session_goes_on() {
     let mut pair = Pair::open(0);
-    let unserved = frame(Frame::GroupGet(wire::GroupGet { request_id: 7, group: "g".into() }));
+    let unserved =
+        frame(Frame::MediaUpload(wire::MediaUpload { request_id: 7, ..Default::default() }));
     assert_eq!(pair.server.handle_frame(0, unserved, &mut pair.to_client), Ok(None));
     pair.send(1).unwrap();
     pair.step();

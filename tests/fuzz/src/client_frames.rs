@@ -10,6 +10,7 @@ use ringpost_protocol::message::{Hello, Mode, Recipient, Request, SendBody, Send
 use ringpost_protocol::wire::client_frame::Frame;
 use ringpost_protocol::wire::{self, send};
 
+use crate::calls::{call, meaning_of_call};
 use crate::script::Script;
 
 pub(crate) fn hello(script: &mut Script<'_>) -> Frame {
@@ -67,12 +68,7 @@ pub(crate) fn other(script: &mut Script<'_>) -> Frame {
         2 => Frame::Bye(wire::Bye {}),
         3 => Frame::PresenceSubscribe(wire::PresenceSubscribe { request_id, users }),
         4 => Frame::Typing(wire::Typing::default()),
-        5 => Frame::GroupCreate(wire::GroupCreate {
-            request_id,
-            group: text(script, &USERS),
-            members: users,
-        }),
-        6 => Frame::KeyCount(wire::KeyCount { request_id }),
+        5 | 6 => call(script),
         7 => Frame::MediaDownload(wire::MediaDownload { request_id, ..Default::default() }),
         _ => Frame::Ping(wire::Ping {}),
     }
@@ -96,7 +92,11 @@ pub(crate) fn meaning(frame: &Bytes) -> Option<Request> {
             whole.then_some(Request::TokenRenew { token: renew.token })
         }
         Frame::Bye(_) => Some(Request::Bye),
-        unsupported => Some(Request::Unsupported { request_id: request_id(&unsupported) }),
+        frame if is_unsupported(&frame) => {
+            Some(Request::Unsupported { request_id: request_id(&frame) })
+        }
+        frame => meaning_of_call(frame)
+            .map(|(request_id, call)| Request::Call { request_id, call: Box::new(call) }),
     }
 }
 
@@ -164,21 +164,24 @@ fn meaning_of_mode(mode: &wire::Mode) -> Mode {
     }
 }
 
+/// Presence, typing and media: in the schema, not served.
+fn is_unsupported(frame: &Frame) -> bool {
+    matches!(
+        frame,
+        Frame::PresenceSet(_)
+            | Frame::PresenceSubscribe(_)
+            | Frame::PresenceUnsubscribe(_)
+            | Frame::Typing(_)
+            | Frame::MediaUpload(_)
+            | Frame::MediaDownload(_)
+    )
+}
+
 fn request_id(frame: &Frame) -> u64 {
     match frame {
         Frame::PresenceSet(frame) => frame.request_id,
         Frame::PresenceSubscribe(frame) => frame.request_id,
         Frame::PresenceUnsubscribe(frame) => frame.request_id,
-        Frame::KeysPublish(frame) => frame.request_id,
-        Frame::KeysFetch(frame) => frame.request_id,
-        Frame::KeyCount(frame) => frame.request_id,
-        Frame::DeviceListPut(frame) => frame.request_id,
-        Frame::DeviceListGet(frame) => frame.request_id,
-        Frame::GroupCreate(frame) => frame.request_id,
-        Frame::GroupAdd(frame) => frame.request_id,
-        Frame::GroupRemove(frame) => frame.request_id,
-        Frame::GroupLeave(frame) => frame.request_id,
-        Frame::GroupGet(frame) => frame.request_id,
         Frame::MediaUpload(frame) => frame.request_id,
         Frame::MediaDownload(frame) => frame.request_id,
         _ => 0,

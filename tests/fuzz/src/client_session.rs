@@ -192,7 +192,12 @@ impl World {
                 self.unanswered.retain(|number| *number != send_seq.0);
                 return;
             }
-            ClientEvent::CaughtUp | ClientEvent::Pong => {
+            ClientEvent::CaughtUp
+            | ClientEvent::Pong
+            | ClientEvent::Replied { .. }
+            | ClientEvent::KeysLow { .. }
+            | ClientEvent::DeviceList(_)
+            | ClientEvent::GroupChanged { .. } => {
                 assert!(self.is_open);
                 return;
             }

@@ -9,6 +9,7 @@
 
 pub mod script;
 pub mod frame;
+mod calls;
 mod client_frames;
 mod send_model;
 mod server_frames;

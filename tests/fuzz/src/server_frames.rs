@@ -6,11 +6,12 @@ use ringpost_protocol::id::{
     DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId,
 };
 use ringpost_protocol::message::{
-    ClientEvent, Delivery, ErrorCode, GapReason, GoAwayReason, Outcome, RejectCode, Welcome,
+    ClientEvent, Delivery, ErrorCode, GapReason, GoAwayReason, Outcome, RejectCode, Reply, Welcome,
 };
 use ringpost_protocol::wire;
 use ringpost_protocol::wire::server_frame::Frame;
 
+use crate::calls::{meaning_of_reply, reply, user};
 use crate::client_frames::{USERS, text};
 use crate::script::Script;
 use crate::session::limits;
@@ -88,8 +89,7 @@ pub(crate) fn other(script: &mut Script<'_>) -> Frame {
             request_id: script.number(),
         }),
         2 => Frame::CaughtUp(wire::CaughtUp {}),
-        3 => Frame::Done(wire::Done { request_id: 1 }),
-        4 => Frame::GroupChanged(wire::GroupChanged::default()),
+        3 | 4 => reply(script),
         _ => Frame::Pong(wire::Pong {}),
     }
 }
@@ -153,7 +153,16 @@ pub(crate) fn meaning(frame: &Bytes) -> Result<Option<ClientEvent>, ()> {
             fatal: error.fatal,
             request_id: error.request_id,
         },
-        _ => return Ok(None),
+        Frame::GroupChanged(changed) => ClientEvent::GroupChanged {
+            group: user(&changed.group).ok_or(())?,
+            version: changed.version,
+        },
+        Frame::Presence(_) | Frame::TypingFrom(_) | Frame::MediaTicket(_) => return Ok(None),
+        frame => match meaning_of_reply(frame).ok_or(())? {
+            (0, Reply::KeysLow { remaining_count }) => ClientEvent::KeysLow { remaining_count },
+            (0, Reply::DeviceList(list)) => ClientEvent::DeviceList(list),
+            (request_id, reply) => ClientEvent::Replied { request_id, reply },
+        },
     }))
 }
 

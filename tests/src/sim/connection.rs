@@ -103,7 +103,7 @@ impl Connection {
         }
         self.has_lied = true;
         let ack = wire::Ack { up_to_seq: up_to.0 };
-        let get = wire::GroupGet { request_id: REQUEST_AFTER_LIE, ..wire::GroupGet::default() };
+        let get = wire::GroupGet { request_id: REQUEST_AFTER_LIE, group: "g".into() };
         let mut out = Vec::new();
         for frame in [Frame::Ack(ack), Frame::GroupGet(get)] {
             let frame = wire::ClientFrame { frame: Some(frame) };
