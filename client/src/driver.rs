@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringpost_protocol::id::DeviceId;
-use ringpost_protocol::message::{ClientEvent, ErrorCode, Mode};
+use ringpost_protocol::message::{Call, ClientEvent, ErrorCode, Mode, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::calls::CallError;
+use crate::calls::table::Calls;
 use crate::dial::Dialler;
 use crate::event::{Event, EventId, NewSend, SendId, Status};
 use crate::ledger::{Ledger, SendFault};
@@ -29,6 +31,7 @@ use crate::token::{TokenFault, TokenSource};
 pub(crate) enum Command {
     Send(NewSend, oneshot::Sender<Result<SendId, SendFault>>),
     Confirm(EventId, oneshot::Sender<()>),
+    Call(Call, oneshot::Sender<Result<Reply, CallError>>),
     Mode(Mode),
     RenewToken(String),
     Reconnect,
@@ -53,6 +56,7 @@ pub(crate) struct Driver {
     pub(crate) phase: Phase,
     /// QUIC, tried beside a connection over TLS.
     pub(crate) retrying: Option<Connecting>,
+    pub(crate) calls: Calls<oneshot::Sender<Result<Reply, CallError>>>,
     /// Answers for the app, by the batch that must be durable first.
     pub(crate) waiters: VecDeque<(u64, Waiter)>,
     pub(crate) writing: Option<JoinHandle<Result<Written, StoreFault>>>,
@@ -179,6 +183,7 @@ impl Driver {
             }
             link.collect(now_ms);
         }
+        self.turn_calls(now_ms);
         // After the transmit: what the server is not even asked about is news as well.
         if self.writing.is_none()
             && let Some(batch) = self.ledger.begin_commit(now_ms)
@@ -188,6 +193,19 @@ impl Driver {
         self.answer_waiters();
         if self.next_event.is_none() {
             self.next_event = self.ledger.poll_event();
+        }
+    }
+
+    /// Sends calls once the server has welcomed us, and answers those that have ended.
+    fn turn_calls(&mut self, now_ms: u64) {
+        if let Phase::Online { link, is_welcome: true, leaving: None, .. } = &mut self.phase {
+            self.calls.transmit(&mut link.session);
+            link.collect(now_ms);
+        }
+        self.calls.handle_timeout(now_ms);
+        while let Some((reply, result)) = self.calls.poll_result() {
+            // The app may have stopped waiting.
+            let _ = reply.send(result);
         }
     }
 
@@ -243,6 +261,7 @@ impl Driver {
                     self.ledger.confirm(id);
                     self.waiters.push_back((self.ledger.last_batch(), Waiter::Confirm(reply)));
                 }
+                Command::Call(call, reply) => self.calls.begin(now_ms, call, reply),
                 Command::Mode(mode) => {
                     self.mode = mode;
                     if let Phase::Online { link, .. } = &mut self.phase {
@@ -314,8 +333,15 @@ impl Driver {
                     };
                     return self.end(end);
                 }
+                ClientEvent::Error { code, text, request_id: request_id @ 1.., .. } => {
+                    self.calls.handle_error(*request_id, *code, text);
+                }
                 ClientEvent::Error { code, .. } => tracing::warn!(?code, "the server complains"),
                 _ => {}
+            }
+            if let ClientEvent::Replied { request_id, reply } = event {
+                self.calls.handle_reply(request_id, reply);
+                continue;
             }
             if let Err(flooded) = self.ledger.handle_event(now_ms, event) {
                 return self.end(End::Fault(flooded.to_string()));
@@ -332,6 +358,7 @@ impl Driver {
 
     fn end(&mut self, end: End) {
         self.ledger.connection_ended();
+        self.calls.connection_ended();
         let now_ms = self.now_ms();
         self.stop_retrying();
         self.transport.send_replace(None);
@@ -421,7 +448,12 @@ impl Driver {
         };
         // While a batch is written, its end leads to the next look at the ledger.
         let ledger_ms = self.ledger.poll_timeout().filter(|_| self.writing.is_none());
-        let due_ms = phase_ms.into_iter().chain(ledger_ms).chain(self.retry_at_ms()).min();
+        let due_ms = phase_ms
+            .into_iter()
+            .chain(ledger_ms)
+            .chain(self.retry_at_ms())
+            .chain(self.calls.poll_timeout())
+            .min();
         self.started + Duration::from_millis(due_ms.unwrap_or(u64::MAX).min(FAR_MS))
     }
 

@@ -4,7 +4,9 @@ use std::fmt;
 
 use bytes::Bytes;
 use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, SendSeq, UserId};
-use ringpost_protocol::message::{GapReason, Recipient, RejectCode, SendBody, SkipReason};
+use ringpost_protocol::message::{
+    DeviceList, GapReason, Recipient, RejectCode, SendBody, SkipReason,
+};
 
 /// The app's name of one message in the outbox. Unlike [`SendSeq`] it survives a retry under a new
 /// number. Starts at 1 and rises, so it also gives the order in which the app sent.
@@ -39,6 +41,8 @@ pub enum Event {
     News { id: EventId, news: News },
     /// About the connection; not kept.
     Status(Status),
+    /// Worth knowing at once; not kept.
+    Hint(Hint),
 }
 
 /// News that must not be lost.
@@ -99,6 +103,32 @@ pub struct Gap {
     /// The group, when all of them were sent to one.
     pub group: Option<UserId>,
     pub reason: GapReason,
+}
+
+/// What the server tells without being asked. It may be lost: everything can be asked for as well. Of
+/// several about the same that the app has not taken yet only the last is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// One-time keys of this device that the server still has, a count: they run out.
+    KeysLow { remaining_count: u32 },
+    /// A message named devices that are not those of this list.
+    DeviceList(DeviceList),
+    /// A group of this user has another roster; see [`Client::group_get`](crate::Client::group_get).
+    GroupChanged { group: UserId, version: u64 },
+}
+
+impl Hint {
+    /// Whether it makes `earlier` worthless.
+    pub(crate) fn replaces(&self, earlier: &Self) -> bool {
+        match (self, earlier) {
+            (Self::KeysLow { .. }, Self::KeysLow { .. }) => true,
+            (Self::DeviceList(list), Self::DeviceList(earlier)) => list.user == earlier.user,
+            (Self::GroupChanged { group, .. }, Self::GroupChanged { group: earlier, .. }) => {
+                group == earlier
+            }
+            _ => false,
+        }
+    }
 }
 
 /// State of the connection.

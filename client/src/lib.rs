@@ -19,7 +19,7 @@
 //!
 //! Modules from the app inwards: [`event`], what is sent and told; [`e2ee`], what the server cannot
 //! read; [`token`], who we are; the
-//! driver, a tokio task; [`store`], what is durable, with [`ledger`], all of the delivery logic
+//! driver, a tokio task, with the [`calls`] that are answered at once; [`store`], what is durable, with [`ledger`], all of the delivery logic
 //! without network or clock; the link, and its stream over TLS or QUIC; who dials, and the race of
 //! the transports; [`path`], which of them to prefer; [`reconnect`], when to try again; [`limits`].
 //!
@@ -35,6 +35,7 @@ use ringpost_protocol::message::{Mode, Recipient, SendBody};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::calls::table::Calls;
 use crate::dial::Dialler;
 use crate::driver::{Command, Driver, Phase};
 use crate::ledger::{Ledger, LedgerConfig, SendFault};
@@ -43,9 +44,10 @@ use crate::path::Paths;
 use crate::reconnect::{Reconnect, ReconnectConfig};
 use crate::store::StoreFault;
 
+pub use crate::calls::CallError;
 pub use crate::dial::TlsFault;
 pub use crate::event::{
-    Event, EventId, Gap, Message, NewSend, News, Receipt, Refused, SendId, SendOptions, Sent,
+    Event, EventId, Gap, Hint, Message, NewSend, News, Receipt, Refused, SendId, SendOptions, Sent,
     Status,
 };
 pub use crate::path::{PathConfig, Transport, Transports};
@@ -54,6 +56,7 @@ pub use crate::token::{TokenFault, TokenFuture, TokenSource};
 pub use ringpost_protocol as protocol;
 
 pub mod event;
+pub mod calls;
 pub mod e2ee;
 pub mod token;
 mod driver;
@@ -152,6 +155,7 @@ impl Client {
             started: Instant::now(),
             phase: Phase::Waiting { until_ms: 0 },
             retrying: None,
+            calls: Calls::new(),
             waiters: VecDeque::new(),
             writing: None,
             next_event: None,

@@ -24,6 +24,12 @@ pub const RETRY_DOUBLINGS_MAX: u32 = 6;
 pub const DATABASE_CACHE_BYTES: usize = 1024 * 1024;
 /// Commands of the app that wait for the driver.
 pub const COMMANDS_MAX: usize = 1024;
+/// Calls that wait for a connection or an answer.
+pub const CALLS_MAX: usize = 64;
+/// Time for the answer to a call, with the wait for a connection.
+pub const CALL_MS_MAX: u64 = 30_000;
+/// Hints that wait for the app; older ones are dropped.
+pub const HINTS_MAX: usize = 64;
 /// Events that wait for the app outside the ledger.
 pub const EVENTS_MAX: usize = 64;
 /// Operations gathered before the driver looks at the socket again.

@@ -116,6 +116,7 @@ impl World {
         let Some(event) = self.ledger.poll_event() else { return false };
         match event {
             Event::Status(status) => self.statuses.push(status),
+            Event::Hint(_) => {}
             Event::News { id, news } => {
                 assert!(!self.confirmed.contains(&id), "confirmed news came again");
                 let before = self.told.insert(id, news.clone());

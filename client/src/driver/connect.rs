@@ -95,6 +95,7 @@ impl Driver {
     fn leave(&mut self, reason: String) {
         tracing::info!(reason, "disconnected");
         self.ledger.connection_ended();
+        self.calls.connection_ended();
         self.transport.send_replace(None);
         self.ledger.report(Status::Disconnected { retry_in_ms: 0, reason });
     }
@@ -136,6 +137,7 @@ impl Driver {
         if let Phase::Online { leaving: None, .. } = &self.phase {
             tracing::info!("from TLS over TCP to QUIC");
             self.ledger.connection_moves();
+            self.calls.connection_ended();
             self.open_session(dialled);
         }
     }

@@ -9,9 +9,9 @@ use ringpost_protocol::limits::{DEVICES_PER_USER_MAX, ENVELOPE_BYTES_MAX};
 use ringpost_protocol::message::{ClientEvent, Outcome, Recipient, RejectCode, SendBody};
 use ringpost_protocol::session::{ClientSend, ClientSession, SendContent, SendRefused};
 
-use crate::event::{Event, EventId, Gap, Message, NewSend, Receipt, SendId, Status};
+use crate::event::{Event, EventId, Gap, Hint, Message, NewSend, Receipt, SendId, Status};
 use crate::limits::{
-    INBOX_BYTES_MAX, INBOX_ROWS_MAX, OUTBOX_BYTES_MAX, OUTBOX_ROWS_MAX, STATUSES_MAX,
+    HINTS_MAX, INBOX_BYTES_MAX, INBOX_ROWS_MAX, OUTBOX_BYTES_MAX, OUTBOX_ROWS_MAX, STATUSES_MAX,
 };
 use crate::store::book::{self, Batch, Change, StoreFault, Written};
 use crate::store::inbox::{Arrival, Cursor, Inbox, Intake};
@@ -230,13 +230,17 @@ impl Ledger {
                 self.take_arrivals();
                 return if has_room { Ok(()) } else { Err(Flooded) };
             }
+            ClientEvent::KeysLow { remaining_count } => {
+                self.hint(Hint::KeysLow { remaining_count });
+            }
+            ClientEvent::DeviceList(list) => self.hint(Hint::DeviceList(list)),
+            ClientEvent::GroupChanged { group, version } => {
+                self.hint(Hint::GroupChanged { group, version });
+            }
             ClientEvent::Pong
             | ClientEvent::GoAway { .. }
             | ClientEvent::Error { .. }
-            | ClientEvent::Replied { .. }
-            | ClientEvent::KeysLow { .. }
-            | ClientEvent::DeviceList(_)
-            | ClientEvent::GroupChanged { .. } => {}
+            | ClientEvent::Replied { .. } => {}
         }
         Ok(())
     }
@@ -244,6 +248,13 @@ impl Ledger {
     /// Tells the app about the connection, in order with the news.
     pub fn report(&mut self, status: Status) {
         self.events.push(Event::Status(status));
+    }
+
+    fn hint(&mut self, hint: Hint) {
+        let is_replaced = |event: &Event| matches!(event, Event::Hint(old) if hint.replaces(old));
+        self.events.retain(|event| !is_replaced(event));
+        self.ready.retain(|event| !is_replaced(event));
+        self.events.push(Event::Hint(hint));
     }
 
     pub fn connection_ended(&mut self) {
@@ -414,10 +425,14 @@ impl Ledger {
         self.ready.extend(events);
         // News are bounded by the inbox; an app that sleeps while the connection comes and goes
         // needs only the last word about it.
-        let is_status = |event: &Event| matches!(event, Event::Status(_));
-        let excess = self.ready.iter().filter(|event| is_status(event)).count();
-        for _ in STATUSES_MAX..excess {
-            let oldest = self.ready.iter().position(is_status).expect("counted above");
+        self.drop_oldest(STATUSES_MAX, |event| matches!(event, Event::Status(_)));
+        self.drop_oldest(HINTS_MAX, |event| matches!(event, Event::Hint(_)));
+    }
+
+    fn drop_oldest(&mut self, count_max: usize, is_kind: impl Fn(&Event) -> bool) {
+        let count = self.ready.iter().filter(|event| is_kind(event)).count();
+        for _ in count_max..count {
+            let oldest = self.ready.iter().position(&is_kind).expect("counted above");
             self.ready.remove(oldest);
         }
     }

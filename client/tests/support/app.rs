@@ -63,7 +63,7 @@ impl App {
             while let Some(event) = events.next_event().await {
                 let id = match &event {
                     Event::News { id, .. } => Some(*id),
-                    Event::Status(_) => None,
+                    Event::Status(_) | Event::Hint(_) => None,
                 };
                 seen_in.send_modify(|seen| seen.take(event));
                 if let Some(id) = id {
@@ -121,6 +121,7 @@ impl Seen {
     fn take(&mut self, event: Event) {
         match event {
             Event::Status(status) => self.statuses.push(status),
+            Event::Hint(hint) => panic!("not expected: {hint:?}"),
             Event::News { news: News::Message(message), .. } => {
                 self.messages.push(String::from_utf8(message.envelope.to_vec()).unwrap());
             }

@@ -11,8 +11,9 @@ use ringpost_client::protocol::id::{
 };
 use ringpost_client::protocol::limits::FRAME_BYTES_MAX;
 use ringpost_client::protocol::message::{
-    DeliverHead, DeliveredHead, GapReason, Limits, Outcome, Recipient, RejectCode, Request,
-    SendBody, SendRequest, Welcome, put_caught_up, put_outcome,
+    Call, DeliverHead, DeliveredHead, ErrorCode, GapReason, Limits, Outcome, Recipient, RejectCode,
+    Reply, Request, SendBody, SendRequest, Welcome, put_caught_up, put_error, put_outcome,
+    put_reply,
 };
 use ringpost_client::protocol::session::ServerSession;
 
@@ -46,6 +47,11 @@ pub(crate) struct FakeServer {
     pub(crate) lost_answers: BTreeSet<SendSeq>,
     pub(crate) sends_seen: Vec<(SendSeq, bool)>,
     pub(crate) hellos: Vec<(InstallId, MailboxId, Seq)>,
+    pub(crate) calls: Vec<(u64, Call)>,
+    /// To the next calls; without one a call stays unanswered.
+    pub(crate) answers: VecDeque<Result<Reply, (ErrorCode, &'static str)>>,
+    /// Sent to every connection when it is woken.
+    pub(crate) unasked: Vec<u8>,
 }
 
 pub(crate) struct ServerConn {
@@ -70,6 +76,9 @@ impl FakeServer {
             lost_answers: BTreeSet::new(),
             sends_seen: Vec::new(),
             hellos: Vec::new(),
+            calls: Vec::new(),
+            answers: VecDeque::new(),
+            unasked: Vec::new(),
         }
     }
 
@@ -117,6 +126,14 @@ impl FakeServer {
                     }
                 }
                 Some(Request::Ack { up_to }) => self.drop_entries(up_to),
+                Some(Request::Call { request_id, call }) => {
+                    self.calls.push((request_id, *call));
+                    match self.answers.pop_front() {
+                        Some(Ok(reply)) => put_reply(out, request_id, &reply),
+                        Some(Err((code, text))) => put_error(out, code, text, false, request_id),
+                        None => {}
+                    }
+                }
                 _ => {}
             }
         }
@@ -128,6 +145,7 @@ impl FakeServer {
         if !conn.is_open {
             return;
         }
+        out.extend_from_slice(&self.unasked);
         for (seq, entry) in &self.entries {
             if *seq <= conn.session.sent_up_to() {
                 continue;

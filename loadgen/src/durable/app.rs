@@ -138,7 +138,7 @@ async fn receive(plan: DurablePlan, user: u32, client: Client) -> Result<()> {
                 std::fs::write(plan.known_file(user), "").context("tell that a user is known")?;
                 continue;
             }
-            Event::Status(_) => continue,
+            Event::Status(_) | Event::Hint(_) => continue,
         };
         if id.0 > last {
             last = id.0;

@@ -218,6 +218,7 @@ async fn pump(client: Client, seen: watch::Sender<Seen>, confirming: Arc<Semapho
     while let Some(event) = client.next_event().await {
         match event {
             Event::Status(status) => seen.send_modify(|seen| seen.statuses.push(status)),
+            Event::Hint(_) => {}
             Event::News { id, news } => {
                 seen.send_modify(|seen| match news {
                     News::Message(message) => seen.messages.push(message),

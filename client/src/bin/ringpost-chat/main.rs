@@ -234,6 +234,7 @@ impl Chat {
                 self.client.confirm(id).await?;
             }
             Event::Status(status) => show_status(&status),
+            Event::Hint(_) => {}
         }
         Ok(())
     }
