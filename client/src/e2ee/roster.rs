@@ -120,7 +120,6 @@ impl Roster {
     /// The next roster. It is signed by an administrator of this one, or only takes its signer out.
     pub fn follow(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let next = Signed::decode(bytes)?;
-        let signer = self.now.members.get(&next.signer).ok_or(Fault::ForgedRoster)?;
         let (known, got) = (self.now.version, next.members.version);
         if next.members.group != self.now.group {
             return Err(Fault::ForgedRoster);
@@ -132,6 +131,7 @@ impl Roster {
         if got == known && hash == self.hash {
             return Ok(());
         }
+        let signer = self.now.members.get(&next.signer).ok_or(Fault::ForgedRoster)?;
         next.verify(&signer.identity)?;
         if got != known + 1 || next.members.parent != self.hash {
             return Err(Fault::RosterForked);

@@ -386,9 +386,10 @@ fn group_is_joined_again_and_restored_after_somebody_left() {
     let join = |bytes: &[u8], voucher: (&UserId, &IdentityKey)| {
         Roster::join(bytes, (&id("bob"), &bob), (voucher.0, &voucher.1.public()))
     };
-    let joined = join(&leave, (&id("alice"), &world.keys["alice"])).unwrap();
+    let mut joined = join(&leave, (&id("alice"), &world.keys["alice"])).unwrap();
     assert_eq!(joined.members(), world.roster.members());
     assert_eq!(joined.hash(), world.roster.hash());
+    assert_eq!(joined.follow(&leave), Ok(()), "the same again, though its signer is gone");
     // Not on the word of who left, nor of a member who is no administrator.
     let refused = join(&leave, (&id("carol"), &world.keys["carol"]));
     assert_eq!(refused, Err(Fault::ForgedRoster));

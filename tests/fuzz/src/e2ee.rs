@@ -20,6 +20,10 @@ use ringpost_client::protocol::id::{DeviceAddress, DeviceId, UserId};
 use crate::script::Script;
 use crate::seeds::Seed;
 
+/// Where it is fuzzed, vodozemac takes every MAC and signature for right, so that the fuzzer gets
+/// behind them.
+const AUTHENTICATES: bool = !cfg!(fuzzing);
+
 pub fn check(input: &[u8]) {
     let mut script = Script::new(input);
     let kind = script.byte() % 9;
@@ -103,6 +107,7 @@ fn message(envelope: Vec<u8>) {
     let mut rng = StdRng::seed_from_u64(9);
     let before = state(&bob, &pair);
     match pair.decrypt(&mut bob, &envelope, 0, &mut rng) {
+        Ok(_) if !AUTHENTICATES => return,
         Ok(_) => assert_eq!(envelope, good),
         Err(_) => assert_eq!(state(&bob, &pair), before),
     }
@@ -131,8 +136,11 @@ fn group_message(damage: &[u8]) {
     receiver.accept(&sender, &roster, &key).expect("a good key");
     let good = out.encrypt(&roster, b"hello", 0).expect("a new key");
     let bad = damaged(good.clone(), damage);
-    assert_eq!(receiver.decrypt(&sender, &roster, &bad).is_ok(), bad == good);
-    assert_eq!(receiver.decrypt(&sender, &roster, &good).is_ok(), bad != good);
+    let is_open = receiver.decrypt(&sender, &roster, &bad).is_ok();
+    if AUTHENTICATES {
+        assert_eq!(is_open, bad == good);
+        assert_eq!(receiver.decrypt(&sender, &roster, &good).is_ok(), bad != good);
+    }
     let _ = receiver.decrypt(&sender, &roster, damage);
 }
 
