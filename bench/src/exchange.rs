@@ -198,6 +198,7 @@ fn shard(ring: &MemoryRing, settings: ShardSettings) -> Result<Shard<ShardRing>,
         mesh: Mesh::new(0, Queues::new(Group::new(1)?)),
         settings,
         addresses: AddressTable::new(64, 1),
+        directory: None,
         store: Some((StoreConfig::new(0, 0x5eed), store)),
         events: Box::new(|_| ()),
     };

@@ -4,6 +4,7 @@
 //! DATA/LOCK                      locked while a gateway runs on it
 //! DATA/CURRENT                   generation, storage shards, store id (checksummed)
 //! DATA/store/gen-1/shard-000/    the segments of one storage shard
+//! DATA/directory.redb            public keys, device lists, rosters of groups
 //! DATA/jwks-last-good.json       the last key set from a URL
 //! DATA/audit-salt                makes the names of users in the audit log
 //! DATA/quic-secret               the keys of QUIC come from it

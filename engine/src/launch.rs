@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use crate::audit::AuditLog;
 use crate::config::Config;
-use crate::control::{DrainPlan, ShardPort, ShardReporter};
+use crate::control::{DirectoryReporter, DrainPlan, ShardPort, ShardReporter};
+use crate::directory::{self, Embedded, ShardQueue};
 use crate::doors::Doors;
 use crate::limits::AddressTable;
 use crate::mesh::{Mesh, Queues};
@@ -26,6 +27,7 @@ use crate::start::{ShardPlan, ShardStartFault, Shards};
 /// reports itself ready.
 pub fn start_shards(
     plan: ShardPlan,
+    directory: Embedded,
     reporters: Vec<ShardReporter>,
 ) -> Result<Shards, ShardStartFault> {
     let group = Group::new(plan.shards).map_err(ShardStartFault::Thread)?;
@@ -34,7 +36,10 @@ pub fn start_shards(
     let addresses = AddressTable::new(plan.config.limits.addresses_max, rand::random());
     let quiet = Arc::new(AtomicU16::new(0));
     let cores = host::usable_cores().map_err(ShardStartFault::Thread)?;
-    let threads = reporters
+    let first = reporters.first().expect("there is a shard");
+    let beside = DirectoryReporter::beside(first);
+    let directory = directory::start(Box::new(directory), queues.clone(), beside)?;
+    let mut threads: Vec<_> = reporters
         .into_iter()
         .map(|reporter| {
             let seat = Seat {
@@ -44,6 +49,7 @@ pub fn start_shards(
                 queues: queues.clone(),
                 doors: Arc::clone(&doors),
                 addresses: Arc::clone(&addresses),
+                directory: directory.shard_port(reporter.shard()),
                 voice: Voice {
                     audit: plan.audit.clone(),
                     reporter: Some(reporter),
@@ -55,10 +61,12 @@ pub fn start_shards(
             seat.start(&plan)
         })
         .collect::<Result<_, _>>()?;
+    let directory_port = directory.control_port();
+    threads.push(directory.into_thread());
     let ports = (0..plan.shards)
         .map(|shard| Box::new(Port { shard, queues: queues.clone() }) as Box<dyn ShardPort>)
         .collect();
-    Ok(Shards { listen: doors.address(), ports, threads })
+    Ok(Shards { listen: doors.address(), ports, threads, directory: directory_port })
 }
 
 /// What one shard's thread is made from.
@@ -69,6 +77,7 @@ struct Seat {
     queues: Queues,
     doors: Arc<Doors>,
     addresses: Arc<AddressTable>,
+    directory: ShardQueue,
     voice: Voice,
 }
 
@@ -92,7 +101,7 @@ impl Seat {
         let settings = plan.settings.clone();
         let name = format!("shard-{}", self.shard);
         let run = move || {
-            let Self { shard, core, group, queues, doors, addresses, mut voice } = self;
+            let Self { shard, core, group, queues, doors, addresses, directory, mut voice } = self;
             if let Err(error) = host::pin_to_core(core) {
                 tracing::warn!(shard, core, %error, "cannot pin the shard to its core");
             }
@@ -112,6 +121,7 @@ impl Seat {
                     mesh: Mesh::new(shard, queues),
                     settings,
                     addresses,
+                    directory: Some(Box::new(directory)),
                     store: store.map(|(config, path)| (config, store_directory(path))),
                     events: Box::new(move |event| voice.tell(event)),
                 },

@@ -15,7 +15,7 @@
 //! 8. `shard/outbound`: frames become one record, the record one send.
 //! 9. `shard/receipts`: the acknowledgement sets off a receipt, then deletes the message.
 //!
-//! Everything else is off that path: configuration, the control thread, metrics.
+//! Everything else is off that path: configuration, the control thread, the [`directory`], metrics.
 #![forbid(unsafe_code)]
 
 pub mod limits;
@@ -27,6 +27,7 @@ pub mod store_tool;
 pub mod transport;
 pub mod shard;
 pub mod mesh;
+pub mod directory;
 pub mod metrics;
 pub mod audit;
 pub mod control;

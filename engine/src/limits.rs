@@ -7,7 +7,7 @@ mod cidr;
 mod live;
 
 pub use address::{AddressGuard, AddressRefusal, AddressTable, Admitted};
-pub use bucket::{Bucket, Rate};
+pub use bucket::{Bucket, PerHour, Rate};
 pub use cidr::{Cidr, CidrFault};
 pub use live::LimitSet;
 
@@ -125,6 +125,23 @@ pub const AUDIT_QUEUE_MAX: usize = 8_192;
 pub const AUDIT_REFUSED_PER_SECOND_MAX: u64 = 100;
 /// The audit log tells what was refused in so long a time.
 pub const AUDIT_REFUSALS_MS: u64 = 60_000;
+
+/// Requests of one shard that the directory has not answered; more are refused.
+pub const DIRECTORY_REQUESTS_MAX: usize = 1_024;
+/// The same of the control thread, for the REST interface.
+pub const DIRECTORY_CONTROL_REQUESTS_MAX: usize = 256;
+/// Requests that one durable commit of the directory carries out.
+pub const DIRECTORY_BATCH_MAX: usize = 1_024;
+/// Requests of one connection that the directory has not answered; more are refused.
+pub const CONNECTION_REQUESTS_MAX: u8 = 32;
+/// Memory of the directory for what it has read and for what a commit writes.
+pub const DIRECTORY_CACHE_BYTES: usize = 64 << 20;
+/// One-time keys in stock of one device.
+pub const ONE_TIME_KEYS_MAX: usize = 1_000;
+/// A device with fewer one-time keys is told.
+pub const ONE_TIME_KEYS_LOW: u32 = 20;
+/// Devices whose one-time keys handed out of late are counted.
+pub const HANDOUTS_TRACKED_MAX: usize = 1 << 16;
 
 /// Received bytes of a QUIC stream that the gateway has not taken yet; the client sends no more.
 pub const QUIC_RECEIVE_WINDOW_BYTES: u32 = 64 * 1024;

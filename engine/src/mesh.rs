@@ -8,7 +8,8 @@
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Group, Inboxes};
 
-use crate::limits::{MESH_CREDITS, SHARDS_MAX};
+use crate::directory::Answered;
+use crate::limits::{DIRECTORY_REQUESTS_MAX, MESH_CREDITS, SHARDS_MAX};
 use crate::shard::message::{ControlRequest, MeshMessage};
 
 /// The queues of all shards, shared by their [`Mesh`] handles and the control thread.
@@ -25,7 +26,8 @@ pub struct Mesh {
     credits: Box<[u32]>,
 }
 
-/// A message and who sent it. Control is not a shard and has no credits to give back.
+/// A message and who sent it. Control and the directory are no shards and have no credits to give
+/// back.
 pub struct Inbound {
     pub from: Source,
     pub message: MeshMessage,
@@ -35,6 +37,7 @@ pub struct Inbound {
 pub enum Source {
     Shard(u16),
     Control,
+    Directory,
 }
 
 /// No credit is left for the destination; the caller keeps the request and waits.
@@ -61,6 +64,15 @@ impl Queues {
             self.inboxes.ring_bell(shard);
         }
         pushed.is_ok()
+    }
+
+    /// Queues an answer of the directory to a request of the shard, and wakes it.
+    pub fn push_answer(&self, shard: u16, answered: Answered) {
+        let message = MeshMessage::Answered(Box::new(answered));
+        let pushed = self.inboxes.push(shard, Inbound { from: Source::Directory, message });
+        if pushed.expect("a shard's unanswered requests bound what can be queued") {
+            self.inboxes.ring_bell(shard);
+        }
     }
 }
 
@@ -132,10 +144,10 @@ impl Mesh {
 /// Room in one shard's inbound queue. Per other shard: its unanswered requests, our replies to
 /// them having been drained; the replies to our own requests; and one note per request of either
 /// side (see `MeshMessage::Noted`), because the queue is first in, first out and a credit is only
-/// spent again after its reply was drained.
+/// spent again after its reply was drained. Beside them the answers of the directory.
 fn queue_capacity(shards: u16) -> usize {
     let per_shard = 3 * MESH_CREDITS as usize;
-    per_shard * usize::from(shards) + CONTROL_MESSAGES_MAX
+    per_shard * usize::from(shards) + CONTROL_MESSAGES_MAX + DIRECTORY_REQUESTS_MAX
 }
 
 /// Requests of the control thread that may wait at one shard.

@@ -67,6 +67,8 @@ labels! {
         ConnectionBytes = "connection_bytes",
         /// A Send refused because its user sends too fast.
         UserSends = "user_sends",
+        /// A request refused because its user has read keys or device lists of too many users.
+        UserKeyReads = "user_key_reads",
         /// A connection whose address was not counted, because too many are.
         Addresses = "addresses",
         /// A connection that sent more bytes than it may in one turn.
@@ -94,6 +96,9 @@ labels! {
         DatagramSends = "datagram_sends",
         /// Datagrams dropped on the way to their shard, because as many as allowed were under way.
         ForeignDatagrams = "foreign_datagrams",
+        /// A request refused because as many as allowed wait for the directory, of the shard or of the
+        /// connection.
+        DirectoryRequests = "directory_requests",
     }
 }
 
@@ -226,6 +231,8 @@ shard_metrics! {
     mesh_depth: Gauge = "ringpost_mesh_depth", "Messages waiting in the queues between shards.";
     mesh_credit_waits: Counter =
         "ringpost_mesh_credit_waits_total", "Requests that waited for a credit of another shard.";
+    directory_unanswered: Gauge = "ringpost_directory_unanswered",
+        "Requests to the directory that wait for their answer.";
     timers: Gauge = "ringpost_timers", "Deadlines in the timer wheels.";
     slow_consumers: Counter =
         "ringpost_slow_consumers_total", "Connections ended because they did not read.";
@@ -423,6 +430,17 @@ pub fn expose_counts(
     for (value, count) in counts {
         write_line(out, format_args!("{name}{{{label}=\"{value}\"}} {count}"));
     }
+}
+
+/// Appends a histogram of the process.
+pub fn expose_histogram<S: Scale>(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    histogram: &Histogram<S>,
+) {
+    expose_head(out, name, help, <Histogram<S> as Metric>::TYPE);
+    histogram.expose(name, out);
 }
 
 fn expose_head(out: &mut String, name: &str, help: &str, kind: &str) {

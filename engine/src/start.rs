@@ -22,6 +22,7 @@ use crate::control::{
     Control, ControlFault, DrainPlan, ExitReason, ShardPort, ShardReporter, shard_reports,
 };
 use crate::data_dir::{self, DataDir, DataDirFault, QuicSecretFault};
+use crate::directory::{ControlPort, DirectoryFault, Embedded};
 use crate::host::{self, HostFault};
 use crate::launch;
 use crate::limits::{LimitSet, QUIC_HANDSHAKES_PENDING_MAX};
@@ -58,8 +59,10 @@ pub struct Shards {
     pub listen: SocketAddr,
     /// In the order of the shards.
     pub ports: Vec<Box<dyn ShardPort>>,
-    /// Each drops its reporter, at the latest, when it ends.
+    /// Each drops its reporter, at the latest, when it ends. The directory's is the last one, as it
+    /// outlives the shards.
     pub threads: Vec<JoinHandle<()>>,
+    pub directory: ControlPort,
 }
 
 /// Where a serving gateway is reached.
@@ -80,6 +83,8 @@ pub enum ShardStartFault {
     Ring(#[from] RingFault),
     #[error("cannot read the store directory {directory}: {error}", directory = directory.display())]
     Store { directory: PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Directory(#[from] DirectoryFault),
     #[error("cannot start a shard's thread: {0}")]
     Thread(std::io::Error),
 }
@@ -100,6 +105,8 @@ pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirFault),
     #[error(transparent)]
+    Directory(#[from] DirectoryFault),
+    #[error(transparent)]
     QuicSecret(#[from] QuicSecretFault),
     #[error("cannot listen on {address} (admin_listen): {error}")]
     AdminListen { address: SocketAddr, error: std::io::Error },
@@ -115,7 +122,11 @@ pub enum StartError {
 pub fn run(
     config: Config,
     reloading: Option<Reloading>,
-    start_shards: impl FnOnce(ShardPlan, Vec<ShardReporter>) -> Result<Shards, ShardStartFault>,
+    start_shards: impl FnOnce(
+        ShardPlan,
+        Embedded,
+        Vec<ShardReporter>,
+    ) -> Result<Shards, ShardStartFault>,
     on_serving: impl FnOnce(Serving),
 ) -> Result<ExitReason, StartError> {
     host::raise_open_files(config.shards)?;
@@ -133,6 +144,7 @@ pub fn run(
     if storage_shards != data.storage_shards() {
         reshard(&mut data, storage_shards, &config)?;
     }
+    let directory = Embedded::open(data.path())?;
     let audit = open_audit(&config)?;
     let (admin, admin_listen) = listen_admin(config.admin_listen)?;
     let drain = DrainPlan::from(&config.drain);
@@ -157,7 +169,7 @@ pub fn run(
     };
     let confirm_clock = plan.config.confirm_clock;
     let (reporters, reports) = shard_reports(shards);
-    let Shards { listen, ports, threads } = start_shards(plan, reporters)?;
+    let Shards { listen, ports, threads, directory } = start_shards(plan, directory, reporters)?;
     let certificate = files.validity;
     let control = Control {
         admin,
@@ -170,6 +182,7 @@ pub fn run(
         refresher,
         reloader,
         audit: audit.clone(),
+        directory: Some(directory),
     };
     let result = control.run(|| {
         let version = env!("CARGO_PKG_VERSION");
@@ -332,6 +345,7 @@ impl StartError {
             Self::Host(fault) => return fault.fix(),
             Self::DataDir(fault) => return fault.fix(),
             Self::QuicSecret(fault) => return fault.fix(),
+            Self::Directory(fault) | Self::Shards(ShardStartFault::Directory(fault)) => fault.fix(),
             Self::Shards(ShardStartFault::Ring(fault)) => return fault.fix(),
             Self::Control(fault) => fault.fix(),
             Self::AdminListen { .. } => {
@@ -384,7 +398,7 @@ mod tests {
     fn faults_are_told_apart_by_exit_code() {
         let directory = tempfile::tempdir().unwrap();
         let config = Config::development(directory.path());
-        let no_shards = |_: ShardPlan, _: Vec<ShardReporter>| unreachable!("no keys");
+        let no_shards = |_: ShardPlan, _: Embedded, _: Vec<ShardReporter>| unreachable!("no keys");
         let fault = run(config, None, no_shards, |_| {}).unwrap_err();
         assert!(matches!(fault, StartError::TlsFiles(_)), "{fault}");
         assert_eq!(fault.exit_code(), 2);

@@ -31,6 +31,7 @@ mod openssl;
 mod refusal;
 mod reload;
 mod keys;
+mod prekeys;
 mod audit;
 mod admin;
 mod chat;

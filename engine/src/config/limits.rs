@@ -8,7 +8,8 @@ use ringpost_protocol::limits::{FRAME_BYTES_MAX, HELLO_MS_MAX, TOKEN_BYTES_MAX};
 use super::source::Section;
 use crate::limits::{
     CONNECTIONS_PER_SHARD_MAX, Cidr, HANDSHAKES_PENDING_MAX, LimitSet, MAILBOX_BYTES_MAX,
-    MAILBOX_RECORDS_MAX, RECEIVE_BYTES_PER_TURN, RECEIVE_FRAMES_PER_TURN, Rate, SEND_STALL_MS,
+    MAILBOX_RECORDS_MAX, PerHour, RECEIVE_BYTES_PER_TURN, RECEIVE_FRAMES_PER_TURN, Rate,
+    SEND_STALL_MS,
 };
 
 /// What the gateway allows.
@@ -39,6 +40,7 @@ pub(super) fn read(limits: &mut Section<'_>) -> LimitsConfig {
 
 /// Of `default` holds what the file says nothing about.
 fn read_live(limits: &mut Section<'_>, default: LimitSet) -> LimitSet {
+    let default = read_keys(limits, default);
     LimitSet {
         connections_max: limits.number(
             "connections_per_shard_max",
@@ -106,6 +108,16 @@ fn read_live(limits: &mut Section<'_>, default: LimitSet) -> LimitSet {
             TURN_FRAMES,
             default.receive_frames_per_turn,
         ),
+        ..default
+    }
+}
+
+fn read_keys(limits: &mut Section<'_>, default: LimitSet) -> LimitSet {
+    let mut hourly = |key, PerHour(default)| PerHour(limits.number(key, PER_HOUR, default));
+    LimitSet {
+        user_key_reads: hourly("user_key_reads_per_hour", default.user_key_reads),
+        device_one_time_keys: hourly("device_one_time_keys_per_hour", default.device_one_time_keys),
+        ..default
     }
 }
 
@@ -155,6 +167,7 @@ const MAILBOX_BYTES: RangeInclusive<u64> = 4 * FRAME_BYTES_MAX as u64..=MAILBOX_
 // The kernel doubles it for its own bookkeeping, and has a lower end of its own.
 const SOCKET_BUFFER_BYTES: RangeInclusive<u64> = 4 << 10..=16 << 20;
 const PER_SECOND: RangeInclusive<u64> = 0..=u32::MAX as u64;
+const PER_HOUR: RangeInclusive<u64> = 0..=u32::MAX as u64;
 const BURST: RangeInclusive<u64> = 1..=u32::MAX as u64;
 const ADDRESSES: RangeInclusive<u64> = 1..=1 << 24;
 const HANDSHAKES_PENDING: RangeInclusive<u64> = 1..=HANDSHAKES_PENDING_MAX as u64;

@@ -120,6 +120,9 @@ async fn metrics(state: &State) -> Response<Full<Bytes>> {
     let help = "Shards that did not answer and are not in these numbers.";
     expose_gauge(&mut body, "ringpost_shards_silent", help, silent);
     state.audit.expose(&mut body);
+    if let Some(directory) = &state.directory {
+        directory.metrics().expose(&mut body);
+    }
     state.metrics.expose(&mut body, reload::unix_ms());
     ProcessMetrics::read().expose(&mut body);
     reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)

@@ -22,6 +22,7 @@ use self::reload::Reloader;
 use self::validity::Validity;
 use crate::audit::{AuditEvent, AuditLog};
 use crate::config::DrainConfig;
+use crate::directory::ControlPort;
 use crate::metrics::ShardMetrics;
 use crate::shard::ShardSettings;
 
@@ -76,10 +77,17 @@ pub struct ShardReports {
     key_demand: Arc<Demand>,
 }
 
+/// The directory's voice. Dropped before [`DirectoryReporter::ended`] it reports a failure.
 #[derive(Debug)]
-struct ShardReport {
-    shard: u16,
-    state: ShardState,
+pub struct DirectoryReporter {
+    reports: mpsc::Sender<ShardReport>,
+    settled: bool,
+}
+
+#[derive(Debug)]
+enum ShardReport {
+    Shard { shard: u16, state: ShardState },
+    DirectoryFailed(String),
 }
 
 #[derive(Debug)]
@@ -103,6 +111,8 @@ pub enum ControlFault {
     Runtime(std::io::Error),
     #[error("shard {shard} failed: {text}")]
     ShardFailed { shard: u16, text: String },
+    #[error("the directory failed: {0}")]
+    DirectoryFailed(String),
     #[error("{missing} of {shards} shards did not drain within {waited_ms} ms")]
     DrainTooSlow { missing: usize, shards: usize, waited_ms: u64 },
     #[error("a second signal ended the drain")]
@@ -111,7 +121,7 @@ pub enum ControlFault {
 
 /// A reporter per shard, in order, and the receiving end.
 pub fn shard_reports(shards: u16) -> (Vec<ShardReporter>, ShardReports) {
-    let (reports, receiver) = mpsc::channel(usize::from(shards) * REPORTS_PER_SHARD);
+    let (reports, receiver) = mpsc::channel(usize::from(shards) * REPORTS_PER_SHARD + 1);
     let key_demand = Arc::<Demand>::default();
     let reporters: Vec<_> = (0..shards)
         .map(|shard| ShardReporter {
@@ -124,6 +134,37 @@ pub fn shard_reports(shards: u16) -> (Vec<ShardReporter>, ShardReports) {
         .collect();
     let reopening = reporters.iter().map(|reporter| Arc::clone(&reporter.reopening)).collect();
     (reporters, ShardReports { reports: receiver, reopening, key_demand })
+}
+
+impl DirectoryReporter {
+    /// For the directory that `shard` asks.
+    pub fn beside(shard: &ShardReporter) -> Self {
+        Self { reports: shard.reports.clone(), settled: false }
+    }
+
+    /// All that was asked is answered, and nobody can ask any more.
+    pub fn ended(mut self) {
+        self.settled = true;
+    }
+
+    /// The directory cannot go on; the process ends with exit code 1.
+    pub fn failed(mut self, text: impl Into<String>) {
+        self.report(text.into());
+    }
+
+    fn report(&mut self, text: String) {
+        self.settled = true;
+        // Closed means that control has ended and nobody needs to know.
+        let _ = self.reports.try_send(ShardReport::DirectoryFailed(text));
+    }
+}
+
+impl Drop for DirectoryReporter {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.report("its thread ended unexpectedly".to_owned());
+        }
+    }
 }
 
 impl ShardReporter {
@@ -160,7 +201,7 @@ impl ShardReporter {
 
     fn report(&self, state: ShardState) {
         // Full cannot be, closed means that control has ended and nobody needs to know.
-        let _ = self.reports.try_send(ShardReport { shard: self.shard, state });
+        let _ = self.reports.try_send(ShardReport::Shard { shard: self.shard, state });
     }
 }
 
@@ -196,6 +237,8 @@ pub struct Control {
     /// `None`: there is no file to read again, and SIGHUP ends the gateway as SIGTERM does.
     pub reloader: Option<Reloader>,
     pub audit: AuditLog,
+    /// `None`: there is no directory.
+    pub directory: Option<ControlPort>,
 }
 
 /// Whether clients are served, as `/readyz` says.
@@ -220,6 +263,7 @@ struct State {
     key_demand: Arc<Demand>,
     refreshing: RefCell<Option<AbortHandle>>,
     audit: AuditLog,
+    directory: Option<ControlPort>,
     metrics: ControlMetrics,
 }
 
@@ -294,6 +338,7 @@ impl Control {
             key_demand,
             refreshing: RefCell::default(),
             audit: self.audit,
+            directory: self.directory,
         });
         State::refresh_keys(&state, self.refresher);
         tokio::task::spawn_local(refusals::tell(Rc::clone(&state)));
@@ -326,7 +371,8 @@ async fn serve_until_stopped(
             }
             report = reports.recv() => report.expect("a reporter reports before it is dropped"),
         };
-        match report.state {
+        let (shard, shard_state) = of_shard(report)?;
+        match shard_state {
             ShardState::Ready => {
                 state.shards_ready.set(state.shards_ready.get() + 1);
                 if state.shards_ready.get() == state.shards {
@@ -335,8 +381,8 @@ async fn serve_until_stopped(
                     on_serving.take().expect("each shard becomes ready once")();
                 }
             }
-            ShardState::Drained => return Err(ended_early(report.shard)),
-            ShardState::Failed(text) => return Err(failed(report.shard, text)),
+            ShardState::Drained => return Err(ended_early(shard)),
+            ShardState::Failed(text) => return Err(failed(shard, text)),
         }
     }
 }
@@ -371,14 +417,25 @@ async fn drain(
             }
             report = reports.recv() => report.expect("a reporter reports before it is dropped"),
         };
-        match report.state {
+        let (shard, shard_state) = of_shard(report)?;
+        match shard_state {
             ShardState::Ready => {} // recovered while the signal came
             ShardState::Drained => missing -= 1,
-            ShardState::Failed(text) => return Err(failed(report.shard, text)),
+            ShardState::Failed(text) => return Err(failed(shard, text)),
         }
     }
     info!(elapsed_ms = started.elapsed().as_millis(), "drained");
     Ok(())
+}
+
+fn of_shard(report: ShardReport) -> Result<(u16, ShardState), ControlFault> {
+    match report {
+        ShardReport::Shard { shard, state } => Ok((shard, state)),
+        ShardReport::DirectoryFailed(text) => {
+            error!("the directory failed: {text}");
+            Err(ControlFault::DirectoryFailed(text))
+        }
+    }
 }
 
 fn failed(shard: u16, text: String) -> ControlFault {
@@ -397,6 +454,9 @@ impl ControlFault {
             Self::Runtime(_) => "check the limits of open files and threads of this user",
             Self::ShardFailed { .. } => {
                 "see the log above; the store recovers at the next start, nothing accepted is lost"
+            }
+            Self::DirectoryFailed(_) => {
+                "look at the disk of data_dir; what was acknowledged is kept"
             }
             Self::DrainTooSlow { .. } => {
                 "nothing accepted is lost; if it happens again, look at the disk's sync times"

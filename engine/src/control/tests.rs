@@ -67,6 +67,7 @@ fn world(silent: Option<u16>) -> World {
             refresher: None,
             reloader: None,
             audit: no_audit(),
+            directory: None,
         },
         admin: address,
         reporters,

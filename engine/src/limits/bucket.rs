@@ -11,6 +11,13 @@ pub struct Rate {
     pub burst: u32,
 }
 
+/// So many in an hour, and at once after an hour without any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerHour(
+    /// 0: no limit.
+    pub u32,
+);
+
 /// What one connection, user or address has left. A new one is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
@@ -29,14 +36,37 @@ impl Rate {
     }
 }
 
+impl PerHour {
+    /// No limit.
+    pub const UNLIMITED: Self = Self(0);
+
+    fn refill_ns(self, units: u32) -> u64 {
+        u64::from(units).saturating_mul(NS_PER_HOUR) / u64::from(self.0)
+    }
+}
+
 impl Bucket {
+    /// As [`Bucket::take`].
+    pub fn take_of_hour(&mut self, rate: PerHour, now_ms: u64, units: u32) -> Result<(), u64> {
+        if rate == PerHour::UNLIMITED {
+            return Ok(());
+        }
+        let (full_at_ns, wait_ms) = self.after(rate.refill_ns(units), NS_PER_HOUR, now_ms);
+        if wait_ms > 0 {
+            return Err(wait_ms);
+        }
+        self.full_at_ns = full_at_ns;
+        Ok(())
+    }
+
     /// Takes `units`, or nothing: then `Err` says after how many milliseconds to ask again. More
     /// than the burst is never there.
     pub fn take(&mut self, rate: Rate, now_ms: u64, units: u32) -> Result<(), u64> {
         if rate.per_second == 0 {
             return Ok(());
         }
-        let (full_at_ns, wait_ms) = self.after(rate, now_ms, units);
+        let (spent_ns, burst_ns) = (rate.refill_ns(units), rate.refill_ns(rate.burst));
+        let (full_at_ns, wait_ms) = self.after(spent_ns, burst_ns, now_ms);
         if wait_ms > 0 {
             return Err(wait_ms);
         }
@@ -50,7 +80,8 @@ impl Bucket {
         if rate.per_second == 0 {
             return 0;
         }
-        let (full_at_ns, wait_ms) = self.after(rate, now_ms, units);
+        let (spent_ns, burst_ns) = (rate.refill_ns(units), rate.refill_ns(rate.burst));
+        let (full_at_ns, wait_ms) = self.after(spent_ns, burst_ns, now_ms);
         self.full_at_ns = full_at_ns;
         wait_ms
     }
@@ -60,17 +91,19 @@ impl Bucket {
         self.full_at_ns <= now_ms * NS_PER_MS
     }
 
-    /// When the bucket would be full again without `units`, and how long until it is not in debt.
-    fn after(self, rate: Rate, now_ms: u64, units: u32) -> (u64, u64) {
+    /// When the bucket would be full again without what takes `spent_ns` to refill, and how long until
+    /// it is not in debt. All of it is refilled in `burst_ns`.
+    fn after(self, spent_ns: u64, burst_ns: u64, now_ms: u64) -> (u64, u64) {
         let now_ns = now_ms * NS_PER_MS;
-        let full_at_ns = self.full_at_ns.max(now_ns).saturating_add(rate.refill_ns(units));
-        let in_debt_until_ns = full_at_ns - rate.refill_ns(rate.burst).min(full_at_ns);
+        let full_at_ns = self.full_at_ns.max(now_ns).saturating_add(spent_ns);
+        let in_debt_until_ns = full_at_ns - burst_ns.min(full_at_ns);
         (full_at_ns, in_debt_until_ns.saturating_sub(now_ns).div_ceil(NS_PER_MS))
     }
 }
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 const NS_PER_MS: u64 = 1_000_000;
+const NS_PER_HOUR: u64 = 3_600 * NS_PER_SECOND;
 
 #[cfg(test)]
 mod tests {

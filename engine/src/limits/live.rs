@@ -3,7 +3,7 @@
 use ringpost_protocol::limits::HELLO_MS_MAX;
 use ringpost_protocol::message::Limits;
 
-use super::bucket::Rate;
+use super::bucket::{PerHour, Rate};
 use super::cidr::Cidr;
 use super::{
     MAILBOX_BYTES_MAX, MAILBOX_RECORDS_MAX, RECEIVE_BYTES_PER_TURN, RECEIVE_FRAMES_PER_TURN,
@@ -28,6 +28,10 @@ pub struct LimitSet {
     pub connection_bytes: Rate,
     /// Sends of one user, from all devices; beyond it they are refused.
     pub user_sends: Rate,
+    /// Users whose keys or device lists one user reads, from all devices; beyond it that is refused.
+    pub user_key_reads: PerHour,
+    /// One-time keys of one device that are handed out, to whomever; beyond it bundles come without.
+    pub device_one_time_keys: PerHour,
     /// Connections that one address opens; beyond it they are closed at once. An address is an IPv4
     /// address, or the 64 bits of an IPv6 network.
     pub address_accepts: Rate,
@@ -66,6 +70,8 @@ impl Default for LimitSet {
             connection_frames: Rate { per_second: 500, burst: 5_000 },
             connection_bytes: Rate { per_second: 1 << 20, burst: 32 << 20 },
             user_sends: Rate { per_second: 100, burst: 2_000 },
+            user_key_reads: PerHour(1_000),
+            device_one_time_keys: PerHour(120),
             address_accepts: Rate { per_second: 500, burst: 5_000 },
             address_connections_max: 20_000,
             address_exempt: Cidr::LOOPBACK.to_vec(),

@@ -303,7 +303,7 @@ pub(super) use labels;
 /// Buckets of a histogram that have an upper bound.
 const BOUNDS_MAX: usize = 20;
 /// Values of one label.
-pub(super) const LABEL_VALUES_MAX: usize = 32;
+pub(super) const LABEL_VALUES_MAX: usize = 40;
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;

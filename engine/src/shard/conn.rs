@@ -61,6 +61,8 @@ pub struct Conn {
     /// It ends without what was queued for its peer.
     pub(super) is_aborted: bool,
     pub(super) held: Held,
+    /// Requests that the directory has not answered.
+    pub(super) inquiries: u8,
     pub(super) flow: Flow,
     /// Monotonic.
     pub(super) accepted_ms: u64,
@@ -159,6 +161,7 @@ impl Conn {
             awaits_credit: false,
             is_aborted: false,
             held: Held::No,
+            inquiries: 0,
             flow: Flow::default(),
             accepted_ms: now_ms,
             address,

@@ -122,6 +122,9 @@ impl<R: Ring> Shard<R> {
 
     fn awaits_answers(&self, key: ConnKey) -> bool {
         let Some(conn) = self.conns.get(key) else { return false };
+        if conn.inquiries > 0 {
+            return true;
+        }
         let Phase::Open { device } = conn.phase else { return false };
         let home = self.home.as_ref().expect("an open connection is at home");
         home.device(device).memory.as_ref().is_some_and(|memory| memory.unanswered() > 0)
@@ -132,7 +135,8 @@ impl<R: Ring> Shard<R> {
         let stopping = self.drain.is_some_and(|drain| drain.stopping);
         let settled = self.home.as_ref().is_none_or(|home| home.state.is_settled());
         let edge_settled = self.edge.as_ref().is_none_or(|edge| edge.is_settled());
-        stopping && self.conns.len() == 0 && settled && edge_settled
+        let answered = self.inquiries.unanswered() == 0;
+        stopping && self.conns.len() == 0 && settled && answered && edge_settled
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Home {
     pub(super) users: HashMap<UserId, Vec<DeviceIndex>>,
     /// What each user may send, by the number that his devices have.
     pub(super) send_rates: Vec<Bucket>,
+    /// Whose keys and device lists each user may read, likewise.
+    pub(super) key_rates: Vec<Bucket>,
     /// The devices that have a connection.
     pub(super) attached: HashMap<MailboxId, DeviceIndex>,
     pub(super) state: StoreState,
@@ -83,6 +85,7 @@ impl Home {
             devices: Vec::new(),
             users: HashMap::new(),
             send_rates: Vec::new(),
+            key_rates: Vec::new(),
             attached: HashMap::new(),
             state: reopening.begin(hash_seed),
             reopening,
@@ -152,6 +155,7 @@ impl Home {
             Some(first) => self.devices[first.0 as usize].user,
             None => {
                 self.send_rates.push(Bucket::default());
+                self.key_rates.push(Bucket::default());
                 u32::try_from(self.send_rates.len() - 1).expect("no more users than devices")
             }
         };

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use ringpost_protocol::fault::{FrameFault, PeerFault};
 use ringpost_protocol::frame::split_frame;
-use ringpost_protocol::message::{ErrorCode, Request, put_error};
+use ringpost_protocol::message::Request;
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Completion, Errno, Lease, Outcome, Ring};
 
@@ -256,10 +256,8 @@ impl<R: Ring> Shard<R> {
             Request::Bye => self.begin_close(key),
             // The session has noted the new interval; its deadline may be earlier now.
             Request::Mode(_) => self.schedule(key),
-            Request::Call { request_id, .. } => {
-                put_error(&mut conn.out, ErrorCode::Unsupported, "not served", false, request_id);
-                self.mark_dirty(key);
-            }
+            Request::Call { .. } if self.drain.is_some() => {}
+            Request::Call { request_id, call } => self.handle_call(key, device, request_id, *call),
             Request::Hello(_) | Request::Ping | Request::Unsupported { .. } => {
                 unreachable!("answered before")
             }

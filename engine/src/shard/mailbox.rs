@@ -167,6 +167,7 @@ impl<R: Ring> Shard<R> {
         self.rearm.push(key);
         self.acknowledge(index, cursor);
         self.deliver(index);
+        self.count_keys(key, index);
         self.process_input(key);
     }
 

@@ -9,6 +9,7 @@ use super::relay::{NewsReply, OrderReply, StreamNews, StreamOrder};
 use super::settings::ShardSettings;
 use crate::audit::AuditEvent;
 use crate::control::auth::Claims;
+use crate::directory::Answered;
 use crate::metrics::ShardMetrics;
 use crate::transport::quic::ForeignDatagram;
 
@@ -44,6 +45,13 @@ pub enum MeshMessage {
     Datagram(Box<ForeignDatagram>),
     /// Reply: it was taken.
     DatagramTaken,
+    /// Request: tell a device of the receiver that its one-time keys run out. Left out when there is
+    /// no credit.
+    KeysLow(Box<KeysLowNews>),
+    /// Reply: it is told, if it is there.
+    KeysLowTaken,
+    /// From the directory.
+    Answered(Box<Answered>),
     /// From the control thread.
     Control(ControlRequest),
 }
@@ -107,6 +115,12 @@ pub struct ReceiptRequest {
     pub peer: DeviceAddress,
     pub group: Option<UserId>,
     pub up_to_send_seq: SendSeq,
+}
+
+/// A device has few one-time keys left.
+pub struct KeysLowNews {
+    pub owner: DeviceAddress,
+    pub remaining: u32,
 }
 
 /// Identifies a block: see `shard/route.rs`.

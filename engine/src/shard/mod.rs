@@ -27,6 +27,7 @@ mod flow;
 mod inbound;
 mod route;
 mod deposit;
+mod directory;
 mod home;
 mod disk;
 mod opening;
@@ -47,6 +48,7 @@ use ringpost_ring::{
 use ringpost_storage::{Store, StoreConfig};
 
 use self::conn::{ConnKey, ConnTable};
+use self::directory::Inquiries;
 pub use self::disk::{Listing, StoreDirectory};
 use self::drain::Drain;
 use self::edge::Edge;
@@ -60,6 +62,7 @@ pub use self::settings::ShardSettings;
 use self::token::Token;
 use self::wheel::Wheel;
 use crate::control::auth::Verifier;
+use crate::directory::DirectoryPort;
 use crate::limits::{AddressTable, Cidr, LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
 use crate::mesh::{Mesh, Source};
 use crate::metrics::{Bound, ShardMetrics};
@@ -93,6 +96,8 @@ pub struct ShardParts<R> {
     pub settings: ShardSettings,
     /// The same for all shards.
     pub addresses: Arc<AddressTable>,
+    /// `None`: there is no directory, and what asks for it is answered UNSUPPORTED.
+    pub directory: Option<Box<dyn DirectoryPort>>,
     /// `None` for a shard that owns no slots.
     pub store: Option<(StoreConfig, StoreDirectory)>,
     /// Told of the shard's milestones; called from the shard's thread and must not block.
@@ -162,6 +167,7 @@ pub struct Shard<R> {
     /// `None` for a shard that owns no slots.
     home: Option<Home>,
     mesh: Mesh,
+    inquiries: Inquiries,
     /// One per destination shard.
     lanes: Vec<Lane>,
     drain: Option<Drain>,
@@ -176,8 +182,8 @@ pub struct Shard<R> {
 
 impl<R: Ring> Shard<R> {
     pub fn new(config: ShardConfig, parts: ShardParts<R>) -> Self {
-        let ShardParts { ring, listener, datagrams, mesh, settings, addresses, store, events } =
-            parts;
+        let ShardParts { ring, listener, datagrams, mesh, settings, .. } = parts;
+        let ShardParts { addresses, directory, store, events, .. } = parts;
         let ShardSettings { acceptor, quic, verifier, limits, reconnect_jitter_ms, audits } =
             settings;
         assert!(config.storage_shards <= SHARDS_MAX && config.storage_shards <= mesh.shards());
@@ -216,6 +222,7 @@ impl<R: Ring> Shard<R> {
             due: Vec::new(),
             plaintext: BytesMut::new(),
             home,
+            inquiries: Inquiries::new(directory),
             lanes: (0..mesh.shards()).map(|_| Lane::default()).collect(),
             mesh,
             drain: None,
@@ -331,8 +338,11 @@ impl<R: Ring> Shard<R> {
             let Some(inbound) = self.mesh.pop() else { return };
             match (inbound.from, inbound.message) {
                 (_, MeshMessage::Control(request)) => self.handle_control(request),
+                (_, MeshMessage::Answered(answered)) => self.handle_answered(*answered),
                 (Source::Shard(from), message) => self.handle_mesh(from, message),
-                (Source::Control, _) => unreachable!("control makes control requests"),
+                (Source::Control | Source::Directory, _) => {
+                    unreachable!("they have one kind of message each")
+                }
             }
         }
     }
@@ -365,7 +375,11 @@ impl<R: Ring> Shard<R> {
             MeshMessage::StreamNewsReply(reply) => self.handle_news_reply(from, reply),
             MeshMessage::Datagram(datagram) => self.handle_foreign(from, &datagram),
             MeshMessage::DatagramTaken => self.handle_datagram_taken(from),
-            MeshMessage::Control(_) => unreachable!("handled by the caller"),
+            MeshMessage::KeysLow(news) => self.handle_keys_low(from, *news),
+            MeshMessage::KeysLowTaken => self.mesh.replied(from),
+            MeshMessage::Control(_) | MeshMessage::Answered(_) => {
+                unreachable!("handled by the caller")
+            }
         }
     }
 
@@ -391,6 +405,7 @@ impl<R: Ring> Shard<R> {
         metrics.addresses.set(self.addresses.len() as u64);
         metrics.timers.set(self.wheel.len() as u64);
         metrics.mesh_unanswered.set(self.mesh.unanswered());
+        metrics.directory_unanswered.set(self.inquiries.unanswered() as u64);
         metrics.mesh_depth.set(self.mesh.depth() as u64);
         metrics.set_ring(&self.ring.counters());
         if let Some(edge) = &self.edge {

@@ -92,8 +92,17 @@ impl Raw {
     }
 
     pub fn send_bytes(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
-        self.stream.flush().unwrap();
+        self.try_send_bytes(bytes).unwrap();
+    }
+
+    /// `Err`: the connection is gone.
+    pub fn try_send(&mut self, frame: client_frame::Frame) -> std::io::Result<()> {
+        self.try_send_bytes(&framed(frame))
+    }
+
+    fn try_send_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
     }
 
     /// Ends our direction as a client does that has nothing more to say.
@@ -104,17 +113,25 @@ impl Raw {
 
     /// The next frame; `None` once the server has ended its direction in good order.
     pub fn read_frame(&mut self) -> Option<server_frame::Frame> {
+        match self.try_read_frame() {
+            Ok(frame) => frame,
+            Err(error) => panic!("reading from the gateway: {error}"),
+        }
+    }
+
+    /// The same; `Err`: the connection is gone.
+    pub fn try_read_frame(&mut self) -> std::io::Result<Option<server_frame::Frame>> {
         loop {
             if let Some(frame) = split_frame(&mut self.inbound, FRAME_BYTES_MAX).unwrap() {
                 let frame = ServerFrame::decode(frame).unwrap();
-                return Some(frame.frame.expect("a frame that this client knows"));
+                return Ok(Some(frame.frame.expect("a frame that this client knows")));
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
-                Ok(0) => return None,
+                Ok(0) => return Ok(None),
                 Ok(length) => self.inbound.extend_from_slice(&chunk[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => panic!("reading from the gateway: {error}"),
+                Err(error) => return Err(error),
             }
         }
     }

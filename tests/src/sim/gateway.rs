@@ -227,6 +227,7 @@ impl Gateway {
             mesh: Mesh::new(shard, queues.clone()),
             settings: self.settings(),
             addresses: Arc::clone(addresses),
+            directory: None,
             store,
             events: Box::new(move |event| events.lock().expect("one thread").push(event)),
         };

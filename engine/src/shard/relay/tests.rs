@@ -212,6 +212,7 @@ impl Pair {
                 mesh: Mesh::new(shard, queues.clone()),
                 settings: settings.clone(),
                 addresses: AddressTable::new(16, 1),
+                directory: None,
                 store: None,
                 events: Box::new(|_| ()),
             };

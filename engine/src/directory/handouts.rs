@@ -1,0 +1,54 @@
+//! How many one-time keys of each device were handed out lately, to whomever: so that nobody drains
+//! them. It is forgotten at a restart.
+
+use hashbrown::HashMap;
+
+use crate::limits::{Bucket, HANDOUTS_TRACKED_MAX, PerHour};
+
+/// Keyed by the device's key in the tables.
+#[derive(Debug, Default)]
+pub(super) struct Handouts {
+    buckets: HashMap<Vec<u8>, Bucket>,
+}
+
+impl Handouts {
+    /// Whether another one may go now.
+    pub(super) fn take(&mut self, device: &[u8], rate: PerHour, now_ms: u64) -> bool {
+        if rate == PerHour::UNLIMITED {
+            return true;
+        }
+        if !self.buckets.contains_key(device) && self.buckets.len() >= HANDOUTS_TRACKED_MAX {
+            self.buckets.retain(|_, bucket| !bucket.is_full(now_ms));
+            if self.buckets.len() >= HANDOUTS_TRACKED_MAX {
+                return false; // whoever is not counted could be drained
+            }
+        }
+        let bucket = self.buckets.entry(device.to_vec()).or_default();
+        bucket.take_of_hour(rate, now_ms, 1).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_device_has_so_many_in_an_hour() {
+        let (mut handouts, rate) = (Handouts::default(), PerHour(60));
+        assert_eq!((0..100).filter(|_| handouts.take(b"a", rate, 1_000)).count(), 60);
+        assert!(handouts.take(b"b", rate, 1_000));
+        assert!(!handouts.take(b"a", rate, 60_999) && handouts.take(b"a", rate, 61_000));
+        assert!((0..100).all(|_| handouts.take(b"a", PerHour::UNLIMITED, 1_000)));
+    }
+
+    #[test]
+    fn table_is_bounded_and_makes_room_for_who_was_left_alone_for_an_hour() {
+        let (mut handouts, rate) = (Handouts::default(), PerHour(1));
+        for device in 0..HANDOUTS_TRACKED_MAX {
+            assert!(handouts.take(&device.to_le_bytes(), rate, 0));
+        }
+        assert!(!handouts.take(b"one more", rate, 0));
+        assert!(handouts.take(b"one more", rate, 3_600_000));
+        assert_eq!(handouts.buckets.len(), 1);
+    }
+}
