@@ -35,4 +35,5 @@ mod prekeys;
 mod audit;
 mod admin;
 mod chat;
+mod visibility;
 mod check;

@@ -179,6 +179,11 @@ impl Gateway {
         result
     }
 
+    /// Its id.
+    pub fn process(&self) -> u32 {
+        self.running.as_ref().expect("it runs").child.id()
+    }
+
     pub fn is_running(&mut self) -> bool {
         let running = self.running.as_mut().expect("it was started");
         running.child.try_wait().unwrap().is_none()

@@ -12,6 +12,7 @@ pub mod load;
 pub mod peer;
 pub mod quic;
 pub mod raw;
+pub mod traces;
 
 /// Bound of every wait. Reached only when something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
