@@ -97,16 +97,19 @@ impl<T> Calls<T> {
     }
 
     pub(crate) fn handle_timeout(&mut self, now_ms: u64) {
-        let is_late = |outstanding: &mut Outstanding<T>| outstanding.until_ms <= now_ms;
-        while self.waiting.front_mut().is_some_and(is_late) {
+        let is_late = |outstanding: &Outstanding<T>| outstanding.until_ms <= now_ms;
+        while self.waiting.front().is_some_and(is_late) {
             let late = self.waiting.pop_front().expect("looked at above");
             self.results.push_back((late.caller, Err(CallError::TimedOut { was_sent: false })));
         }
-        let late = self.sent.extract_if(.., |_, outstanding| is_late(outstanding));
-        let results = late.map(|(_, outstanding)| {
-            (outstanding.caller, Err(CallError::TimedOut { was_sent: true }))
-        });
-        self.results.extend(results);
+        let (late, sent) = std::mem::take(&mut self.sent)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(_, outstanding)| is_late(outstanding));
+        self.sent = sent;
+        for outstanding in late.into_values() {
+            self.results
+                .push_back((outstanding.caller, Err(CallError::TimedOut { was_sent: true })));
+        }
     }
 
     /// When [`Self::handle_timeout`] has something to do; `None`: nothing waits.

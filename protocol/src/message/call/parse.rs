@@ -130,7 +130,10 @@ impl PublicKey {
         while let Some((field, value)) = fields.next()? {
             match field {
                 // A uint32 keeps the low bits, by the rules of protobuf.
-                1 => self.key_id = value.varint()? as u32,
+                1 => {
+                    let low = value.varint()? & u64::from(u32::MAX);
+                    self.key_id = u32::try_from(low).expect("its low 32 bits");
+                }
                 2 => self.key = frame.slice_ref(value.bytes()?),
                 3 => self.signature = frame.slice_ref(value.bytes()?),
                 _ => {}
