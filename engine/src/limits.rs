@@ -140,6 +140,8 @@ pub const DIRECTORY_CACHE_BYTES: usize = 64 << 20;
 pub const ONE_TIME_KEYS_MAX: usize = 1_000;
 /// A device with fewer one-time keys is told.
 pub const ONE_TIME_KEYS_LOW: u32 = 20;
+/// Memory of one shard for the device lists of its users; others are read when they are wanted.
+pub const DEVICE_LISTS_BYTES_MAX: usize = 8 << 20;
 /// Devices whose one-time keys handed out of late are counted.
 pub const HANDOUTS_TRACKED_MAX: usize = 1 << 16;
 

@@ -96,6 +96,8 @@ labels! {
         DatagramSends = "datagram_sends",
         /// Datagrams dropped on the way to their shard, because as many as allowed were under way.
         ForeignDatagrams = "foreign_datagrams",
+        /// A device list that went from memory because another one came.
+        DeviceListCache = "device_list_cache",
         /// A request refused because as many as allowed wait for the directory, of the shard or of the
         /// connection.
         DirectoryRequests = "directory_requests",
@@ -233,6 +235,8 @@ shard_metrics! {
         "ringpost_mesh_credit_waits_total", "Requests that waited for a credit of another shard.";
     directory_unanswered: Gauge = "ringpost_directory_unanswered",
         "Requests to the directory that wait for their answer.";
+    device_lists_cached: Gauge =
+        "ringpost_device_lists_cached", "Users whose device list, or want of one, is in memory.";
     timers: Gauge = "ringpost_timers", "Deadlines in the timer wheels.";
     slow_consumers: Counter =
         "ringpost_slow_consumers_total", "Connections ended because they did not read.";

@@ -38,7 +38,7 @@ fn fetch_frame(request_id: u64, user: &str) -> client_frame::Frame {
 fn publish(raw: &mut Raw, one_time: std::ops::Range<u32>) {
     raw.send(publish_frame(77, one_time));
     raw.expect(|frame| match frame {
-        server_frame::Frame::Done(done) => Some(assert_eq!(done.request_id, 77)),
+        server_frame::Frame::Done(done) if done.request_id == 77 => Some(()),
         server_frame::Frame::Error(error) => panic!("{error:?}"),
         _ => None,
     });
@@ -218,4 +218,70 @@ fn requests_that_cannot_be_carried_out_are_refused_one_by_one() {
     let refused = error(&mut bob);
     assert_eq!((refused.code(), refused.request_id), (ErrorCode::LimitReached, 4));
     assert_eq!(count(&mut bob), 948);
+}
+
+fn put_list(raw: &mut Raw, version: u64, devices: &[&str]) -> Result<(), wire::Error> {
+    raw.send(client_frame::Frame::DeviceListPut(wire::DeviceListPut {
+        request_id: 6,
+        version,
+        devices: devices.iter().map(|&device| device.to_owned()).collect(),
+        signed_list: version.to_be_bytes().to_vec().into(),
+    }));
+    raw.expect(|frame| match frame {
+        server_frame::Frame::Done(_) => Some(Ok(())),
+        server_frame::Frame::Error(error) => Some(Err(error)),
+        _ => None,
+    })
+}
+
+/// Version and devices.
+fn get_list(raw: &mut Raw, user: &str) -> (u64, Vec<String>) {
+    let user = user.to_owned();
+    let get = wire::DeviceListGet { request_id: 11, user: user.clone() };
+    raw.send(client_frame::Frame::DeviceListGet(get));
+    let list = raw.expect(|frame| match frame {
+        server_frame::Frame::DeviceList(list) => Some(list),
+        server_frame::Frame::Error(error) => panic!("{error:?}"),
+        _ => None,
+    });
+    assert_eq!((list.request_id, list.user), (11, user));
+    let signed = if list.version == 0 { vec![] } else { list.version.to_be_bytes().to_vec() };
+    assert_eq!(list.signed_list, signed);
+    (list.version, list.devices)
+}
+
+#[test]
+fn device_lists_are_read_from_every_shard_as_they_are_now() {
+    let mut gateway = Gateway::start(Settings { limits: UNLIMITED, ..Settings::default() });
+    let bob = user_at(1, 2, "bob");
+    for shard in 0..2 {
+        let alice = user_at(shard, 2, "alice");
+        let bob = format!("{bob} {shard}");
+        let bob = user_at(1, 2, &bob);
+        let mut reader = Raw::open(&gateway, &alice, "phone");
+        assert_eq!(get_list(&mut reader, &bob), (0, vec![]), "also kept in memory");
+        let (mut phone, mut pad) =
+            (Raw::open(&gateway, &bob, "phone"), Raw::open(&gateway, &bob, "pad"));
+        publish(&mut phone, 1..5);
+        publish(&mut pad, 1..5);
+        put_list(&mut phone, 1, &["phone", "pad"]).unwrap();
+        let both = vec!["phone".to_owned(), "pad".to_owned()];
+        assert_eq!(get_list(&mut reader, &bob), (1, both.clone()));
+        let refused = put_list(&mut pad, 1, &["pad"]).unwrap_err();
+        assert_eq!((refused.code(), refused.request_id), (ErrorCode::Conflict, 6));
+        assert!(!refused.fatal);
+        assert_eq!(get_list(&mut reader, &bob), (1, both));
+        assert_eq!(fetch(&mut reader, &bob).bundles.len(), 2);
+        put_list(&mut phone, 2, &["phone"]).unwrap();
+        assert_eq!(get_list(&mut reader, &bob), (2, vec!["phone".to_owned()]));
+        let bundles = fetch(&mut reader, &bob).bundles;
+        assert_eq!(bundles.len(), 1, "nobody begins a session with a removed device");
+        assert_eq!(bundles[0].device, "phone");
+        drop((reader, phone, pad));
+        gateway.kill();
+        gateway.restart();
+        let mut reader = Raw::open(&gateway, &alice, "phone");
+        assert_eq!(get_list(&mut reader, &bob), (2, vec!["phone".to_owned()]));
+    }
+    assert!(gateway.metric("ringpost_device_lists_cached") >= 1.0);
 }

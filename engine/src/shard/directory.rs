@@ -4,12 +4,13 @@
 //! answer comes through the inbound queue, and only then is its client told.
 
 use ringpost_protocol::id::{DeviceAddress, UserId};
-use ringpost_protocol::message::{self, Call, ErrorCode, GoAwayReason, Reply};
+use ringpost_protocol::message::{self, Call, DeviceListPut, ErrorCode, GoAwayReason, Reply};
 use ringpost_ring::Ring;
 use slab::Slab;
 
 use super::Shard;
 use super::conn::ConnKey;
+use super::lists::ListReader;
 use super::message::{DeviceIndex, KeysLowNews, MeshMessage};
 use crate::directory::{Answer, Answered, DirectoryPort, Request, TakenBundle};
 use crate::limits::{CONNECTION_REQUESTS_MAX, DIRECTORY_REQUESTS_MAX, ONE_TIME_KEYS_LOW};
@@ -27,6 +28,10 @@ pub(super) enum Inquirer {
     Frame { key: ConnKey, request_id: u64 },
     /// The same, and the answer is about this user.
     About { key: ConnKey, request_id: u64, user: UserId },
+    /// A connection that has put a list of its user.
+    PutList { key: ConnKey, request_id: u64, user: UserId, list: DeviceListPut },
+    /// Somebody who reads a list that is not in memory.
+    List { reader: ListReader, user: UserId },
     /// A connection that was welcomed: it is told if its device has few keys left.
     Welcomed { key: ConnKey },
 }
@@ -51,13 +56,13 @@ impl<R: Ring> Shard<R> {
         call: Call,
     ) {
         if self.inquiries.port.is_none() {
-            return self.refuse_inquiry(key, ErrorCode::Unsupported, "not served", request_id);
+            return self.refuse_call(key, ErrorCode::Unsupported, "not served", request_id);
         }
         let conn = self.conns.get(key).expect("its frame is being handled");
         if conn.inquiries >= CONNECTION_REQUESTS_MAX {
             self.metrics.bound_hits.add(Bound::DirectoryRequests);
             let text = "too many requests of this connection are unanswered";
-            return self.refuse_inquiry(key, ErrorCode::LimitReached, text, request_id);
+            return self.refuse_call(key, ErrorCode::LimitReached, text, request_id);
         }
         let home = self.home.as_ref().expect("an open connection is at home");
         let owner = home.device(device).address.clone();
@@ -68,22 +73,43 @@ impl<R: Ring> Shard<R> {
             Call::KeyCount => (Inquirer::Frame { key, request_id }, Request::Count { owner }),
             Call::KeysFetch { user, devices } => {
                 if !self.may_read(key, device, &user) {
-                    let text = "this user has read the keys of too many users";
-                    return self.refuse_inquiry(key, ErrorCode::LimitReached, text, request_id);
+                    let code = ErrorCode::LimitReached;
+                    return self.refuse_call(key, code, TOO_MANY_READ, request_id);
                 }
                 let except = (user == owner.user).then_some(owner.device);
                 let keys_per_hour = self.limits.device_one_time_keys;
                 let inquirer = Inquirer::About { key, request_id, user: user.clone() };
                 (inquirer, Request::Fetch { user, devices, except, keys_per_hour })
             }
-            _ => {
-                return self.refuse_inquiry(key, ErrorCode::Unsupported, "not served", request_id);
+            Call::DeviceListPut(list) => {
+                let user = owner.user;
+                let inquirer =
+                    Inquirer::PutList { key, request_id, user: user.clone(), list: list.clone() };
+                (inquirer, Request::PutList { user, list })
             }
+            Call::DeviceListGet { user } => {
+                return self.begin_get_list(key, device, request_id, user);
+            }
+            _ => return self.refuse_call(key, ErrorCode::Unsupported, "not served", request_id),
         };
         if self.inquire(inquirer, request).is_err() {
-            let text = "the directory is busy: try again in a while";
-            return self.refuse_inquiry(key, ErrorCode::LimitReached, text, request_id);
+            return self.refuse_call(key, ErrorCode::LimitReached, BUSY, request_id);
         }
+        self.begin_inquiry(key);
+    }
+
+    fn begin_get_list(&mut self, key: ConnKey, device: DeviceIndex, request_id: u64, user: UserId) {
+        if !self.may_read(key, device, &user) {
+            return self.refuse_call(key, ErrorCode::LimitReached, TOO_MANY_READ, request_id);
+        }
+        self.begin_inquiry(key); // it may be answered in the same call
+        if !self.get_list(key, request_id, user) {
+            self.end_inquiry(key);
+            self.refuse_call(key, ErrorCode::LimitReached, BUSY, request_id);
+        }
+    }
+
+    fn begin_inquiry(&mut self, key: ConnKey) {
         let conn = self.conns.get_mut(key).expect("its frame is being handled");
         conn.inquiries += 1;
     }
@@ -132,6 +158,12 @@ impl<R: Ring> Shard<R> {
                 self.end_inquiry(key);
                 self.answer_about(key, request_id, &user, answer);
             }
+            Inquirer::PutList { key, request_id, user, list } => {
+                self.end_inquiry(key);
+                self.handle_list_put(&user, list, &answer);
+                self.answer_frame(key, request_id, answer);
+            }
+            Inquirer::List { reader, user } => self.handle_list(reader, user, answer),
             Inquirer::Welcomed { key } => {
                 if let Answer::Stock(Some(stock)) = answer {
                     self.warn_of_stock(key, stock);
@@ -140,7 +172,7 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn end_inquiry(&mut self, key: ConnKey) {
+    pub(super) fn end_inquiry(&mut self, key: ConnKey) {
         if let Some(conn) = self.conns.get_mut(key) {
             conn.inquiries -= 1;
         }
@@ -157,15 +189,15 @@ impl<R: Ring> Shard<R> {
             }
             Answer::NoIdentity => {
                 let text = "no identity key is published";
-                self.refuse_inquiry(key, ErrorCode::NotFound, text, request_id);
+                self.refuse_call(key, ErrorCode::NotFound, text, request_id);
             }
             Answer::StockFull => {
                 let text = "the stock of one-time keys, or the number of devices, is too large";
-                self.refuse_inquiry(key, ErrorCode::LimitReached, text, request_id);
+                self.refuse_call(key, ErrorCode::LimitReached, text, request_id);
             }
             Answer::Conflict { version } => {
                 let text = format!("the stored version is {version}");
-                self.refuse_inquiry(key, ErrorCode::Conflict, &text, request_id);
+                self.refuse_call(key, ErrorCode::Conflict, &text, request_id);
             }
             Answer::Failed => self.directory_failed(key),
             Answer::Bundles(_) | Answer::List(_) | Answer::Roster { .. } => {
@@ -192,11 +224,17 @@ impl<R: Ring> Shard<R> {
         self.send_away(key, GoAwayReason::Storage);
     }
 
-    fn refuse_inquiry(&mut self, key: ConnKey, code: ErrorCode, text: &str, request_id: u64) {
+    pub(super) fn refuse_call(
+        &mut self,
+        key: ConnKey,
+        code: ErrorCode,
+        text: &str,
+        request_id: u64,
+    ) {
         self.put(key, |out| message::put_error(out, code, text, false, request_id));
     }
 
-    fn put_reply(&mut self, key: ConnKey, request_id: u64, reply: &Reply) {
+    pub(super) fn put_reply(&mut self, key: ConnKey, request_id: u64, reply: &Reply) {
         self.put(key, |out| message::put_reply(out, request_id, reply));
     }
 
@@ -263,3 +301,6 @@ impl<R: Ring> Shard<R> {
         }
     }
 }
+
+pub(super) const BUSY: &str = "the directory is busy: try again in a while";
+const TOO_MANY_READ: &str = "this user has read keys or device lists of too many users";

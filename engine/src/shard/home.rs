@@ -15,11 +15,15 @@ use super::backlog::Backlog;
 use super::conn::ConnKey;
 use super::deposit::Deposited;
 use super::disk::{Disk, StoreDirectory};
+use super::lists::ListCache;
 use super::mailbox::Device;
 use super::message::{DeviceIndex, ReceiptRequest, StoreReply};
 use super::opening::{Reopening, StoreState};
 use super::route::{Blocks, is_forgettable};
-use crate::limits::{Bucket, SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX, UNSYNCED_RECORDS_MAX};
+use crate::limits::{
+    Bucket, DEVICE_LISTS_BYTES_MAX, SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX,
+    UNSYNCED_RECORDS_MAX,
+};
 
 pub(super) struct Home {
     pub(super) devices: Vec<Device>,
@@ -32,6 +36,7 @@ pub(super) struct Home {
     pub(super) attached: HashMap<MailboxId, DeviceIndex>,
     pub(super) state: StoreState,
     pub(super) reopening: Reopening,
+    pub(super) lists: ListCache,
     /// What has come while the store is not open.
     pub(super) backlog: Backlog,
     pub(super) blocks: Blocks,
@@ -89,6 +94,7 @@ impl Home {
             attached: HashMap::new(),
             state: reopening.begin(hash_seed),
             reopening,
+            lists: ListCache::new(DEVICE_LISTS_BYTES_MAX),
             backlog: Backlog::new(now_ms),
             blocks: Blocks::default(),
             deposited: Deposited::default(),

@@ -1,10 +1,11 @@
 //! What shards say to each other.
 
 use ringpost_protocol::id::{DeviceAddress, InstallId, MessageNumber, SendSeq, UserId};
-use ringpost_protocol::message::{Hello, Outcome, Recipient, SendBody};
+use ringpost_protocol::message::{DeviceList, Hello, Outcome, Recipient, SendBody};
 use ringpost_ring::steering::Program;
 
 use super::conn::Conn;
+use super::lists::ListReader;
 use super::relay::{NewsReply, OrderReply, StreamNews, StreamOrder};
 use super::settings::ShardSettings;
 use crate::audit::AuditEvent;
@@ -50,6 +51,10 @@ pub enum MeshMessage {
     KeysLow(Box<KeysLowNews>),
     /// Reply: it is told, if it is there.
     KeysLowTaken,
+    /// Request: the device list of a user of the receiver.
+    GetList(Box<ListRequest>),
+    /// Reply.
+    List(Box<ListReply>),
     /// From the directory.
     Answered(Box<Answered>),
     /// From the control thread.
@@ -121,6 +126,18 @@ pub struct ReceiptRequest {
 pub struct KeysLowNews {
     pub owner: DeviceAddress,
     pub remaining: u32,
+}
+
+/// A connection wants to read the device list of `user`.
+pub struct ListRequest {
+    pub(super) reader: ListReader,
+    pub(super) user: UserId,
+}
+
+pub struct ListReply {
+    pub(super) reader: ListReader,
+    /// `None`: it cannot be read now.
+    pub(super) list: Option<DeviceList>,
 }
 
 /// Identifies a block: see `shard/route.rs`.

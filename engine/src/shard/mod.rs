@@ -27,7 +27,9 @@ mod flow;
 mod inbound;
 mod route;
 mod deposit;
+mod cache;
 mod directory;
+mod lists;
 mod home;
 mod disk;
 mod opening;
@@ -376,6 +378,11 @@ impl<R: Ring> Shard<R> {
             MeshMessage::Datagram(datagram) => self.handle_foreign(from, &datagram),
             MeshMessage::DatagramTaken => self.handle_datagram_taken(from),
             MeshMessage::KeysLow(news) => self.handle_keys_low(from, *news),
+            MeshMessage::GetList(request) => self.read_list(request.reader, request.user),
+            MeshMessage::List(reply) => {
+                self.mesh.replied(from);
+                self.tell_list(*reply);
+            }
             MeshMessage::KeysLowTaken => self.mesh.replied(from),
             MeshMessage::Control(_) | MeshMessage::Answered(_) => {
                 unreachable!("handled by the caller")
@@ -412,6 +419,7 @@ impl<R: Ring> Shard<R> {
             metrics.set_quic(edge.endpoint.connections() as u64, edge.endpoint.counters());
         }
         if let Some(home) = &self.home {
+            metrics.device_lists_cached.set(home.lists.len() as u64);
             metrics.mailboxes.set(home.devices.len() as u64);
             metrics.sends_waiting.set(home.backlog.sends() as u64);
             metrics.stores_reopening.set(u64::from(home.reopening.is_under_way()));
