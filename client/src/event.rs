@@ -53,6 +53,8 @@ pub enum News {
     Refused(Refused),
     Delivered(Receipt),
     Gap(Gap),
+    /// What a [`Messenger`](crate::messenger::Messenger) made of other news; it opens it for the app.
+    Sealed(Bytes),
 }
 
 /// A message from another device. The app sees each one once.

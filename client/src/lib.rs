@@ -58,6 +58,7 @@ pub use ringpost_protocol as protocol;
 pub mod event;
 pub mod calls;
 pub mod e2ee;
+pub mod messenger;
 pub mod token;
 mod driver;
 pub mod store;

@@ -108,11 +108,34 @@ pub const TEXT_BYTES_MAX: usize = 48 * 1024;
 /// Messages that one payload names as seen or as read.
 pub const MESSAGE_REFERENCES_MAX: usize = 32;
 /// Messages remembered, so that it is noticed when an earlier one is missing.
-pub const MESSAGES_REMEMBERED_MAX: usize = 1_024;
+pub const MESSAGES_REMEMBERED_MAX: usize = 128;
 /// How far one message may move the logical clock.
 pub const LOGICAL_CLOCK_STEP_MAX: u64 = 1 << 32;
 /// Padded payloads are never shorter.
 pub const PAYLOAD_BYTES_MIN: usize = 64;
+
+/// Users whose device lists are kept.
+pub const CONTACTS_MAX: usize = 4_096;
+/// Groups of one user.
+pub const GROUPS_MAX: usize = 512;
+/// Messages that wait for keys, or for room in the outbox.
+pub const WAITING_ROWS_MAX: usize = 1_024;
+/// Bytes of these.
+pub const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Messages that came before what is needed to open them; beyond it the oldest is given up.
+pub const HELD_ROWS_MAX: usize = 256;
+/// Time after which one of these is given up.
+pub const HELD_MS_MAX: u64 = 7 * DAY_MS;
+/// Sent messages whose delivery is still awaited; beyond it the oldest has no more ticks.
+pub const TRACKED_MAX: usize = 2_048;
+/// Wait before a refused or empty answer of the directory is asked for again; doubles.
+pub const DIRECTORY_RETRY_MS_MIN: u64 = 1_000;
+/// Ceiling of that wait.
+pub const DIRECTORY_RETRY_MS_MAX: u64 = 300_000;
+/// Time between two sessions begun anew with one device because a message of its did not open.
+pub const RENEW_MS_MIN: u64 = 600_000;
+/// Age at which a hint that somebody types is not shown any more.
+pub const TYPING_MS_MAX: u64 = 10_000;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 

@@ -3,20 +3,23 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::limits::{DEVICE_ID_BYTES_MAX, SLOT_COUNT, USER_ID_BYTES_MAX};
 
 /// A user or group: 1 to 128 bytes of UTF-8, compared bytewise.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct UserId(Arc<str>);
 
 /// A device of a user: 1 to 64 bytes of ASCII, compared bytewise.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct DeviceId(Arc<str>);
 
 /// What names a mailbox on the wire: a user and one of its devices.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct DeviceAddress {
     pub user: UserId,
     pub device: DeviceId,
@@ -93,6 +96,34 @@ impl DeviceId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for UserId {
+    type Error = IdFault;
+
+    fn try_from(id: String) -> Result<Self, IdFault> {
+        Self::new(&id)
+    }
+}
+
+impl From<UserId> for String {
+    fn from(id: UserId) -> Self {
+        id.as_str().into()
+    }
+}
+
+impl TryFrom<String> for DeviceId {
+    type Error = IdFault;
+
+    fn try_from(id: String) -> Result<Self, IdFault> {
+        Self::new(&id)
+    }
+}
+
+impl From<DeviceId> for String {
+    fn from(id: DeviceId) -> Self {
+        id.as_str().into()
     }
 }
 

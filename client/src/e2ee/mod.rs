@@ -37,3 +37,4 @@ pub use pair::{OwnKeys, Pair, PairState, Party};
 pub use payload::{Content, Payload};
 pub use prekey::PreKeys;
 pub use roster::Roster;
+pub(crate) use wire::hex;

@@ -11,6 +11,7 @@
 
 use prost::Message as _;
 use ringpost_protocol::id::UserId;
+use serde::{Deserialize, Serialize};
 
 use super::clock::{MessageId, Stamp};
 use super::fault::Fault;
@@ -28,7 +29,7 @@ pub struct Payload {
     pub content: Content,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Conversation {
     /// With the writer; between own devices the user it went to.
     Direct(UserId),
@@ -46,6 +47,12 @@ pub enum Content {
     GroupKey(Vec<u8>),
     /// A step of a [verification](super::sas).
     Verification(Vec<u8>),
+    /// A signed [roster](super::roster) of the group.
+    Roster(Vec<u8>),
+    /// The writer leaves the group; an administrator signs the next roster.
+    Left,
+    /// Says nothing: the session it came on is a new one.
+    Renewed,
     /// Of a later version of the app; keep it until that is here.
     Unknown,
 }
@@ -62,35 +69,34 @@ impl Payload {
         {
             return Err(Fault::Malformed(WHAT));
         }
-        let (text, read, typing, group_key, verification) = match &self.content {
-            Content::Text(text) if text.len() > TEXT_BYTES_MAX => {
-                let (bytes, bytes_max) = (text.len(), TEXT_BYTES_MAX);
-                return Err(Fault::TooLong { bytes, bytes_max });
-            }
-            Content::Text(text) => (Some(text.clone()), None, None, None, None),
-            Content::Read(ids) => (None, Some(ids.as_slice()), None, None, None),
-            Content::Typing(is_typing) => (None, None, Some(*is_typing), None, None),
-            Content::GroupKey(key) => (None, None, None, Some(key.clone()), None),
-            Content::Verification(step) => (None, None, None, None, Some(step.clone())),
-            Content::Unknown => return Err(Fault::Malformed(WHAT)),
-        };
         let (user, group) = match &self.conversation {
             Conversation::Direct(user) => (user.as_str(), ""),
             Conversation::Group(group) => ("", group.as_str()),
         };
-        let message = Wire {
+        let mut message = Wire {
             user: user.into(),
             group: group.into(),
             id: self.stamp.id.to_vec(),
             time: self.stamp.time,
             after: self.stamp.after.iter().map(|id| id.to_vec()).collect(),
             written_ms: self.written_ms,
-            text,
-            read: read.unwrap_or(&[]).iter().map(|id| id.to_vec()).collect(),
-            typing,
-            group_key,
-            verification,
+            ..Wire::default()
         };
+        match &self.content {
+            Content::Text(text) if text.len() > TEXT_BYTES_MAX => {
+                let (bytes, bytes_max) = (text.len(), TEXT_BYTES_MAX);
+                return Err(Fault::TooLong { bytes, bytes_max });
+            }
+            Content::Text(text) => message.text = Some(text.clone()),
+            Content::Read(ids) => message.read = ids.iter().map(|id| id.to_vec()).collect(),
+            Content::Typing(is_typing) => message.typing = Some(*is_typing),
+            Content::GroupKey(key) => message.group_key = Some(key.clone()),
+            Content::Verification(step) => message.verification = Some(step.clone()),
+            Content::Roster(signed) => message.roster = Some(signed.clone()),
+            Content::Left => message.left = Some(true),
+            Content::Renewed => message.renewed = Some(true),
+            Content::Unknown => return Err(Fault::Malformed(WHAT)),
+        }
         let mut out = vec![VERSION];
         message.encode(&mut out).expect("a Vec grows");
         out.push(END);
@@ -112,18 +118,25 @@ impl Payload {
             ("", id) => Conversation::Group(user(id)?),
             _ => return Err(malformed()),
         };
-        let content = match (wire.text, wire.typing, wire.group_key, wire.verification) {
-            kinds if !wire.read.is_empty() && kinds != (None, None, None, None) => {
-                return Err(malformed());
-            }
-            (Some(text), None, None, None) if text.len() <= TEXT_BYTES_MAX => Content::Text(text),
-            (None, Some(is_typing), None, None) => Content::Typing(is_typing),
-            (None, None, Some(key), None) => Content::GroupKey(key),
-            (None, None, None, Some(step)) => Content::Verification(step),
-            (None, None, None, None) if wire.read.is_empty() => Content::Unknown,
-            (None, None, None, None) => Content::Read(ids(&wire.read)?),
-            _ => return Err(malformed()),
-        };
+        if wire.text.as_ref().is_some_and(|text| text.len() > TEXT_BYTES_MAX) {
+            return Err(malformed());
+        }
+        let read = if wire.read.is_empty() { None } else { Some(ids(&wire.read)?) };
+        let kinds = [
+            wire.text.map(Content::Text),
+            read.map(Content::Read),
+            wire.typing.map(Content::Typing),
+            wire.group_key.map(Content::GroupKey),
+            wire.verification.map(Content::Verification),
+            wire.roster.map(Content::Roster),
+            wire.left.map(|_| Content::Left),
+            wire.renewed.map(|_| Content::Renewed),
+        ];
+        let mut kinds = kinds.into_iter().flatten();
+        let content = kinds.next().unwrap_or(Content::Unknown);
+        if kinds.next().is_some() {
+            return Err(malformed());
+        }
         let stamp = Stamp { id: id(&wire.id)?, time: wire.time, after: ids(&wire.after)? };
         Ok(Self { conversation, stamp, written_ms: wire.written_ms, content })
     }
@@ -138,6 +151,9 @@ impl std::fmt::Debug for Content {
             Self::Typing(_) => "Typing(..)",
             Self::GroupKey(_) => "GroupKey(..)",
             Self::Verification(_) => "Verification(..)",
+            Self::Roster(_) => "Roster(..)",
+            Self::Left => "Left",
+            Self::Renewed => "Renewed",
             Self::Unknown => "Unknown",
         })
     }
@@ -163,7 +179,7 @@ fn ids(list: &[Vec<u8>]) -> Result<Vec<MessageId>, Fault> {
     list.iter().map(|bytes| id(bytes)).collect()
 }
 
-/// The protobuf message. Of fields 7 to 11 exactly one is set.
+/// The protobuf message. Of fields 7 to 14 exactly one is set.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Wire {
     /// User id, when it is not for a group.
@@ -195,6 +211,12 @@ struct Wire {
     group_key: Option<Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "11")]
     verification: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "12")]
+    roster: Option<Vec<u8>>,
+    #[prost(bool, optional, tag = "13")]
+    left: Option<bool>,
+    #[prost(bool, optional, tag = "14")]
+    renewed: Option<bool>,
 }
 
 const WHAT: &str = "content of the message";
@@ -222,6 +244,9 @@ mod tests {
             Content::Typing(false),
             Content::GroupKey(vec![0; 10]),
             Content::Verification(vec![1]),
+            Content::Roster(vec![1]),
+            Content::Left,
+            Content::Renewed,
         ];
         for content in kinds {
             let sent = payload(content);

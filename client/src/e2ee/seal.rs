@@ -20,7 +20,8 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::fault::Fault;
-use super::identity::Secret;
+use super::identity::{Secret, hash};
+use super::wire::hex;
 
 /// Seals `value` for the row `place`.
 pub fn seal<T: Serialize>(
@@ -36,6 +37,12 @@ pub fn seal<T: Serialize>(
         .encrypt(&XNonce::from(nonce), Payload { msg: &msg, aad: place })
         .expect("a record is far below 256 GiB");
     [&[VERSION][..], &nonce, &sealed].concat()
+}
+
+/// Name of a row that shows nothing of what is in it to one without the key.
+pub fn place<T: Serialize>(key: &Secret, row: &T) -> String {
+    let row = plaintext(row);
+    hex(&hash("Ringpost row 1", &[key.as_bytes(), &row]))
 }
 
 /// Opens what [`seal`] made for the same place with the same key.

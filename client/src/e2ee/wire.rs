@@ -93,7 +93,7 @@ pub(super) fn put_address(out: &mut Vec<u8>, address: &DeviceAddress) {
 }
 
 /// For what must be text: keys of JSON's maps, and the strings that vodozemac hashes.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -31,6 +31,7 @@ pub(super) struct Contents {
     pub(super) numbers: Vec<(SendSeq, SendId, bool)>,
     pub(super) news: Vec<(EventId, News)>,
     pub(super) marks: Vec<(MarkKey, MessageNumber)>,
+    pub(super) records: Vec<(String, Vec<u8>)>,
 }
 
 /// Changes that become durable together. Write it on any thread, one at a time, and hand the
@@ -55,6 +56,8 @@ pub(super) enum Change {
     PutNews(EventId, News),
     DropNews(EventId),
     PutMark(MarkKey, MessageNumber),
+    PutRecord(String, Vec<u8>),
+    DropRecord(String),
 }
 
 /// Opens the database file, or makes it and its directory.
@@ -113,6 +116,7 @@ struct WriteTables<'t> {
     numbers: redb::Table<'t, u64, (u64, bool)>,
     news: redb::Table<'t, u64, &'static [u8]>,
     marks: redb::Table<'t, MarkTuple<'static>, u64>,
+    records: redb::Table<'t, &'static str, &'static [u8]>,
 }
 
 /// User, device, installation, group (empty: direct).
@@ -126,6 +130,7 @@ impl<'t> WriteTables<'t> {
             numbers: transaction.open_table(NUMBERS)?,
             news: transaction.open_table(NEWS)?,
             marks: transaction.open_table(MARKS)?,
+            records: transaction.open_table(RECORDS)?,
         })
     }
 
@@ -151,6 +156,12 @@ impl<'t> WriteTables<'t> {
             }
             Change::PutMark(key, number) => {
                 self.marks.insert(mark_tuple(key), number.0)?;
+            }
+            Change::PutRecord(place, record) => {
+                self.records.insert(place.as_str(), record.as_slice())?;
+            }
+            Change::DropRecord(place) => {
+                self.records.remove(place.as_str())?;
             }
         }
         Ok(())
@@ -178,6 +189,10 @@ impl<'t> WriteTables<'t> {
             let (user, device, install_id, group) = key.value();
             let key = row::mark_key(user, device, install_id, group)?;
             contents.marks.push((key, MessageNumber(value.value())));
+        }
+        for entry in self.records.iter().map_err(fault)? {
+            let (place, record) = entry.map_err(fault)?;
+            contents.records.push((place.value().into(), record.value().into()));
         }
         Ok(())
     }
@@ -210,3 +225,5 @@ const SENDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("sends");
 const NUMBERS: TableDefinition<'_, u64, (u64, bool)> = TableDefinition::new("numbers");
 const NEWS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("news");
 const MARKS: TableDefinition<'_, MarkTuple<'_>, u64> = TableDefinition::new("marks");
+/// The sealed state of a messenger.
+const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");

@@ -133,6 +133,19 @@ impl Inbox {
         id
     }
 
+    /// Puts other news in the place of some that are not confirmed yet.
+    pub(super) fn replace(&mut self, id: EventId, news: News, changes: &mut Vec<Change>) {
+        let bytes = self.unconfirmed.get_mut(&id).expect("only what is unconfirmed is translated");
+        self.bytes -= std::mem::replace(bytes, news_bytes(&news));
+        self.bytes += *bytes;
+        // What it replaces is on disk only when it was there before a restart.
+        let is_it = |change: &Change| matches!(change, Change::PutNews(of, _) if *of == id);
+        if let Some(at) = changes.iter().rposition(is_it) {
+            changes.remove(at);
+        }
+        changes.push(Change::PutNews(id, news));
+    }
+
     /// False: already confirmed, or never given.
     pub(super) fn confirm(&mut self, id: EventId, changes: &mut Vec<Change>) -> bool {
         let Some(bytes) = self.unconfirmed.remove(&id) else { return false };
@@ -184,6 +197,7 @@ impl Inbox {
 fn news_bytes(news: &News) -> usize {
     match news {
         News::Message(message) => message.envelope.len(),
+        News::Sealed(record) => record.len(),
         News::Sent(_) | News::Refused(_) | News::Delivered(_) | News::Gap(_) => 0,
     }
 }

@@ -72,20 +72,25 @@ pub struct Identity {
 pub struct Ledger {
     database: Arc<Database>,
     install_id: InstallId,
-    outbox: Outbox,
-    inbox: Inbox,
+    pub(super) outbox: Outbox,
+    pub(super) inbox: Inbox,
     /// Of the batch that is forming.
-    changes: Vec<Change>,
-    events: Vec<Event>,
+    pub(super) changes: Vec<Change>,
+    pub(super) events: Vec<Event>,
+    /// News, and the statuses between them, that wait for a translator.
+    pub(super) raw: VecDeque<Event>,
+    pub(super) is_translated: bool,
+    /// As they were read, for the one whose they are.
+    pub(super) records: Vec<(String, Vec<u8>)>,
     /// Outbox and inbox together.
-    rows_max: usize,
+    pub(super) rows_max: usize,
     /// Of the batch that is being written.
     writing: Option<Vec<Event>>,
     /// Counters of the last durable batch.
     durable: CounterRow,
     batches_written: u64,
     /// For the app.
-    ready: VecDeque<Event>,
+    pub(super) ready: VecDeque<Event>,
     transmit: VecDeque<SendSeq>,
     /// Numbers up to here are in `transmit` or were sent on this connection.
     transmitted_up_to: SendSeq,
@@ -148,6 +153,9 @@ impl Ledger {
             inbox,
             changes,
             events: Vec::new(),
+            raw: VecDeque::new(),
+            is_translated: false,
+            records: contents.records,
             rows_max: config.outbox_rows_max + config.inbox_rows_max,
             writing: None,
             durable: counters,
@@ -247,7 +255,7 @@ impl Ledger {
 
     /// Tells the app about the connection, in order with the news.
     pub fn report(&mut self, status: Status) {
-        self.events.push(Event::Status(status));
+        self.tell(Event::Status(status));
     }
 
     fn hint(&mut self, hint: Hint) {
@@ -361,7 +369,14 @@ impl Ledger {
     fn answered(&mut self, now_ms: u64, send_seq: SendSeq, outcome: Outcome) {
         if let Some(news) = self.outbox.answer(now_ms, send_seq, outcome, &mut self.changes) {
             let id = self.inbox.add(&news, &mut self.changes);
-            self.events.push(Event::News { id, news });
+            self.tell(Event::News { id, news });
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        match self.is_translated {
+            true => self.raw.push_back(event),
+            false => self.events.push(event),
         }
     }
 
@@ -414,7 +429,7 @@ impl Ledger {
     fn take_arrivals(&mut self) {
         while let Some(intake) = self.inbox.take(&mut self.changes) {
             match intake {
-                Intake::News(id, news) => self.events.push(Event::News { id, news }),
+                Intake::News(id, news) => self.tell(Event::News { id, news }),
                 Intake::CaughtUp if std::mem::replace(&mut self.is_caught_up, true) => {}
                 Intake::CaughtUp => self.report(Status::CaughtUp),
             }

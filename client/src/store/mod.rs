@@ -13,5 +13,6 @@ mod book;
 mod inbox;
 mod outbox;
 mod row;
+mod translate;
 
 pub use book::{Batch, StoreFault, Written, create_database};

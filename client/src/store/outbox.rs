@@ -152,6 +152,10 @@ impl Outbox {
         Ok(id)
     }
 
+    pub(super) fn has_room(&self, rows: usize, bytes: usize) -> bool {
+        self.rows.len() + rows <= self.rows_max && self.bytes + bytes <= self.bytes_max
+    }
+
     /// Gives numbers to as many entries as may be unanswered.
     pub(super) fn release(&mut self, now_ms: u64, changes: &mut Vec<Change>) {
         while self.in_flight.len() < SENDS_UNANSWERED_MAX {

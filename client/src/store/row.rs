@@ -91,6 +91,7 @@ pub(super) fn encode_news(news: &News) -> Vec<u8> {
             group: group_row(gap.group.as_ref()),
             reason: gap.reason as i32,
         }),
+        News::Sealed(record) => NewsKind::Sealed(record.clone()),
     };
     NewsRow { kind: Some(kind) }.encode_to_vec()
 }
@@ -128,6 +129,7 @@ pub(super) fn decode_news(bytes: &[u8]) -> Result<News, RowFault> {
             group: group(row.group)?,
             reason: GapReason::try_from(row.reason).map_err(|_| RowFault::Unknown("reason"))?,
         }),
+        NewsKind::Sealed(record) => News::Sealed(record),
     })
 }
 
@@ -241,7 +243,7 @@ struct AddressRow {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct NewsRow {
-    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6")]
     kind: Option<NewsKind>,
 }
 
@@ -257,6 +259,8 @@ enum NewsKind {
     Receipt(ReceiptRow),
     #[prost(message, tag = "5")]
     Gap(GapRow),
+    #[prost(bytes = "bytes", tag = "6")]
+    Sealed(Bytes),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -226,6 +226,7 @@ async fn pump(client: Client, seen: watch::Sender<Seen>, confirming: Arc<Semapho
                     News::Refused(refused) => seen.refused.push(refused),
                     News::Delivered(receipt) => seen.receipts.push(receipt),
                     News::Gap(gap) => seen.gaps.push(gap),
+                    News::Sealed(_) => unreachable!("only a messenger makes them"),
                 });
                 // Many at a time share one commit.
                 let permit = Arc::clone(&confirming).acquire_owned().await.unwrap();

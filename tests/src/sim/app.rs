@@ -77,6 +77,7 @@ impl Client {
                     oracle.receipt(self.index, &receipt.peer, receipt.up_to_send_seq);
                 }
                 News::Gap(gap) => oracle.gap(self.index, gap.reason, now_ns),
+                News::Sealed(_) => unreachable!("only a messenger makes them"),
             }
             self.told.insert(id, news);
         }

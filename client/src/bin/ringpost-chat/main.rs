@@ -264,6 +264,7 @@ impl Chat {
             News::Gap(gap) => {
                 say(&format!("-- messages to you are missing: {}", cause(gap.reason)))
             }
+            News::Sealed(_) => {}
         }
     }
 

@@ -1,0 +1,421 @@
+//! Groups: the server fans out, the members' devices know who is a member.
+//!
+//! The administrator asks the server first, then signs the next roster and sends it to all members
+//! over the sessions with their devices; so the server's list is only a list of mailboxes. Whoever
+//! makes a group is its administrator. A member who leaves says so to the others, and the
+//! administrator signs the roster without it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringpost_protocol::id::{DeviceAddress, UserId};
+use ringpost_protocol::message::{Recipient, SendBody};
+
+use super::desk::Desk;
+use super::directory::Wish;
+use super::incoming::Outcome;
+use super::news::{Conversation, News};
+use super::outgoing::{ENVELOPE_ADDED_BYTES, Stop, WriteFault, enqueue};
+use super::row::{Group, Held, Row, Step, Waiting};
+use crate::e2ee::clock::Stamp;
+use crate::e2ee::group::Plan;
+use crate::e2ee::roster::{Member, Members};
+use crate::e2ee::{Content, Fault, GroupSender, MemberDevice, Opened, Payload, Roster};
+use crate::ledger::Ledger;
+use crate::limits::{GROUP_MEMBERS_MAX, GROUPS_MAX, WAITING_ROWS_MAX};
+
+impl Desk {
+    pub(crate) fn create_group(
+        &mut self,
+        id: &UserId,
+        members: Vec<UserId>,
+    ) -> Result<(), WriteFault> {
+        if self.groups.len() >= GROUPS_MAX {
+            return Err(WriteFault::QueueFull);
+        }
+        check_size(members.len() + 1)?;
+        let group = Group { is_member: true, ..Group::default() };
+        self.groups.entry(id.clone()).or_insert(group);
+        self.step(id, Step::Create(members))
+    }
+
+    pub(crate) fn add_members(
+        &mut self,
+        id: &UserId,
+        users: Vec<UserId>,
+    ) -> Result<(), WriteFault> {
+        let roster = self.administrated(id)?;
+        check_size(roster.members().members.len() + users.len())?;
+        self.step(id, Step::Add(users))
+    }
+
+    pub(crate) fn remove_members(
+        &mut self,
+        id: &UserId,
+        users: Vec<UserId>,
+    ) -> Result<(), WriteFault> {
+        self.administrated(id)?;
+        self.step(id, Step::Remove(users))
+    }
+
+    pub(crate) fn leave_group(&mut self, id: &UserId) -> Result<(), WriteFault> {
+        self.step(id, Step::Leave)
+    }
+
+    /// Ids of the members, as the administrator signed them.
+    pub(crate) fn members(&self, id: &UserId) -> Option<Vec<UserId>> {
+        let roster = self.groups.get(id)?.roster.as_ref()?;
+        Some(roster.members().members.keys().cloned().collect())
+    }
+
+    fn administrated(&self, id: &UserId) -> Result<&Roster, WriteFault> {
+        let roster = self.groups.get(id).and_then(|group| group.roster.as_ref());
+        let roster = roster.ok_or(WriteFault::UnknownGroup)?;
+        match roster.members().members.get(self.own_user()) {
+            Some(own) if own.is_admin => Ok(roster),
+            _ => Err(Fault::NotMember.into()),
+        }
+    }
+
+    fn step(&mut self, id: &UserId, step: Step) -> Result<(), WriteFault> {
+        let group = self.groups.get_mut(id).ok_or(WriteFault::UnknownGroup)?;
+        group.steps.push_back(step);
+        self.dirty.insert(Row::Group(id.clone()));
+        self.wishes.want(Wish::Group(id.clone()));
+        Ok(())
+    }
+
+    /// The next step, once all whom it adds are known: their identities go into the roster.
+    pub(super) fn ready_step(&mut self, id: &UserId) -> Option<Step> {
+        let step = self.groups.get(id)?.steps.front()?.clone();
+        let added = match &step {
+            Step::Create(users) | Step::Add(users) => users.as_slice(),
+            Step::Remove(_) | Step::Leave => &[],
+        };
+        let mut is_ready = true;
+        for user in added {
+            if !self.contacts.contains_key(user) {
+                self.wishes.want(Wish::GetList(user.clone()));
+                is_ready = false;
+            }
+        }
+        is_ready.then_some(step)
+    }
+
+    /// The server has done it. False: there is no room to tell the members yet.
+    pub(super) fn finish_step(
+        &mut self,
+        now_ms: u64,
+        ledger: &mut Ledger,
+        id: &UserId,
+        step: &Step,
+    ) -> bool {
+        let done = match step {
+            Step::Create(users) | Step::Add(users) => {
+                self.sign_next(now_ms, ledger, id, users, &[])
+            }
+            Step::Remove(users) => self.sign_next(now_ms, ledger, id, &[], users),
+            Step::Leave => self.say_left(now_ms, ledger, id),
+        };
+        match done {
+            Err(WriteFault::QueueFull) => return false,
+            Err(fault) => {
+                let (group, reason) = (id.clone(), fault.to_string());
+                self.tell(ledger, &News::GroupRefused { group, reason });
+            }
+            Ok(()) => {}
+        }
+        self.pop_step(id);
+        true
+    }
+
+    pub(super) fn refuse_step(&mut self, ledger: &mut Ledger, id: &UserId, reason: String) {
+        self.tell(ledger, &News::GroupRefused { group: id.clone(), reason });
+        self.pop_step(id);
+    }
+
+    fn pop_step(&mut self, id: &UserId) {
+        if let Some(group) = self.groups.get_mut(id) {
+            group.steps.pop_front();
+            self.dirty.insert(Row::Group(id.clone()));
+        }
+    }
+
+    /// Signs the roster that follows and sends it to all whom it concerns.
+    fn sign_next(
+        &mut self,
+        now_ms: u64,
+        ledger: &mut Ledger,
+        id: &UserId,
+        add: &[UserId],
+        remove: &[UserId],
+    ) -> Result<(), WriteFault> {
+        if self.waiting.len() + 2 * GROUP_MEMBERS_MAX > WAITING_ROWS_MAX {
+            return Err(WriteFault::QueueFull);
+        }
+        let own = self.own_user().clone();
+        let group = self.groups.get(id).ok_or(WriteFault::UnknownGroup)?;
+        let before = group.roster.as_ref();
+        let (version, parent) =
+            before.map_or((1, [0; 32]), |roster| (roster.members().version + 1, *roster.hash()));
+        let identity = self.own.user.public();
+        let mut members = before.map_or_else(
+            || BTreeMap::from([(own.clone(), Member { identity, is_admin: true })]),
+            |roster| roster.members().members.clone(),
+        );
+        let mut concerned: BTreeSet<UserId> = members.keys().cloned().collect();
+        for user in add {
+            let known = self.contacts.get(user).ok_or(Fault::UnknownDevice)?;
+            let member = Member { identity: known.contact.identity(), is_admin: *user == own };
+            members.entry(user.clone()).or_insert(member);
+        }
+        members.retain(|user, _| !remove.contains(user));
+        concerned.extend(members.keys().cloned());
+        let next = Members { group: id.clone(), version, parent, members };
+        let signed = next.sign(&own, &self.own.user)?;
+        self.follow(id, &signed, &own)?;
+        for user in concerned {
+            let about = Conversation::Group(id.clone());
+            self.instruct(now_ms, &user, about, Content::Roster(signed.clone()))?;
+        }
+        let news = self.group_news(id);
+        self.tell(ledger, &news);
+        Ok(())
+    }
+
+    fn say_left(
+        &mut self,
+        now_ms: u64,
+        ledger: &mut Ledger,
+        id: &UserId,
+    ) -> Result<(), WriteFault> {
+        if self.waiting.len() + GROUP_MEMBERS_MAX > WAITING_ROWS_MAX {
+            return Err(WriteFault::QueueFull);
+        }
+        let own = self.own_user().clone();
+        for user in self.members(id).unwrap_or_default() {
+            if user != own {
+                let about = Conversation::Group(id.clone());
+                self.instruct(now_ms, &user, about, Content::Left)?;
+            }
+        }
+        let group = self.groups.get_mut(id).ok_or(WriteFault::UnknownGroup)?;
+        (group.is_member, group.sender) = (false, None);
+        self.dirty.insert(Row::Group(id.clone()));
+        let news = self.group_news(id);
+        self.tell(ledger, &news);
+        Ok(())
+    }
+
+    /// Takes a roster that came from `voucher`.
+    fn follow(&mut self, id: &UserId, signed: &[u8], voucher: &UserId) -> Result<(), Fault> {
+        let identity = self.own.user.public();
+        let own = (&self.own.address.user, &identity);
+        let known = self.contacts.get(voucher).ok_or(Fault::UnknownDevice)?;
+        let voucher = (voucher, &known.contact.identity());
+        if !self.groups.contains_key(id) && self.groups.len() >= GROUPS_MAX {
+            return Err(Fault::NotMember);
+        }
+        let group = self.groups.get_mut(id);
+        match group.and_then(|group| group.roster.as_mut().filter(|_| group.is_member)) {
+            Some(roster) => roster.follow(signed)?,
+            None => {
+                let roster = Roster::join(signed, own, voucher)?;
+                if roster.members().group != *id {
+                    return Err(Fault::ForgedRoster);
+                }
+                self.groups.entry(id.clone()).or_default().roster = Some(roster);
+            }
+        }
+        self.dirty.insert(Row::Group(id.clone()));
+        let group = self.groups.get_mut(id).expect("just put there");
+        let roster = group.roster.as_ref().expect("just put there");
+        group.is_member = roster.has(&self.own.address.user);
+        let now: Vec<UserId> = roster.members().members.keys().cloned().collect();
+        let is_gone =
+            |(of, device): &&(UserId, DeviceAddress)| of == id && !now.contains(&device.user);
+        let gone: Vec<_> = self.receivers.keys().filter(is_gone).cloned().collect();
+        for (group, device) in gone {
+            self.receivers.remove(&(group.clone(), device.clone()));
+            self.dirty.insert(Row::Receiver(group, device));
+        }
+        self.is_held_due = true;
+        self.is_drain_due = true;
+        Ok(())
+    }
+
+    fn group_news(&self, id: &UserId) -> News {
+        let is_member = self.groups.get(id).is_some_and(|group| group.is_member);
+        News::Group { group: id.clone(), members: self.members(id).unwrap_or_default(), is_member }
+    }
+
+    /// Encrypts for the group, after its key went to every device that lacks it.
+    pub(super) fn post_group(
+        &mut self,
+        now_ms: u64,
+        ledger: &mut Ledger,
+        id: &UserId,
+        waiting: &Waiting,
+    ) -> Result<(), Stop> {
+        let group = self.groups.get(id).ok_or(Stop::Never(Fault::NotMember))?;
+        if !group.is_member {
+            return Err(Stop::Never(Fault::NotMember));
+        }
+        let Some(roster) = group.roster.clone() else { return Err(Stop::NotYet) };
+        if !group.steps.is_empty() {
+            return Err(Stop::NotYet);
+        }
+        let devices = self.group_devices(now_ms, &roster)?;
+        let group = self.groups.get_mut(id).expect("looked at above");
+        let mut sender = group.sender.take().unwrap_or_else(|| GroupSender::new(&roster, now_ms));
+        let mut plan = sender.plan(&roster, &devices, now_ms).map_err(Stop::Never)?;
+        if plan == Plan::Rotate {
+            sender = GroupSender::new(&roster, now_ms);
+            plan = sender.plan(&roster, &devices, now_ms).map_err(Stop::Never)?;
+        }
+        let Plan::Distribute(to) = plan else { unreachable!("a new key is not used up") };
+        let key = Payload {
+            conversation: Conversation::Group(id.clone()),
+            stamp: Stamp { id: rand::random(), time: 0, after: Vec::new() },
+            written_ms: now_ms,
+            content: Content::GroupKey(sender.distribution(id)),
+        };
+        let key = key.encode().map_err(Stop::Never)?;
+        let added = |payload: usize| payload + ENVELOPE_ADDED_BYTES;
+        let bytes = to.len() * added(key.len()) + added(waiting.payload.len());
+        if !ledger.has_room(to.len() + 1, bytes) {
+            return Err(Stop::NotYet);
+        }
+        let addresses: Vec<_> = to.iter().map(|device| device.party().address.clone()).collect();
+        self.post_to(ledger, &addresses, &key, None)?;
+        sender.distributed(&to);
+        let envelope = sender.encrypt(&roster, &waiting.payload, now_ms).map_err(Stop::Never)?;
+        let body = SendBody::Shared(envelope.into());
+        let send = enqueue(ledger, Recipient::Group(id.clone()), body);
+        self.track(send, waiting.message.map(|message| (message, waiting.to.clone())));
+        self.groups.get_mut(id).expect("looked at above").sender = Some(sender);
+        self.dirty.insert(Row::Group(id.clone()));
+        Ok(())
+    }
+
+    /// All devices of all members but this one that can be given the key. One whose user has another
+    /// identity than the roster says gets nothing.
+    fn group_devices(
+        &mut self,
+        now_ms: u64,
+        roster: &Roster,
+    ) -> Result<BTreeSet<MemberDevice>, Stop> {
+        let mut devices = BTreeSet::new();
+        let mut is_ready = true;
+        for user in roster.members().members.keys() {
+            let is_changed =
+                self.contacts.get(user).is_some_and(|known| known.stored.offered.is_some());
+            if is_changed {
+                continue;
+            }
+            // All are asked for at once.
+            let Ok(partners) = self.partners(now_ms, user) else {
+                is_ready = false;
+                continue;
+            };
+            for address in partners {
+                let known = self.contacts.get(user).expect("it has partners");
+                let device = known.contact.member(&address.device).map_err(Stop::Never)?;
+                if roster.admits(&device).is_ok() {
+                    devices.insert(device);
+                }
+            }
+        }
+        if is_ready { Ok(devices) } else { Err(Stop::NotYet) }
+    }
+
+    pub(super) fn open_group(&mut self, held: &Held) -> Result<Opened, Fault> {
+        let id = held.group.as_ref().ok_or(Fault::NotMember)?;
+        let group = self.groups.get(id).ok_or(Fault::NotMember)?;
+        let roster = group.roster.as_ref().ok_or(Fault::NotMember)?;
+        let known = self.contacts.get(&held.from.user).ok_or(Fault::UnknownDevice)?;
+        let device = known.contact.member(&held.from.device)?;
+        roster.admits(&device)?;
+        let key = (id.clone(), held.from.clone());
+        let receiver = self.receivers.get_mut(&key).ok_or(Fault::NoSenderKey)?;
+        let opened = receiver.decrypt(&device, roster, &held.bytes)?;
+        self.dirty.insert(Row::Receiver(key.0, key.1));
+        Ok(opened)
+    }
+
+    pub(super) fn take_group_key(
+        &mut self,
+        held: Held,
+        conversation: &Conversation,
+        key: &[u8],
+    ) -> Outcome {
+        let Conversation::Group(id) = conversation else { return Outcome::Refuse(Fault::Altered) };
+        let Some(roster) = self.groups.get(id).and_then(|group| group.roster.as_ref()) else {
+            return Outcome::Hold(held, Fault::NotMember);
+        };
+        let known = self.contacts.get(&held.from.user);
+        let device = match known.map(|known| known.contact.member(&held.from.device)) {
+            Some(Ok(device)) => device,
+            Some(Err(fault)) => return Outcome::Refuse(fault),
+            None => return Outcome::Refuse(Fault::UnknownDevice),
+        };
+        let place = (id.clone(), held.from.clone());
+        let receiver = self.receivers.entry(place.clone()).or_default();
+        match receiver.accept(&device, roster, key) {
+            Ok(()) => {
+                self.dirty.insert(Row::Receiver(place.0, place.1));
+                self.is_held_due = true;
+                Outcome::Done(None)
+            }
+            // Of a roster that is under way.
+            Err(fault @ Fault::RosterBehind { .. }) => Outcome::Hold(held, fault),
+            Err(fault) => Outcome::Refuse(fault),
+        }
+    }
+
+    pub(super) fn take_roster(
+        &mut self,
+        held: Held,
+        conversation: &Conversation,
+        signed: &[u8],
+    ) -> Outcome {
+        let Conversation::Group(id) = conversation else { return Outcome::Refuse(Fault::Altered) };
+        let before = self.groups.get(id).and_then(|group| group.roster.clone());
+        match self.follow(id, signed, &held.from.user) {
+            Ok(()) => {
+                let now = self.groups.get(id).and_then(|group| group.roster.as_ref());
+                let is_new = now != before.as_ref();
+                Outcome::Done(is_new.then(|| self.group_news(id)))
+            }
+            // One before it is under way.
+            Err(fault @ Fault::RosterForked) => Outcome::Hold(held, fault),
+            Err(Fault::RosterRolledBack { .. }) => Outcome::Done(None),
+            Err(fault) => Outcome::Refuse(fault),
+        }
+    }
+
+    /// A member goes; the administrator's device signs the list without it.
+    pub(super) fn note_left(
+        &mut self,
+        now_ms: u64,
+        conversation: &Conversation,
+        user: &UserId,
+    ) -> Outcome {
+        let Conversation::Group(id) = conversation else { return Outcome::Refuse(Fault::Altered) };
+        let _ = now_ms;
+        let is_member = self.members(id).is_some_and(|members| members.contains(user));
+        if is_member && self.administrated(id).is_ok() {
+            // The server knows already, and does not mind being asked.
+            if self.step(id, Step::Remove(vec![user.clone()])).is_err() {
+                return Outcome::Refuse(Fault::NotMember);
+            }
+        }
+        Outcome::Done(None)
+    }
+}
+
+fn check_size(members: usize) -> Result<(), Fault> {
+    match members > GROUP_MEMBERS_MAX {
+        true => Err(Fault::TooLong { bytes: members, bytes_max: GROUP_MEMBERS_MAX }),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,5 @@
+//! Phones with desks and ledgers on disks that forget, and a server in miniature between them.
+
+mod direct;
+mod groups;
+mod world;
