@@ -7,7 +7,7 @@ mod connect;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringpost_protocol::id::DeviceId;
 use ringpost_protocol::message::{Call, ClientEvent, ErrorCode, Mode, Reply};
@@ -22,6 +22,7 @@ use crate::event::{Event, EventId, NewSend, SendId, Status};
 use crate::ledger::{Ledger, SendFault};
 use crate::limits::{CLOSE_MS_MAX, COMMANDS_PER_TURN_MAX, GO_AWAY_MS_MAX, OUTPUT_BYTES_MAX};
 use crate::link::{Link, LinkFault};
+use crate::messenger::desk::Desk;
 use crate::path::{Paths, Transport};
 use crate::reconnect::Reconnect;
 use crate::store::{StoreFault, Written};
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Send(NewSend, oneshot::Sender<Result<SendId, SendFault>>),
     Confirm(EventId, oneshot::Sender<()>),
     Call(Call, oneshot::Sender<Result<Reply, CallError>>),
+    /// For the messenger; what it gives is run once everything it did is durable.
+    Desk(DeskWork),
     Mode(Mode),
     RenewToken(String),
     Reconnect,
@@ -39,8 +42,14 @@ pub(crate) enum Command {
     Close(oneshot::Sender<()>),
 }
 
+/// Runs on the desk; gives what tells the one who asked.
+pub(crate) type DeskWork = Box<dyn FnOnce(&mut Desk, &mut Ledger, u64) -> Told + Send>;
+pub(crate) type Told = Box<dyn FnOnce() + Send>;
+
 pub(crate) struct Driver {
     pub(crate) ledger: Ledger,
+    /// Reads and writes what the ledger carries, if a messenger was opened.
+    pub(crate) desk: Option<Box<Desk>>,
     pub(crate) addresses: Vec<String>,
     pub(crate) dialler: Dialler,
     pub(crate) token_source: Arc<dyn TokenSource>,
@@ -71,6 +80,7 @@ pub(crate) struct Driver {
 pub(crate) enum Waiter {
     Send(SendId, oneshot::Sender<Result<SendId, SendFault>>),
     Confirm(oneshot::Sender<()>),
+    Desk(Told),
 }
 
 pub(crate) enum Phase {
@@ -184,6 +194,9 @@ impl Driver {
             link.collect(now_ms);
         }
         self.turn_calls(now_ms);
+        if let Some(desk) = &mut self.desk {
+            desk.turn(unix_ms(), &mut self.ledger);
+        }
         // After the transmit: what the server is not even asked about is news as well.
         if self.writing.is_none()
             && let Some(batch) = self.ledger.begin_commit(now_ms)
@@ -262,6 +275,13 @@ impl Driver {
                     self.waiters.push_back((self.ledger.last_batch(), Waiter::Confirm(reply)));
                 }
                 Command::Call(call, reply) => self.calls.begin(now_ms, call, reply),
+                Command::Desk(work) => {
+                    // Without a desk nobody asks, so nobody waits.
+                    let Some(desk) = &mut self.desk else { continue };
+                    let told = work(desk, &mut self.ledger, unix_ms());
+                    desk.turn(unix_ms(), &mut self.ledger);
+                    self.waiters.push_back((self.ledger.last_batch(), Waiter::Desk(told)));
+                }
                 Command::Mode(mode) => {
                     self.mode = mode;
                     if let Phase::Online { link, .. } = &mut self.phase {
@@ -343,6 +363,9 @@ impl Driver {
                 self.calls.handle_reply(request_id, reply);
                 continue;
             }
+            if let Some(desk) = &mut self.desk {
+                desk.handle_event(&mut self.ledger, &event);
+            }
             if let Err(flooded) = self.ledger.handle_event(now_ms, event) {
                 return self.end(End::Fault(flooded.to_string()));
             }
@@ -395,6 +418,7 @@ impl Driver {
             match waiter {
                 Waiter::Send(id, reply) => drop(reply.send(Ok(id))),
                 Waiter::Confirm(reply) => drop(reply.send(())),
+                Waiter::Desk(told) => told(),
             }
         }
     }
@@ -470,6 +494,12 @@ async fn join(
     let result = task.await.expect("writing does not panic and is not aborted");
     *writing = None;
     result
+}
+
+/// By the phone's clock; ages of keys are counted in it.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn elapsed_ms(started: Instant) -> u64 {

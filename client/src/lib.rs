@@ -32,14 +32,16 @@ use std::sync::Arc;
 
 use ringpost_protocol::id::DeviceId;
 use ringpost_protocol::message::{Mode, Recipient, SendBody};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::calls::table::Calls;
 use crate::dial::Dialler;
 use crate::driver::{Command, Driver, Phase};
+use crate::e2ee::Fault;
 use crate::ledger::{Ledger, LedgerConfig, SendFault};
 use crate::limits::{COMMANDS_MAX, EVENTS_MAX};
+use crate::messenger::desk::Desk;
 use crate::path::Paths;
 use crate::reconnect::{Reconnect, ReconnectConfig};
 use crate::store::StoreFault;
@@ -108,6 +110,9 @@ pub enum OpenFault {
     Tls(#[from] TlsFault),
     #[error(transparent)]
     Store(#[from] StoreFault),
+    /// For a messenger: its records do not open with this key, or are another user's or device's.
+    #[error(transparent)]
+    Seal(#[from] Fault),
 }
 
 /// Why a message was not taken.
@@ -128,6 +133,22 @@ pub struct Closed;
 impl Client {
     /// Opens the database and starts to connect. Must be called within a tokio runtime.
     pub async fn open(config: ClientConfig) -> Result<Self, OpenFault> {
+        Ok(Self::open_with(config, |_| Ok(None)).await?.0)
+    }
+
+    /// The same with a desk, which is opened after the database; gives what tells of its errands.
+    pub(crate) async fn open_desk(
+        config: ClientConfig,
+        open: impl FnOnce(&mut Ledger) -> Result<Box<Desk>, Fault> + Send + 'static,
+    ) -> Result<(Self, Arc<Notify>), OpenFault> {
+        let (client, errands) = Self::open_with(config, |ledger| open(ledger).map(Some)).await?;
+        Ok((client, errands.expect("there is a desk")))
+    }
+
+    async fn open_with(
+        config: ClientConfig,
+        open: impl FnOnce(&mut Ledger) -> Result<Option<Box<Desk>>, Fault> + Send + 'static,
+    ) -> Result<(Self, Option<Arc<Notify>>), OpenFault> {
         if config.addresses.is_empty() {
             return Err(OpenFault::NoAddress);
         }
@@ -135,14 +156,18 @@ impl Client {
         let (path, ledger_config) = (config.database_path, config.ledger);
         let opening = tokio::task::spawn_blocking(move || {
             let database = store::create_database(&path)?;
-            Ledger::open(database, ledger_config, rand::random())
+            let mut ledger = Ledger::open(database, ledger_config, rand::random())?;
+            let desk = open(&mut ledger)?;
+            Ok::<_, OpenFault>((ledger, desk))
         });
-        let ledger = opening.await.expect("opening does not panic and is not aborted")?;
+        let (ledger, desk) = opening.await.expect("opening does not panic and is not aborted")?;
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let (events_out, events) = mpsc::channel(EVENTS_MAX);
         let (transport_out, transport) = watch::channel(None);
+        let errands = desk.as_ref().map(|desk| desk.errands());
         let driver = Driver {
             ledger,
+            desk,
             reconnect: Reconnect::new(config.reconnect, config.addresses.len(), rand::random()),
             paths: Paths::new(config.path, rand::random()),
             transport: transport_out,
@@ -164,7 +189,7 @@ impl Client {
             token_refusal_count: 0,
         };
         tokio::spawn(driver.run());
-        Ok(Self { commands, events: Arc::new(Mutex::new(events)), transport })
+        Ok((Self { commands, events: Arc::new(Mutex::new(events)), transport }, errands))
     }
 
     /// Puts a message into the outbox; returns once it is on disk. [`News::Sent`] or

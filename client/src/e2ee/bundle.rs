@@ -36,7 +36,7 @@ pub struct Bundle {
 }
 
 impl SignedPreKey {
-    pub(super) fn sign(identity: &IdentityKey, id: u32, key: [u8; 32]) -> Self {
+    pub(crate) fn sign(identity: &IdentityKey, id: u32, key: [u8; 32]) -> Self {
         Self { id, key, signature: identity.sign(DOMAIN, &key) }
     }
 }

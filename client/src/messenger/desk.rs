@@ -7,9 +7,12 @@
 //! Call [`Desk::turn`] before each [`Ledger::begin_commit`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
+use ringpost_protocol::message::ClientEvent;
+use tokio::sync::Notify;
 
 use super::directory::Wishes;
 use super::news::{Conversation, News};
@@ -17,7 +20,8 @@ use super::row::{Acquaintance, Group, Held, Own, Record, RecordRef, Row, Tracked
 use crate::e2ee::clock::CausalClock;
 use crate::e2ee::identity::Secret;
 use crate::e2ee::{
-    Contact, DeviceList, Fault, GroupReceiver, IdentityKey, OwnKeys, Pair, Party, PreKeys, seal,
+    Contact, DeviceList, Fault, GroupReceiver, IdentityKey, OwnKeys, Pair, Party, PreKeys,
+    PublicIdentity, seal,
 };
 use crate::event::News as Raw;
 use crate::ledger::Ledger;
@@ -45,6 +49,8 @@ pub(crate) struct Desk {
     /// The same for [`Self::held`].
     pub(super) is_held_due: bool,
     pub(super) wishes: Wishes,
+    /// Told when there is something to ask the directory for.
+    errands: Arc<Notify>,
 }
 
 /// A user whose device list we have.
@@ -105,6 +111,7 @@ impl Desk {
             is_drain_due: false,
             is_held_due: false,
             wishes: Wishes::default(),
+            errands: Arc::default(),
         }
     }
 
@@ -175,6 +182,18 @@ impl Desk {
         Ok(())
     }
 
+    /// What the server says besides mail.
+    pub(crate) fn handle_event(&mut self, ledger: &mut Ledger, event: &ClientEvent) {
+        match event {
+            ClientEvent::Welcome(_) => self.handle_connected(),
+            ClientEvent::KeysLow { remaining_count } => self.handle_key_count(*remaining_count),
+            ClientEvent::DeviceList(list) => {
+                self.handle_list(ledger, &list.user, &list.signed_list);
+            }
+            _ => {}
+        }
+    }
+
     /// Reads what came, sends what can go, and puts all changes into the ledger's next batch.
     pub(crate) fn turn(&mut self, now_ms: u64, ledger: &mut Ledger) {
         while let Some((id, raw)) = ledger.next_raw() {
@@ -194,6 +213,9 @@ impl Desk {
             self.drain(now_ms, ledger);
         }
         self.flush(ledger);
+        if self.take_fresh() {
+            self.errands.notify_one();
+        }
     }
 
     fn translate(&mut self, now_ms: u64, ledger: &mut Ledger, raw: Raw) -> Option<News> {
@@ -216,6 +238,10 @@ impl Desk {
 
     fn sealed(&self, news: &News) -> Raw {
         Raw::Sealed(Bytes::from(seal::seal(&self.key, NEWS, news, &mut rand::rng())))
+    }
+
+    pub(crate) fn errands(&self) -> Arc<Notify> {
+        self.errands.clone()
     }
 
     /// For opening what [`Self::turn`] made of the news.
@@ -268,6 +294,12 @@ impl Desk {
 
     pub(super) fn is_own(&self, user: &UserId, device: &DeviceId) -> bool {
         self.own.address.user == *user && self.own.address.device == *device
+    }
+
+    /// Of both users, if the other is known.
+    pub(super) fn identities(&self, user: &UserId) -> Option<(PublicIdentity, PublicIdentity)> {
+        let known = self.contacts.get(user)?;
+        Some((self.own.user.public(), known.contact.identity()))
     }
 
     pub(super) fn take_row(&mut self) -> u64 {

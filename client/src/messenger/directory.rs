@@ -57,6 +57,8 @@ pub(crate) enum Answer {
 #[derive(Default)]
 pub(super) struct Wishes {
     wanted: BTreeSet<Wish>,
+    /// Something was wanted that the errands have not heard of.
+    is_fresh: bool,
     busy: BTreeSet<Wish>,
     /// Not before this time, after so many failures.
     put_off: BTreeMap<Wish, (u64, u32)>,
@@ -75,11 +77,11 @@ pub(super) struct Wishes {
 
 impl Wishes {
     pub(super) fn want(&mut self, wish: Wish) {
-        self.wanted.insert(wish);
+        self.is_fresh |= self.wanted.insert(wish);
     }
 
     pub(super) fn renew(&mut self, device: DeviceAddress) {
-        self.renew.insert(device);
+        self.is_fresh |= self.renew.insert(device);
     }
 
     pub(super) fn is_keyless(&self, device: &DeviceAddress, now_ms: u64) -> bool {
@@ -120,6 +122,7 @@ impl Desk {
         self.wishes.put_off.clear();
         self.wishes.keyless.clear();
         self.wishes.want(Wish::CountKeys);
+        self.wishes.is_fresh = true;
         self.is_drain_due = true;
     }
 
@@ -148,6 +151,19 @@ impl Desk {
         if due.publish {
             self.wishes.want(Wish::PublishKeys);
         }
+    }
+
+    /// Once for all that was wanted since.
+    pub(super) fn take_fresh(&mut self) -> bool {
+        std::mem::take(&mut self.wishes.is_fresh)
+    }
+
+    /// When something that was put off is due.
+    pub(crate) fn errand_at_ms(&self) -> Option<u64> {
+        let wishes = &self.wishes;
+        let put_off = wishes.put_off.iter().filter(|(wish, _)| wishes.wanted.contains(wish));
+        let put_off = put_off.map(|(_, (until_ms, _))| *until_ms);
+        put_off.chain(wishes.keyless.values().copied()).min()
     }
 
     /// The next thing to ask the directory for; answer it with [`Self::handle_answer`].
@@ -225,7 +241,11 @@ impl Desk {
                 self.handle_list(ledger, user, &list);
             }
             (Errand::FetchKeys(user, devices), Answer::Bundles(bundles)) => {
-                self.handle_bundles(now_ms, ledger, (user, devices), bundles, wish);
+                self.wishes.wanted.remove(wish);
+                let without = self.handle_bundles(now_ms, ledger, (user, devices), bundles);
+                if !without.is_empty() {
+                    return self.note_keyless(now_ms, user, without, wish);
+                }
             }
             (Errand::Group(id, step), Answer::Done) => {
                 if !self.finish_step(now_ms, ledger, id, step) {
@@ -284,15 +304,18 @@ impl Desk {
             Ok(()) if *user == own => self.note_own_list(),
             Ok(()) => {}
             Err(Fault::IdentityChanged) if *user != own => self.offer(ledger, user, list),
-            Err(fault) => {
-                let reason = fault.to_string();
-                if self.wishes.told.insert((user.clone(), reason.clone())) {
-                    self.tell(ledger, &News::Refused { user: user.clone(), reason });
-                }
-                return;
-            }
+            Err(Fault::IdentityChanged) => return self.refuse(ledger, user, NOT_LINKED.into()),
+            Err(fault) => return self.refuse(ledger, user, fault.to_string()),
         }
+        self.wishes.is_fresh = true;
         self.note_looked_up(user);
+    }
+
+    /// Tells the app once in a run.
+    fn refuse(&mut self, ledger: &mut Ledger, user: &UserId, reason: String) {
+        if self.wishes.told.insert((user.clone(), reason.clone())) {
+            self.tell(ledger, &News::Refused { user: user.clone(), reason });
+        }
     }
 
     fn note_own_list(&mut self) {
@@ -340,14 +363,14 @@ impl Desk {
         }
     }
 
+    /// Gives the devices with which no session could be begun.
     fn handle_bundles(
         &mut self,
         now_ms: u64,
         ledger: &mut Ledger,
         (user, devices): (&UserId, &[DeviceId]),
         bundles: Vec<(DeviceId, Result<Bundle, Fault>)>,
-        wish: &Wish,
-    ) {
+    ) -> BTreeSet<DeviceId> {
         let mut without: BTreeSet<DeviceId> = devices.iter().cloned().collect();
         for (device, bundle) in bundles {
             let address = DeviceAddress { user: user.clone(), device };
@@ -369,21 +392,27 @@ impl Desk {
                         self.say_renewed(now_ms, user);
                     }
                 }
-                Err(fault) => {
-                    let reason = fault.to_string();
-                    if self.wishes.told.insert((user.clone(), reason.clone())) {
-                        self.tell(ledger, &News::Refused { user: user.clone(), reason });
-                    }
-                }
+                Err(fault) => self.refuse(ledger, user, fault.to_string()),
             }
         }
-        if !without.is_empty() {
-            let until_ms = self.wishes.put_off(wish, now_ms);
-            for device in without {
-                let address = DeviceAddress { user: user.clone(), device };
-                self.wishes.keyless.insert(address, until_ms);
-            }
+        without
+    }
+
+    /// They are left out until they are asked again; maybe the user has other devices by now.
+    fn note_keyless(
+        &mut self,
+        now_ms: u64,
+        user: &UserId,
+        devices: BTreeSet<DeviceId>,
+        wish: &Wish,
+    ) {
+        let until_ms = self.wishes.put_off(wish, now_ms);
+        for device in devices {
+            let address = DeviceAddress { user: user.clone(), device };
+            self.wishes.keyless.insert(address, until_ms);
         }
+        self.wishes.want(Wish::GetList(user.clone()));
+        self.is_drain_due = true;
     }
 
     fn say_renewed(&mut self, now_ms: u64, user: &UserId) {
@@ -393,3 +422,6 @@ impl Desk {
         }
     }
 }
+
+const NOT_LINKED: &str = "This account has devices already, and this one is not among them. Nobody can \
+                          write to it, and nobody believes what it writes.";

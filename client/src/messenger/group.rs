@@ -394,14 +394,8 @@ impl Desk {
     }
 
     /// A member goes; the administrator's device signs the list without it.
-    pub(super) fn note_left(
-        &mut self,
-        now_ms: u64,
-        conversation: &Conversation,
-        user: &UserId,
-    ) -> Outcome {
+    pub(super) fn note_left(&mut self, conversation: &Conversation, user: &UserId) -> Outcome {
         let Conversation::Group(id) = conversation else { return Outcome::Refuse(Fault::Altered) };
-        let _ = now_ms;
         let is_member = self.members(id).is_some_and(|members| members.contains(user));
         if is_member && self.administrated(id).is_ok() {
             // The server knows already, and does not mind being asked.

@@ -211,7 +211,7 @@ impl Desk {
             }
             Content::GroupKey(key) => return self.take_group_key(held, &conversation, &key),
             Content::Roster(signed) => return self.take_roster(held, &conversation, &signed),
-            Content::Left => return self.note_left(now_ms, &conversation, &held.from.user),
+            Content::Left => return self.note_left(&conversation, &held.from.user),
             Content::Verification(_) | Content::Renewed | Content::Unknown => None,
         };
         Outcome::Done(news)

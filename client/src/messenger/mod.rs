@@ -1,13 +1,46 @@
 //! The API of an app: people, groups, texts and ticks, with everything encrypted from end to end.
 //!
-//! Modules from the app inwards: [`news`], what the app is told; the desk, all of the logic without
-//! network or waiting: outgoing, incoming, the directory and groups; the rows it keeps.
+//! ```text
+//! app -- send(user, text) --> waits for keys --> encrypted --> outbox --> server
+//! app <-- News::Text -- opened <-- inbox <-- server          then Ack
+//! app -- confirm --> forgotten
+//! ```
+//!
+//! A [`Messenger`] does by itself what the app need not know of: it publishes keys and makes new ones,
+//! fetches those of others, renews sessions, gives group keys to new devices and takes them from those
+//! who left, and copies what was sent to the own other devices. What the app has to decide it is told
+//! as [`News`], each of which comes again until it is confirmed, also after a restart.
+//!
+//! Everything it keeps is in the client's database, sealed under a key that the app keeps elsewhere,
+//! such as the keychain of the phone.
+//!
+//! Modules from the app inwards: [`news`], what the app is told; the errands, which ask the server's
+//! directory; the desk, all of the logic without network or waiting: outgoing, incoming, the
+//! directory and groups; the rows it keeps.
+
+use std::sync::Arc;
+
+use ringpost_protocol::id::{DeviceAddress, UserId};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+use crate::driver::unix_ms;
+use crate::e2ee::identity::Secret;
+use crate::e2ee::safety::safety_number;
+use crate::e2ee::{Content, Fault};
+use crate::event::{Event as Raw, EventId, News as RawNews};
+use crate::ledger::Ledger;
+use crate::{Client, ClientConfig, Closed, OpenFault};
+
+use desk::{Desk, open_news};
 
 pub mod news;
-mod desk;
+mod errand;
+pub(crate) mod desk;
 mod outgoing;
 mod incoming;
-mod directory;
+pub(crate) mod directory;
 mod group;
 mod row;
 
@@ -16,3 +49,207 @@ mod tests;
 
 pub use news::{Conversation, Event, Loss, MessageId, News, Text};
 pub use outgoing::WriteFault;
+
+/// How to open a [`Messenger`].
+pub struct MessengerConfig {
+    pub client: ClientConfig,
+    /// Equals the token's `sub`.
+    pub user: UserId,
+    /// Random; seals the database. Not kept in it: without this key nothing in there can be read.
+    pub store_key: Zeroizing<[u8; 32]>,
+}
+
+/// One user's device. Clones share it; when the last one is dropped the connection closes.
+#[derive(Clone)]
+pub struct Messenger {
+    client: Client,
+    key: Arc<Secret>,
+    own: UserId,
+    _errands: Arc<Task>,
+}
+
+/// Ends with its last owner.
+struct Task(JoinHandle<()>);
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessengerFault {
+    #[error(transparent)]
+    Write(#[from] WriteFault),
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+impl Messenger {
+    /// Opens the database and starts to connect. Must be called within a tokio runtime. In an empty
+    /// database it becomes a new device with a new identity. [`OpenFault::Seal`] when the key is not
+    /// the one it was sealed with.
+    pub async fn open(config: MessengerConfig) -> Result<Self, OpenFault> {
+        let MessengerConfig { client, user, store_key } = config;
+        let address = DeviceAddress { user: user.clone(), device: client.device.clone() };
+        let key = Arc::new(Secret::from_bytes(*store_key));
+        let open_desk = move |ledger: &mut Ledger| {
+            Desk::open(*store_key, address, unix_ms(), ledger).map(Box::new)
+        };
+        let (client, errands) = Client::open_desk(client, open_desk).await?;
+        let task = Arc::new(Task(tokio::spawn(errand::run(client.clone(), errands))));
+        Ok(Self { client, key, own: user, _errands: task })
+    }
+
+    /// Returns once it is on disk, if need be to wait for the recipient's keys. [`News::Sent`] or
+    /// [`News::NotSent`] with this id follows, then [`News::Delivered`] and [`News::Read`]. At most
+    /// [`TEXT_BYTES_MAX`](crate::limits::TEXT_BYTES_MAX) bytes.
+    pub async fn send(&self, user: &UserId, text: &str) -> Result<MessageId, MessengerFault> {
+        self.write(Conversation::Direct(user.clone()), Content::Text(text.into())).await
+    }
+
+    /// The same to all members of a group.
+    pub async fn send_group(
+        &self,
+        group: &UserId,
+        text: &str,
+    ) -> Result<MessageId, MessengerFault> {
+        self.write(Conversation::Group(group.clone()), Content::Text(text.into())).await
+    }
+
+    /// The user has looked at these: tells the others of the conversation. At most
+    /// [`MESSAGE_REFERENCES_MAX`](crate::limits::MESSAGE_REFERENCES_MAX) at once.
+    pub async fn mark_read(
+        &self,
+        conversation: Conversation,
+        messages: Vec<MessageId>,
+    ) -> Result<(), MessengerFault> {
+        self.write(conversation, Content::Read(messages)).await.map(drop)
+    }
+
+    /// Makes a group, with this user as its administrator. [`News::Group`] follows when it is there,
+    /// [`News::GroupRefused`] when the server refuses. The id is 1 to 128 bytes, hard to guess.
+    pub async fn create_group(
+        &self,
+        group: &UserId,
+        members: Vec<UserId>,
+    ) -> Result<(), MessengerFault> {
+        let group = group.clone();
+        self.change(move |desk| desk.create_group(&group, members)).await
+    }
+
+    /// For the administrator. [`News::Group`] follows.
+    pub async fn add_members(
+        &self,
+        group: &UserId,
+        users: Vec<UserId>,
+    ) -> Result<(), MessengerFault> {
+        let group = group.clone();
+        self.change(move |desk| desk.add_members(&group, users)).await
+    }
+
+    /// For the administrator. What is written once [`News::Group`] came they cannot read.
+    pub async fn remove_members(
+        &self,
+        group: &UserId,
+        users: Vec<UserId>,
+    ) -> Result<(), MessengerFault> {
+        let group = group.clone();
+        self.change(move |desk| desk.remove_members(&group, users)).await
+    }
+
+    pub async fn leave_group(&self, group: &UserId) -> Result<(), MessengerFault> {
+        let group = group.clone();
+        self.change(move |desk| desk.leave_group(&group)).await
+    }
+
+    /// As the administrator signed them; `None`: no such group here.
+    pub async fn members(&self, group: &UserId) -> Result<Option<Vec<UserId>>, Closed> {
+        let group = group.clone();
+        self.client.on_desk(move |desk, _, _| desk.members(&group)).await
+    }
+
+    /// 60 digits that both users see alike when nobody is between them; to be compared side by side
+    /// or by voice. `None` until the other user's device list is here: write to it first.
+    pub async fn safety_number(&self, user: &UserId) -> Result<Option<String>, Closed> {
+        let other = user.clone();
+        let found = self.client.on_desk(move |desk, _, _| desk.identities(&other)).await?;
+        // Milliseconds of hashing, which nobody else should wait for.
+        Ok(found.map(|(own, other)| safety_number((&self.own, &own), (user, &other))))
+    }
+
+    /// After [`News::IdentityChanged`]: the user wants to go on with the new identity. Compare the
+    /// [`Self::safety_number`] again.
+    pub async fn accept_identity(&self, user: &UserId) -> Result<(), MessengerFault> {
+        let user = user.clone();
+        self.change(move |desk| Ok(desk.accept_identity(&user)?)).await
+    }
+
+    /// The next event; `None` when it is closed. Cancelling loses nothing. Of several callers each
+    /// event reaches one.
+    pub async fn next_event(&self) -> Option<Event> {
+        loop {
+            match self.client.next_event().await? {
+                Raw::Status(status) => return Some(Event::Status(status)),
+                Raw::News { id, news: RawNews::Sealed(sealed) } => {
+                    match open_news(&self.key, &sealed) {
+                        Ok(news) => return Some(Event::News { id, news }),
+                        Err(fault) => tracing::error!(%fault, "news on disk are damaged"),
+                    }
+                }
+                Raw::News { id, .. } => tracing::error!(id = id.0, "news that nobody has read"),
+            }
+        }
+    }
+
+    /// The app has dealt with this news. Returns once that is on disk: then it is never given again.
+    pub async fn confirm(&self, id: EventId) -> Result<(), Closed> {
+        self.client.confirm(id).await
+    }
+
+    /// For what has nothing to do with messages: mode, tokens, changes of the network.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Says goodbye to the server and closes the database.
+    pub async fn close(&self) {
+        self.client.close().await;
+    }
+
+    async fn write(&self, to: Conversation, content: Content) -> Result<MessageId, MessengerFault> {
+        let work = move |desk: &mut Desk, _: &mut Ledger, now_ms| desk.write(now_ms, to, content);
+        Ok(self.client.on_desk(work).await??)
+    }
+
+    async fn change(
+        &self,
+        work: impl FnOnce(&mut Desk) -> Result<(), WriteFault> + Send + 'static,
+    ) -> Result<(), MessengerFault> {
+        Ok(self.client.on_desk(move |desk, _, _| work(desk)).await??)
+    }
+}
+
+impl Client {
+    /// Gives the answer once everything the work did is durable.
+    pub(crate) async fn on_desk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Desk, &mut Ledger, u64) -> T + Send + 'static,
+    ) -> Result<T, Closed> {
+        let (reply, answer) = oneshot::channel();
+        let work = Box::new(move |desk: &mut Desk, ledger: &mut Ledger, now_ms| {
+            let done = work(desk, ledger, now_ms);
+            // The app may have stopped waiting.
+            Box::new(move || drop(reply.send(done))) as crate::driver::Told
+        });
+        self.command(crate::driver::Command::Desk(work)).await?;
+        answer.await.map_err(|_| Closed)
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl From<Fault> for MessengerFault {
+    fn from(fault: Fault) -> Self {
+        Self::Write(fault.into())
+    }
+}

@@ -131,7 +131,6 @@ impl Desk {
             Conversation::Direct(user) => {
                 let mut devices = self.partners(now_ms, user)?;
                 if devices.is_empty() && user != self.own_user() {
-                    self.wishes.want(Wish::GetList(user.clone()));
                     return Err(Stop::NotYet);
                 }
                 let own = self.own_user().clone();

@@ -1,5 +1,6 @@
 //! Phones with desks and ledgers on disks that forget, and a server in miniature between them.
 
+mod attacks;
 mod direct;
 mod groups;
 mod world;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::{Bytes, BytesMut};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use redb::Database;
+use redb::{Database, StorageBackend as _};
 use ringpost_protocol::frame::split_frame;
 use ringpost_protocol::id::{
     DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId,
@@ -128,6 +128,21 @@ impl Phone {
         }
     }
 
+    /// All that is on its disk.
+    pub(super) fn disk_bytes(&self) -> Vec<u8> {
+        let backend = self.disk.backend();
+        let mut bytes = vec![0; usize::try_from(backend.len().unwrap()).unwrap()];
+        backend.read(0, &mut bytes).unwrap();
+        bytes
+    }
+
+    pub(super) fn reopen_with(&self, key: [u8; 32]) -> Option<Fault> {
+        self.disk.crash();
+        let database = Database::builder().create_with_backend(self.disk.backend()).unwrap();
+        let mut ledger = Ledger::open(database, LedgerConfig::default(), 1).unwrap();
+        Desk::open(key, self.address.clone(), 0, &mut ledger).err()
+    }
+
     pub(super) fn texts(&self) -> Vec<&Text> {
         let texts = self.news.iter().filter_map(|news| match news {
             News::Text(text) => Some(text),
@@ -192,7 +207,7 @@ impl World {
 
     /// One phone is online until nothing more happens, then goes.
     pub(super) fn visit(&mut self, name: &str) {
-        for _ in 0..60 {
+        for _ in 0..15 {
             self.step(name);
         }
         self.phone(name).wire = None;
