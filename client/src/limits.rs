@@ -124,6 +124,8 @@ pub const WAITING_ROWS_MAX: usize = 1_024;
 pub const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Messages that came before what is needed to open them; beyond it the oldest is given up.
 pub const HELD_ROWS_MAX: usize = 256;
+/// Bytes of device lists in one message to an own other device.
+pub const LISTS_BYTES_MAX: usize = 40 * 1024;
 /// Time after which one of these is given up.
 pub const HELD_MS_MAX: u64 = 7 * DAY_MS;
 /// Sent messages whose delivery is still awaited; beyond it the oldest has no more ticks.

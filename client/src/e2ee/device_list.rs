@@ -71,6 +71,11 @@ impl DeviceList {
         Ok(out)
     }
 
+    /// Whose a list is, by its own word.
+    pub(crate) fn user_of(bytes: &[u8]) -> Result<UserId, Fault> {
+        Ok(Self::open(bytes)?.1.user)
+    }
+
     /// Checks the signature, and says whose it is; whether that is the right one is not known here.
     fn open(bytes: &[u8]) -> Result<(PublicIdentity, Self), Fault> {
         let at = bytes.len().checked_sub(SIGNATURE_BYTES).ok_or(Fault::Malformed(WHAT))?;

@@ -76,6 +76,11 @@ impl IdentityKey {
         Self { seed: Secret(seed) }
     }
 
+    /// For another device of the same user.
+    pub(crate) fn seed(&self) -> &[u8; 32] {
+        self.seed.as_bytes()
+    }
+
     pub fn public(&self) -> PublicIdentity {
         PublicIdentity(self.signing().verifying_key().to_bytes())
     }

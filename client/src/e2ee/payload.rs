@@ -53,6 +53,10 @@ pub enum Content {
     Left,
     /// Says nothing: the session it came on is a new one.
     Renewed,
+    /// To a new device of the own user: the secret of its code, and the user's identity.
+    Link(Vec<u8>),
+    /// To own other devices: signed [device lists](super::device_list).
+    Lists(Vec<Vec<u8>>),
     /// Of a later version of the app; keep it until that is here.
     Unknown,
 }
@@ -62,6 +66,7 @@ impl Payload {
     pub fn encode(&self) -> Result<Vec<u8>, Fault> {
         let read_count = match &self.content {
             Content::Read(ids) => ids.len(),
+            Content::Lists(lists) => lists.len().min(1),
             _ => 1,
         };
         if self.stamp.after.len() > MESSAGE_REFERENCES_MAX
@@ -95,6 +100,8 @@ impl Payload {
             Content::Roster(signed) => message.roster = Some(signed.clone()),
             Content::Left => message.left = Some(true),
             Content::Renewed => message.renewed = Some(true),
+            Content::Link(link) => message.link = Some(link.clone()),
+            Content::Lists(lists) => message.lists.clone_from(lists),
             Content::Unknown => return Err(Fault::Malformed(WHAT)),
         }
         let mut out = vec![VERSION];
@@ -131,6 +138,8 @@ impl Payload {
             wire.roster.map(Content::Roster),
             wire.left.map(|_| Content::Left),
             wire.renewed.map(|_| Content::Renewed),
+            wire.link.map(Content::Link),
+            (!wire.lists.is_empty()).then_some(Content::Lists(wire.lists)),
         ];
         let mut kinds = kinds.into_iter().flatten();
         let content = kinds.next().unwrap_or(Content::Unknown);
@@ -154,6 +163,8 @@ impl std::fmt::Debug for Content {
             Self::Roster(_) => "Roster(..)",
             Self::Left => "Left",
             Self::Renewed => "Renewed",
+            Self::Link(_) => "Link(..)",
+            Self::Lists(_) => "Lists(..)",
             Self::Unknown => "Unknown",
         })
     }
@@ -179,7 +190,7 @@ fn ids(list: &[Vec<u8>]) -> Result<Vec<MessageId>, Fault> {
     list.iter().map(|bytes| id(bytes)).collect()
 }
 
-/// The protobuf message. Of fields 7 to 14 exactly one is set.
+/// The protobuf message. Of fields 7 to 16 exactly one is set.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Wire {
     /// User id, when it is not for a group.
@@ -217,6 +228,10 @@ struct Wire {
     left: Option<bool>,
     #[prost(bool, optional, tag = "14")]
     renewed: Option<bool>,
+    #[prost(bytes = "vec", optional, tag = "15")]
+    link: Option<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "16")]
+    lists: Vec<Vec<u8>>,
 }
 
 const WHAT: &str = "content of the message";
@@ -247,6 +262,8 @@ mod tests {
             Content::Roster(vec![1]),
             Content::Left,
             Content::Renewed,
+            Content::Link(vec![1]),
+            Content::Lists(vec![vec![1], vec![2]]),
         ];
         for content in kinds {
             let sent = payload(content);

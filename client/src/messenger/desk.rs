@@ -93,7 +93,9 @@ impl Desk {
         let rng = &mut rand::rng();
         let identity = IdentityKey::random(rng);
         let keys = OwnKeys { identity, prekeys: PreKeys::new(now_ms, rng) };
-        let own = Own { address, user: IdentityKey::random(rng), keys, is_list_published: false };
+        let user = IdentityKey::random(rng);
+        let link = Some(rand::random());
+        let own = Own { address, user, keys, is_list_published: false, link };
         Self {
             key,
             own,

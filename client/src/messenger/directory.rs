@@ -228,8 +228,7 @@ impl Desk {
             (Errand::CountKeys, Answer::KeyCount(count)) => self.handle_key_count(count),
             (Errand::PublishKeys { keys, .. }, Answer::Done) => self.note_published(keys),
             (Errand::PutList { .. }, Answer::Done) => {
-                self.own.is_list_published = true;
-                self.dirty.insert(Row::Own);
+                self.note_own_list();
             }
             // It is there already, from before a crash or from another device.
             (Errand::PutList { .. }, Answer::Refused(_)) => {
@@ -294,9 +293,7 @@ impl Desk {
             None => self.meet(user, list),
             Some(known) => known.update(list).map(|removed| {
                 self.dirty.insert(Row::Contact(user.clone()));
-                for device in removed {
-                    self.forget_device(&DeviceAddress { user: user.clone(), device });
-                }
+                self.forget_devices(user, removed);
             }),
         };
         let own = self.own_user().clone();
@@ -304,7 +301,7 @@ impl Desk {
             Ok(()) if *user == own => self.note_own_list(),
             Ok(()) => {}
             Err(Fault::IdentityChanged) if *user != own => self.offer(ledger, user, list),
-            Err(Fault::IdentityChanged) => return self.refuse(ledger, user, NOT_LINKED.into()),
+            Err(Fault::IdentityChanged) => return self.consider_own_list(ledger, list),
             Err(fault) => return self.refuse(ledger, user, fault.to_string()),
         }
         self.wishes.is_fresh = true;
@@ -312,7 +309,7 @@ impl Desk {
     }
 
     /// Tells the app once in a run.
-    fn refuse(&mut self, ledger: &mut Ledger, user: &UserId, reason: String) {
+    pub(super) fn refuse(&mut self, ledger: &mut Ledger, user: &UserId, reason: String) {
         if self.wishes.told.insert((user.clone(), reason.clone())) {
             self.tell(ledger, &News::Refused { user: user.clone(), reason });
         }
@@ -320,6 +317,12 @@ impl Desk {
 
     fn note_own_list(&mut self) {
         self.own.is_list_published = true;
+        // Ours is the user's identity. A list that was only offered is signed by another one.
+        let identity = self.own.user.public();
+        let own = self.contacts.get(self.own_user());
+        if own.is_some_and(|own| own.contact.identity() == identity) {
+            self.own.link = None;
+        }
         self.wishes.wanted.remove(&Wish::PutList);
         self.dirty.insert(Row::Own);
     }
@@ -340,12 +343,16 @@ impl Desk {
         let known = self.contacts.get_mut(user).ok_or(Fault::UnknownDevice)?;
         let Some(offered) = known.stored.offered.take() else { return Ok(()) };
         let devices: Vec<DeviceId> = known.contact.list().devices.keys().cloned().collect();
-        for device in devices {
-            self.forget_device(&DeviceAddress { user: user.clone(), device });
-        }
+        self.forget_devices(user, devices);
         self.meet(user, &offered)?;
         self.note_looked_up(user);
         Ok(())
+    }
+
+    pub(super) fn forget_devices(&mut self, user: &UserId, devices: Vec<DeviceId>) {
+        for device in devices {
+            self.forget_device(&DeviceAddress { user: user.clone(), device });
+        }
     }
 
     fn forget_device(&mut self, device: &DeviceAddress) {
@@ -422,6 +429,3 @@ impl Desk {
         }
     }
 }
-
-const NOT_LINKED: &str = "This account has devices already, and this one is not among them. Nobody can \
-                          write to it, and nobody believes what it writes.";

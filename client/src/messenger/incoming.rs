@@ -41,7 +41,7 @@ impl Desk {
             since_ms: now_ms,
             is_looked_up: false,
         };
-        match self.read(now_ms, held) {
+        match self.read(now_ms, ledger, held) {
             Outcome::Done(news) => news,
             Outcome::Refuse(fault) => Some(undecryptable(message.from, message.group, &fault)),
             Outcome::Hold(held, _) => {
@@ -73,7 +73,7 @@ impl Desk {
                 let Some(held) = self.held.remove(&row) else { continue };
                 let (from, group) = (held.from.clone(), held.group.clone());
                 let (was_opened, since_ms) = (held.is_opened, held.since_ms);
-                let news = match self.read(now_ms, held) {
+                let news = match self.read(now_ms, ledger, held) {
                     Outcome::Hold(held, _) if now_ms.saturating_sub(since_ms) < HELD_MS_MAX => {
                         if held.is_opened != was_opened {
                             self.dirty.insert(Row::Held(row));
@@ -98,10 +98,10 @@ impl Desk {
         }
     }
 
-    fn read(&mut self, now_ms: u64, held: Held) -> Outcome {
+    fn read(&mut self, now_ms: u64, ledger: &mut Ledger, held: Held) -> Outcome {
         if held.is_opened {
             return match Payload::decode(&held.bytes) {
-                Ok(payload) => self.handle(now_ms, held, payload, None),
+                Ok(payload) => self.handle(now_ms, ledger, held, payload, None),
                 Err(fault) => Outcome::Refuse(fault),
             };
         }
@@ -115,7 +115,7 @@ impl Desk {
             Ok((plaintext, roster_version)) => match Payload::decode(&plaintext) {
                 Ok(payload) => {
                     let held = Held { bytes: plaintext, is_opened: true, ..held };
-                    self.handle(now_ms, held, payload, roster_version)
+                    self.handle(now_ms, ledger, held, payload, roster_version)
                 }
                 Err(fault) => Outcome::Refuse(fault),
             },
@@ -170,6 +170,7 @@ impl Desk {
     fn handle(
         &mut self,
         now_ms: u64,
+        ledger: &mut Ledger,
         held: Held,
         payload: Payload,
         roster_version: Option<u64>,
@@ -183,6 +184,11 @@ impl Desk {
         let is_group = matches!(conversation, Conversation::Group(_));
         if is_group && is_upkeep != held.group.is_none() {
             return Outcome::Refuse(Fault::Altered);
+        }
+        // A list that was only offered names the own other devices: the code tells whether to believe.
+        let is_own = held.from.user == *self.own_user();
+        if is_own && self.own.link.is_some() && !matches!(payload.content, Content::Link(_)) {
+            return Outcome::Hold(held, Fault::UnknownDevice);
         }
         let by = held.from.user.clone();
         let news = match payload.content {
@@ -211,6 +217,8 @@ impl Desk {
             }
             Content::GroupKey(key) => return self.take_group_key(held, &conversation, &key),
             Content::Roster(signed) => return self.take_roster(held, &conversation, &signed),
+            Content::Link(link) => return self.take_link(held, &link),
+            Content::Lists(lists) => return self.take_lists(ledger, &held, &lists),
             Content::Left => return self.note_left(&conversation, &held.from.user),
             Content::Verification(_) | Content::Renewed | Content::Unknown => None,
         };

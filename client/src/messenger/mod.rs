@@ -20,7 +20,7 @@
 
 use std::sync::Arc;
 
-use ringpost_protocol::id::{DeviceAddress, UserId};
+use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
@@ -42,6 +42,7 @@ mod outgoing;
 mod incoming;
 pub(crate) mod directory;
 mod group;
+mod devices;
 mod row;
 
 #[cfg(test)]
@@ -178,6 +179,34 @@ impl Messenger {
     pub async fn accept_identity(&self, user: &UserId) -> Result<(), MessengerFault> {
         let user = user.clone();
         self.change(move |desk| Ok(desk.accept_identity(&user)?)).await
+    }
+
+    /// On a new device of a user who has others: what one of those is to read, as text or as a QR
+    /// code. It holds a secret; show it to nobody else. `None`: this device is linked, or the first.
+    /// [`News::Linked`] follows.
+    pub async fn link_code(&self) -> Result<Option<String>, Closed> {
+        self.client.on_desk(|desk, _, _| desk.link_code()).await
+    }
+
+    /// On an old device: takes a new one in, which shows this code.
+    pub async fn link_device(&self, code: &str) -> Result<(), MessengerFault> {
+        let code = code.to_owned();
+        Ok(self.client.on_desk(move |desk, _, now_ms| desk.link_device(now_ms, &code)).await??)
+    }
+
+    /// A device of this user that was lost, or is not used any more. Those who know that write nothing
+    /// to it; group keys that it has are replaced.
+    pub async fn remove_device(&self, device: &DeviceId) -> Result<(), MessengerFault> {
+        let device = device.clone();
+        let work =
+            move |desk: &mut Desk, _: &mut Ledger, now_ms| desk.remove_device(now_ms, &device);
+        Ok(self.client.on_desk(work).await??)
+    }
+
+    /// As the user signed them; `None` until the list is here.
+    pub async fn devices(&self, user: &UserId) -> Result<Option<Vec<DeviceId>>, Closed> {
+        let user = user.clone();
+        self.client.on_desk(move |desk, _, _| desk.devices(&user)).await
     }
 
     /// The next event; `None` when it is closed. Cancelling loses nothing. Of several callers each

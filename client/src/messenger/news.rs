@@ -70,6 +70,8 @@ pub enum News {
         group: Option<UserId>,
         reason: Loss,
     },
+    /// This device is one of the user's now; contacts and groups follow.
+    Linked,
     /// A group has these members now. `is_member` false: we are no longer one of them.
     Group {
         group: UserId,

@@ -59,6 +59,8 @@ pub(super) struct Own {
     /// Of this device.
     pub(super) keys: OwnKeys,
     pub(super) is_list_published: bool,
+    /// Of the code that links this device, until it is linked or turns out to be the first.
+    pub(super) link: Option<[u8; 32]>,
 }
 
 /// A user whose device list we have; ourselves among them.

@@ -47,7 +47,7 @@ fn three_people_talk_in_a_group() {
 #[test]
 fn who_is_added_reads_from_then_on_and_who_is_removed_no_more() {
     let mut world = world();
-    world.phones.insert("dave", super::world::World::of(&["dave"]).phones.remove("dave").unwrap());
+    world.add("dave", "dave", "phone");
     world.say("alice", group(), "before");
     world.settle();
     world.phone("alice").desk.add_members(&id("group"), vec![id("dave")]).unwrap();
@@ -103,9 +103,7 @@ fn who_leaves_is_signed_out_by_the_administrator() {
 #[test]
 fn ghost_member_of_the_server_gets_no_key() {
     let mut world = world();
-    world
-        .phones
-        .insert("ghost", super::world::World::of(&["ghost"]).phones.remove("ghost").unwrap());
+    world.add("ghost", "ghost", "phone");
     world.settle();
     world.server.groups.get_mut(&id("group")).unwrap().insert(id("ghost"));
     for name in ["alice", "bob", "carol"] {

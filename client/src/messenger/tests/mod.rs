@@ -1,6 +1,7 @@
 //! Phones with desks and ledgers on disks that forget, and a server in miniature between them.
 
 mod attacks;
+mod devices;
 mod direct;
 mod groups;
 mod world;

@@ -75,6 +75,7 @@ pub(super) struct Keys {
 pub(super) struct Server {
     mailboxes: BTreeMap<DeviceAddress, Mailbox>,
     pub(super) lists: BTreeMap<UserId, Vec<u8>>,
+    list_versions: BTreeMap<UserId, u64>,
     pub(super) keys: BTreeMap<DeviceAddress, Keys>,
     pub(super) groups: BTreeMap<UserId, BTreeSet<UserId>>,
     /// Everything that went through it.
@@ -188,6 +189,12 @@ impl World {
         self.power = Some(StdRng::seed_from_u64(seed));
     }
 
+    /// A new device of a user, by a name of its own.
+    pub(super) fn add(&mut self, name: &'static str, user: &str, device: &str) {
+        let address = DeviceAddress { user: id(user), device: DeviceId::new(device).unwrap() };
+        self.phones.insert(name, Phone::new(address, self.now_ms));
+    }
+
     pub(super) fn phone(&mut self, name: &str) -> &mut Phone {
         self.phones.get_mut(name).unwrap()
     }
@@ -296,10 +303,12 @@ impl Server {
                 self.keys.insert(from.clone(), Keys { identity: *identity, signed, one_time });
                 Answer::Done
             }
-            Errand::PutList { signed, .. } => {
-                if self.lists.contains_key(&from.user) {
+            Errand::PutList { version, signed, .. } => {
+                let stored = self.list_versions.get(&from.user).copied().unwrap_or(0);
+                if *version != stored + 1 {
                     return Answer::Refused("conflict".into());
                 }
+                self.list_versions.insert(from.user.clone(), *version);
                 self.lists.insert(from.user.clone(), signed.clone());
                 Answer::Done
             }

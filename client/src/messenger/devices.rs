@@ -1,0 +1,209 @@
+//! Several devices of one user.
+//!
+//! The new device shows a code, the old one reads it: so the old one knows the new one's identity, and
+//! the new one knows by the secret in it who answers. The old one signs a list with both, and sends
+//! the user's identity and the known contacts and groups over a session between the two. Until that
+//! has come the new device believes no list of the own user.
+
+use ringpost_protocol::id::{DeviceId, UserId};
+use ringpost_protocol::limits::DEVICES_PER_USER_MAX;
+
+use super::desk::Desk;
+use super::directory::Wish;
+use super::incoming::Outcome;
+use super::news::{Conversation, News};
+use super::outgoing::WriteFault;
+use super::row::{Held, Row};
+use crate::e2ee::{Content, DeviceList, Fault, IdentityKey, PublicIdentity, hex};
+use crate::ledger::Ledger;
+use crate::limits::{LISTS_BYTES_MAX, WAITING_ROWS_MAX};
+
+impl Desk {
+    /// What the new device shows, as text or as a QR code. `None`: it is linked.
+    pub(crate) fn link_code(&self) -> Option<String> {
+        let secret = self.own.link?;
+        let identity = self.own.keys.identity.public();
+        let address = &self.own.address;
+        let parts = [
+            LINK.to_owned(),
+            hex(address.user.as_str().as_bytes()),
+            hex(address.device.as_str().as_bytes()),
+            hex(identity.as_bytes()),
+            hex(&secret),
+        ];
+        Some(parts.join(":"))
+    }
+
+    /// The old device has read the code of a new one.
+    pub(crate) fn link_device(&mut self, now_ms: u64, code: &str) -> Result<(), WriteFault> {
+        let code = Code::read(code).ok_or(Fault::Malformed(CODE))?;
+        if code.user != *self.own_user() || self.own.link.is_some() {
+            return Err(Fault::UnknownDevice.into());
+        }
+        if self.waiting.len() * 2 > WAITING_ROWS_MAX {
+            return Err(WriteFault::QueueFull);
+        }
+        let mut list = self.own_list()?;
+        list.devices.insert(code.device, code.identity);
+        self.sign_list(list)?;
+        let own = self.own_user().clone();
+        let link = [code.secret, *self.own.user.seed()].concat();
+        self.instruct(now_ms, &own, Conversation::Direct(own.clone()), Content::Link(link))?;
+        self.send_lists(now_ms)?;
+        let rosters: Vec<(UserId, Vec<u8>)> = self
+            .groups
+            .iter()
+            .filter_map(|(id, group)| Some((id.clone(), group.roster.as_ref()?.encoded().to_vec())))
+            .collect();
+        for (id, roster) in rosters {
+            self.instruct(now_ms, &own, Conversation::Group(id), Content::Roster(roster))?;
+        }
+        Ok(())
+    }
+
+    /// A device that was lost, or is not used any more: nobody writes to it from the next list on.
+    pub(crate) fn remove_device(
+        &mut self,
+        now_ms: u64,
+        device: &DeviceId,
+    ) -> Result<(), WriteFault> {
+        let mut list = self.own_list()?;
+        if list.devices.remove(device).is_none() {
+            return Err(Fault::UnknownDevice.into());
+        }
+        self.sign_list(list)?;
+        self.send_lists(now_ms)
+    }
+
+    pub(crate) fn devices(&self, user: &UserId) -> Option<Vec<DeviceId>> {
+        Some(self.contacts.get(user)?.contact.list().devices.keys().cloned().collect())
+    }
+
+    fn own_list(&self) -> Result<DeviceList, Fault> {
+        let own = self.contacts.get(self.own_user()).ok_or(Fault::UnknownDevice)?;
+        let mut list = own.contact.list().clone();
+        list.version += 1;
+        Ok(list)
+    }
+
+    fn sign_list(&mut self, list: DeviceList) -> Result<(), Fault> {
+        if list.devices.len() > DEVICES_PER_USER_MAX {
+            return Err(Fault::Malformed(CODE));
+        }
+        let signed = list.sign(&self.own.user)?;
+        let own = self.own_user().clone();
+        let known = self.contacts.get_mut(&own).ok_or(Fault::UnknownDevice)?;
+        let removed = known.update(&signed)?;
+        self.forget_devices(&own, removed);
+        self.own.is_list_published = false;
+        self.dirty.extend([Row::Own, Row::Contact(own)]);
+        self.wishes.want(Wish::PutList);
+        Ok(())
+    }
+
+    /// To the own other devices: all lists that are known here.
+    fn send_lists(&mut self, now_ms: u64) -> Result<(), WriteFault> {
+        let own = self.own_user().clone();
+        let mut batch: Vec<Vec<u8>> = Vec::new();
+        let mut batches = Vec::new();
+        for known in self.contacts.values() {
+            let bytes: usize = batch.iter().map(Vec::len).sum();
+            if bytes + known.contact.encoded().len() > LISTS_BYTES_MAX {
+                batches.push(std::mem::take(&mut batch));
+            }
+            batch.push(known.contact.encoded().to_vec());
+        }
+        batches.push(batch);
+        for lists in batches {
+            self.instruct(now_ms, &own, Conversation::Direct(own.clone()), Content::Lists(lists))?;
+        }
+        Ok(())
+    }
+
+    /// The server's list of our own user is signed by somebody else: either this device is new and is
+    /// to be linked, or the server lies.
+    pub(super) fn consider_own_list(&mut self, ledger: &mut Ledger, list: &[u8]) {
+        let own = self.own_user().clone();
+        let is_candidate = self.own.link.is_some() && self.meet(&own, list).is_ok();
+        if is_candidate {
+            self.own.is_list_published = true;
+            self.dirty.insert(Row::Own);
+            self.note_looked_up(&own);
+        }
+        self.refuse(ledger, &own, NOT_LINKED.into());
+    }
+
+    /// From a device of the own user that knows the code.
+    pub(super) fn take_link(&mut self, held: Held, link: &[u8]) -> Outcome {
+        let own = self.own_user().clone();
+        let Some(secret) = self.own.link else { return Outcome::Done(None) };
+        let (Some((theirs, seed)), true) = (link.split_at_checked(32), held.from.user == own)
+        else {
+            return Outcome::Refuse(Fault::Altered);
+        };
+        let Ok(seed) = <[u8; 32]>::try_from(seed) else { return Outcome::Refuse(Fault::Altered) };
+        let user = IdentityKey::from_seed(seed);
+        let known = self.contacts.get(&own).map(|known| known.contact.identity());
+        if *theirs != secret || known != Some(user.public()) {
+            return Outcome::Refuse(Fault::VerificationFailed);
+        }
+        (self.own.user, self.own.link) = (user, None);
+        self.dirty.insert(Row::Own);
+        self.is_held_due = true;
+        Outcome::Done(Some(News::Linked))
+    }
+
+    pub(super) fn take_lists(
+        &mut self,
+        ledger: &mut Ledger,
+        held: &Held,
+        lists: &[Vec<u8>],
+    ) -> Outcome {
+        if held.from.user != *self.own_user() {
+            return Outcome::Refuse(Fault::Altered);
+        }
+        for list in lists {
+            if let Ok(user) = DeviceList::user_of(list) {
+                self.handle_list(ledger, &user, list);
+            }
+        }
+        Outcome::Done(None)
+    }
+}
+
+/// What a new device shows.
+struct Code {
+    user: UserId,
+    device: DeviceId,
+    identity: PublicIdentity,
+    secret: [u8; 32],
+}
+
+impl Code {
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.trim().split(':');
+        if parts.next()? != LINK {
+            return None;
+        }
+        let mut next = || unhex(parts.next()?);
+        let (user, device) = (String::from_utf8(next()?).ok()?, String::from_utf8(next()?).ok()?);
+        let identity: [u8; 32] = next()?.try_into().ok()?;
+        let secret = next()?.try_into().ok()?;
+        Some(Self {
+            user: UserId::new(&user).ok()?,
+            device: DeviceId::new(&device).ok()?,
+            identity: PublicIdentity::try_from(identity).ok()?,
+            secret,
+        })
+    }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).ok());
+    digits.map(|two| u8::from_str_radix(two?, 16).ok()).collect()
+}
+
+const LINK: &str = "ringpost-link-1";
+const CODE: &str = "code of the new device";
+const NOT_LINKED: &str = "This account has devices already, and this one is not among them. Link it \
+                          from one of those; until then nobody believes what it writes.";

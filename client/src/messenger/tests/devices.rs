@@ -1,0 +1,128 @@
+//! Several devices of one user.
+
+use ringpost_protocol::id::DeviceId;
+
+use super::world::{World, id, with};
+use crate::messenger::{Conversation, News};
+
+/// Alice has a phone and a tablet, and has written to Bob.
+fn linked() -> World {
+    let mut world = World::of(&["alice", "bob"]);
+    world.say("alice", with("bob"), "before");
+    world.settle();
+    world.add("tablet", "alice", "tablet");
+    world.settle();
+    let code = world.phone("tablet").desk.link_code().unwrap();
+    let now_ms = world.now_ms;
+    world.phone("alice").desk.link_device(now_ms, &code).unwrap();
+    world.settle();
+    world
+}
+
+/// The server tells a sender of a new list when it names stale devices; here at once.
+fn push_list(world: &mut World, to: &str, user: &str) {
+    let list = world.server.lists[&id(user)].clone();
+    let phone = world.phone(to);
+    phone.desk.handle_list(&mut phone.ledger, &id(user), &list);
+}
+
+#[test]
+fn new_device_is_linked_by_its_code_and_reads_and_writes() {
+    let mut world = linked();
+    assert!(world.phone("tablet").news.contains(&News::Linked));
+    assert_eq!(world.phone("tablet").desk.link_code(), None);
+    let of_alice = |world: &mut World, name: &str| world.phone(name).desk.devices(&id("alice"));
+    assert_eq!(of_alice(&mut world, "tablet").unwrap().len(), 2);
+    push_list(&mut world, "bob", "alice");
+    world.say("bob", with("alice"), "to both");
+    world.settle();
+    for name in ["alice", "tablet"] {
+        assert_eq!(world.phone(name).read_texts(), ["to both"], "{name}");
+    }
+    // What one of them writes the other one shows as its own.
+    world.say("tablet", with("bob"), "from the tablet");
+    world.settle();
+    assert_eq!(world.phone("bob").read_texts(), ["before", "from the tablet"]);
+    let copy = world.phone("alice").texts()[1].clone();
+    assert_eq!((copy.from, copy.conversation), (id("alice"), with("bob")));
+    let (alice, bob) = world.phone("tablet").desk.identities(&id("bob")).unwrap();
+    assert_eq!(world.phone("bob").desk.identities(&id("alice")).unwrap(), (bob, alice));
+}
+
+#[test]
+fn both_devices_take_part_in_groups() {
+    let mut world = World::of(&["alice", "bob"]);
+    world.settle();
+    world.phone("alice").desk.create_group(&id("group"), vec![id("bob")]).unwrap();
+    world.settle();
+    world.add("tablet", "alice", "tablet");
+    world.settle();
+    let code = world.phone("tablet").desk.link_code().unwrap();
+    let now_ms = world.now_ms;
+    world.phone("alice").desk.link_device(now_ms, &code).unwrap();
+    world.settle();
+    push_list(&mut world, "bob", "alice");
+    let group = Conversation::Group(id("group"));
+    world.say("bob", group.clone(), "to both");
+    world.settle();
+    world.say("tablet", group, "from the tablet");
+    world.settle();
+    assert_eq!(world.phone("alice").read_texts(), ["to both", "from the tablet"]);
+    assert_eq!(world.phone("tablet").read_texts(), ["to both"]);
+    assert_eq!(world.phone("bob").read_texts(), ["from the tablet"]);
+}
+
+#[test]
+fn removed_device_gets_nothing_more() {
+    let mut world = linked();
+    push_list(&mut world, "bob", "alice");
+    let now_ms = world.now_ms;
+    let tablet = DeviceId::new("tablet").unwrap();
+    world.phone("alice").desk.remove_device(now_ms, &tablet).unwrap();
+    world.settle();
+    push_list(&mut world, "bob", "alice");
+    world.say("bob", with("alice"), "for the phone");
+    world.settle();
+    assert_eq!(world.phone("alice").read_texts(), ["for the phone"]);
+    assert_eq!(world.phone("tablet").read_texts(), Vec::<&str>::new());
+    // And what it writes is not believed.
+    world.say("tablet", with("bob"), "still me");
+    world.settle();
+    assert_eq!(world.phone("bob").read_texts(), ["before"]);
+}
+
+/// A device that nobody has linked: its owner is told, and nobody shows what it writes.
+#[test]
+fn device_that_is_not_linked_is_not_believed() {
+    let mut world = World::of(&["alice", "bob"]);
+    world.say("alice", with("bob"), "before");
+    world.settle();
+    world.add("thief", "alice", "thief");
+    world.settle();
+    assert_eq!(world.phone("thief").reasons().len(), 1);
+    world.say("thief", with("bob"), "send me money");
+    world.settle();
+    assert_eq!(world.phone("bob").read_texts(), ["before"]);
+    assert_eq!(world.phone("bob").reasons().len(), 1);
+}
+
+/// Without the secret of the code: a server that answers in the name of the own user.
+#[test]
+fn code_of_another_device_links_nothing() {
+    let mut world = World::of(&["alice", "bob"]);
+    world.settle();
+    world.add("tablet", "alice", "tablet");
+    world.settle();
+    let now_ms = world.now_ms;
+    let code = world.phone("tablet").desk.link_code().unwrap();
+    let (start, last) = code.split_at(code.len() - 1);
+    let other = format!("{start}{}", if last == "0" { "1" } else { "0" });
+    world.phone("alice").desk.link_device(now_ms, &other).unwrap();
+    world.settle();
+    assert!(!world.phone("tablet").news.contains(&News::Linked));
+    assert!(world.phone("tablet").desk.link_code().is_some());
+    assert!(world.phone("bob").desk.link_device(now_ms, &code).is_err(), "another user");
+    for bad in ["", "ringpost-link-1", "ringpost-link-1:00", &code[1..]] {
+        assert!(world.phone("alice").desk.link_device(now_ms, bad).is_err());
+    }
+}
