@@ -140,7 +140,7 @@ impl Desk {
 
     fn restore(&mut self, record: Record) -> Result<(), Fault> {
         match record {
-            Record::Own(own) => self.own = own,
+            Record::Own(own) => self.own = *own,
             Record::Contact(user, stored) => {
                 let contact = Contact::meet(&user, &stored.encoded)?;
                 self.contacts.insert(user, Known { contact, stored });
@@ -152,7 +152,7 @@ impl Desk {
                 self.clocks.insert(conversation, clock);
             }
             Record::Group(id, group) => {
-                self.groups.insert(id, group);
+                self.groups.insert(id, *group);
             }
             Record::Receiver(group, device, receiver) => {
                 self.receivers.insert((group, device), receiver);
@@ -247,7 +247,8 @@ impl Desk {
     }
 
     /// For opening what [`Self::turn`] made of the news.
-    pub(crate) fn key(&self) -> &Secret {
+    #[cfg(test)]
+    pub(super) fn key(&self) -> &Secret {
         &self.key
     }
 

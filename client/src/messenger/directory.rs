@@ -255,9 +255,7 @@ impl Desk {
             (Errand::Group(id, _), Answer::Refused(reason)) => {
                 self.refuse_step(ledger, id, reason);
             }
-            (errand, answer) => {
-                tracing::debug!(?wish, "the directory did not answer as hoped");
-                drop((errand, answer));
+            _ => {
                 self.wishes.put_off(wish, now_ms);
                 return;
             }

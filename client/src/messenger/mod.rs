@@ -215,6 +215,8 @@ impl Messenger {
         loop {
             match self.client.next_event().await? {
                 Raw::Status(status) => return Some(Event::Status(status)),
+                // The desk has heard it.
+                Raw::Hint(_) => {}
                 Raw::News { id, news: RawNews::Sealed(sealed) } => {
                     match open_news(&self.key, &sealed) {
                         Ok(news) => return Some(Event::News { id, news }),

@@ -39,11 +39,11 @@ pub(super) enum RecordRef<'a> {
 
 #[derive(Deserialize)]
 pub(super) enum Record {
-    Own(Own),
+    Own(Box<Own>),
     Contact(UserId, Acquaintance),
     Pair(DeviceAddress, PairState),
     Clock(Conversation, CausalClock),
-    Group(UserId, Group),
+    Group(UserId, Box<Group>),
     Receiver(UserId, DeviceAddress, GroupReceiver),
     Waiting(u64, Waiting),
     Held(u64, Held),

@@ -27,7 +27,7 @@ impl Ledger {
         loop {
             match self.raw.pop_front()? {
                 Event::News { id, news } => return Some((id, news)),
-                status @ Event::Status(_) => self.events.push(status),
+                about @ (Event::Status(_) | Event::Hint(_)) => self.events.push(about),
             }
         }
     }

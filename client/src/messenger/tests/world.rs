@@ -295,7 +295,8 @@ impl Server {
             }
             Errand::PublishKeys { identity, keys } => {
                 let known = self.keys.remove(from);
-                let signed = keys.signed.or(known.as_ref().map(|known| known.signed)).unwrap();
+                let signed =
+                    keys.signed.or_else(|| known.as_ref().map(|known| known.signed)).unwrap();
                 let mut one_time = known.map_or_else(VecDeque::new, |known| known.one_time);
                 let new = keys.one_time.iter().filter(|key| one_time.iter().all(|k| k != *key));
                 let new: Vec<_> = new.copied().collect();
