@@ -74,6 +74,9 @@ impl Report {
             report.check_port("listen", "UDP", config.listen, is_running, udp);
         }
         report.check_port("admin_listen", "TCP", config.admin_listen, is_running, tcp);
+        if let Some(keys_listen) = config.keys_listen {
+            report.check_port("keys.listen", "TCP", keys_listen, is_running, tcp);
+        }
         report
     }
 

@@ -31,6 +31,8 @@ pub struct Config {
     pub proxy_trusted: Option<Vec<Cidr>>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served: plain HTTP, so keep it private.
     pub admin_listen: SocketAddr,
+    /// Where public keys are published and taken over HTTPS. `None`: nowhere.
+    pub keys_listen: Option<SocketAddr>,
     /// Holds the store and its lock.
     pub data_dir: PathBuf,
     /// Threads that hold connections.
@@ -190,6 +192,7 @@ impl Config {
             listen: DEFAULT_LISTEN,
             proxy_trusted: None,
             admin_listen: DEFAULT_ADMIN_LISTEN,
+            keys_listen: None,
             data_dir: data_dir.to_owned(),
             shards: default_shards(),
             storage_shards: None,

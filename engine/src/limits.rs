@@ -142,6 +142,12 @@ pub const ONE_TIME_KEYS_MAX: usize = 1_000;
 pub const ONE_TIME_KEYS_LOW: u32 = 20;
 /// Memory of one shard for the device lists of its users; others are read when they are wanted.
 pub const DEVICE_LISTS_BYTES_MAX: usize = 8 << 20;
+/// Connections of the REST interface at a time; more wait to be accepted.
+pub const REST_CONNECTIONS_MAX: usize = 64;
+/// Bytes of the body of one of its requests.
+pub const REST_BODY_BYTES_MAX: usize = 64 << 10;
+/// Time from the head of one of its requests to the answer.
+pub const REST_REQUEST_MS_MAX: u64 = 10_000;
 /// Devices whose one-time keys handed out of late are counted.
 pub const HANDOUTS_TRACKED_MAX: usize = 1 << 16;
 

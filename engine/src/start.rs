@@ -108,6 +108,8 @@ pub enum StartError {
     Directory(#[from] DirectoryFault),
     #[error(transparent)]
     QuicSecret(#[from] QuicSecretFault),
+    #[error("cannot listen on {address} (keys.listen): {error}")]
+    KeysListen { address: SocketAddr, error: std::io::Error },
     #[error("cannot listen on {address} (admin_listen): {error}")]
     AdminListen { address: SocketAddr, error: std::io::Error },
     #[error(transparent)]
@@ -147,6 +149,7 @@ pub fn run(
     let directory = Embedded::open(data.path())?;
     let audit = open_audit(&config)?;
     let (admin, admin_listen) = listen_admin(config.admin_listen)?;
+    let keys_interface = listen_keys(config.keys_listen)?;
     let drain = DrainPlan::from(&config.drain);
 
     let limits = config.limits.live.within(host.connections_room);
@@ -183,6 +186,7 @@ pub fn run(
         reloader,
         audit: audit.clone(),
         directory: Some(directory),
+        keys_interface,
     };
     let result = control.run(|| {
         let version = env!("CARGO_PKG_VERSION");
@@ -335,6 +339,14 @@ fn listen_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
     Ok((listener, bound))
 }
 
+fn listen_keys(address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address);
+    let listener = listener.map_err(|error| StartError::KeysListen { address, error })?;
+    info!(%address, "public keys over HTTPS");
+    Ok(Some(listener))
+}
+
 impl StartError {
     /// What to do about it.
     pub fn fix(&self) -> String {
@@ -348,6 +360,9 @@ impl StartError {
             Self::Directory(fault) | Self::Shards(ShardStartFault::Directory(fault)) => fault.fix(),
             Self::Shards(ShardStartFault::Ring(fault)) => return fault.fix(),
             Self::Control(fault) => fault.fix(),
+            Self::KeysListen { .. } => {
+                "stop what listens there, or set keys.listen to another address"
+            }
             Self::AdminListen { .. } => {
                 "stop what listens there, or set admin_listen to another address"
             }

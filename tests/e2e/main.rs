@@ -32,6 +32,7 @@ mod refusal;
 mod reload;
 mod keys;
 mod prekeys;
+mod rest;
 mod audit;
 mod admin;
 mod chat;

@@ -23,6 +23,7 @@ pub(super) fn config(file: &mut Section<'_>) -> Config {
         listen: file.address("listen", DEFAULT_LISTEN),
         proxy_trusted: limits::read_proxy(file),
         admin_listen: file.address("admin_listen", DEFAULT_ADMIN_LISTEN),
+        keys_listen: file.table("keys", |keys| keys.optional_address("listen")),
         data_dir: file.path("data_dir", "the directory of the store"),
         shards,
         storage_shards: file.optional_number("storage_shards", 1..=u64::from(shards)),

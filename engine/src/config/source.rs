@@ -172,6 +172,15 @@ impl<'a> Section<'a> {
         })
     }
 
+    pub(super) fn optional_address(&mut self, key: &'static str) -> Option<SocketAddr> {
+        let given = self.take(key)?;
+        let address = given.text().and_then(|text| text.parse().ok());
+        if address.is_none() {
+            self.refuse(&given, "an IP address and a port, as in \"0.0.0.0:7444\"");
+        }
+        address
+    }
+
     /// A path; a relative one counts from the directory of the file.
     pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
         let given = self.take(key)?;

@@ -33,6 +33,7 @@ pub mod dev;
 pub mod keys;
 mod refusals;
 pub mod reload;
+mod rest;
 pub mod tls_files;
 pub mod token;
 pub mod validity;
@@ -239,6 +240,8 @@ pub struct Control {
     pub audit: AuditLog,
     /// `None`: there is no directory.
     pub directory: Option<ControlPort>,
+    /// Where public keys are served over HTTPS, bound already.
+    pub keys_interface: Option<TcpListener>,
 }
 
 /// Whether clients are served, as `/readyz` says.
@@ -340,6 +343,11 @@ impl Control {
             audit: self.audit,
             directory: self.directory,
         });
+        if let (Some(listener), Some(directory)) = (self.keys_interface, &state.directory) {
+            let listener = admin::listen(listener).map_err(ControlFault::Runtime)?;
+            let serving = rest::serve(listener, Rc::clone(&state), directory.clone());
+            tokio::task::spawn_local(serving);
+        }
         State::refresh_keys(&state, self.refresher);
         tokio::task::spawn_local(refusals::tell(Rc::clone(&state)));
         tokio::task::spawn_local(admin::serve(listener, Rc::clone(&state)));

@@ -68,6 +68,7 @@ fn world(silent: Option<u16>) -> World {
             reloader: None,
             audit: no_audit(),
             directory: None,
+            keys_interface: None,
         },
         admin: address,
         reporters,

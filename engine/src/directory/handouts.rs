@@ -1,29 +1,29 @@
-//! How many one-time keys of each device were handed out lately, to whomever: so that nobody drains
-//! them. It is forgotten at a restart.
+//! How much was handed out of each name lately: one-time keys of a device, to whomever, so that nobody
+//! drains them; keys to a reader of the REST interface. It is forgotten at a restart.
 
 use hashbrown::HashMap;
 
 use crate::limits::{Bucket, HANDOUTS_TRACKED_MAX, PerHour};
 
-/// Keyed by the device's key in the tables.
+/// Keyed by the device's key in the tables, or by a user.
 #[derive(Debug, Default)]
-pub(super) struct Handouts {
+pub(crate) struct Handouts {
     buckets: HashMap<Vec<u8>, Bucket>,
 }
 
 impl Handouts {
     /// Whether another one may go now.
-    pub(super) fn take(&mut self, device: &[u8], rate: PerHour, now_ms: u64) -> bool {
+    pub(crate) fn take(&mut self, name: &[u8], rate: PerHour, now_ms: u64) -> bool {
         if rate == PerHour::UNLIMITED {
             return true;
         }
-        if !self.buckets.contains_key(device) && self.buckets.len() >= HANDOUTS_TRACKED_MAX {
+        if !self.buckets.contains_key(name) && self.buckets.len() >= HANDOUTS_TRACKED_MAX {
             self.buckets.retain(|_, bucket| !bucket.is_full(now_ms));
             if self.buckets.len() >= HANDOUTS_TRACKED_MAX {
                 return false; // whoever is not counted could be drained
             }
         }
-        let bucket = self.buckets.entry(device.to_vec()).or_default();
+        let bucket = self.buckets.entry(name.to_vec()).or_default();
         bucket.take_of_hour(rate, now_ms, 1).is_ok()
     }
 }

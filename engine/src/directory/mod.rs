@@ -29,6 +29,7 @@ mod counts;
 
 pub use counts::DirectoryMetrics;
 pub use embedded::Embedded;
+pub(crate) use handouts::Handouts;
 pub use memory::InMemory;
 pub use request::{Answer, Request, Roster, TakenBundle};
 pub use thread::{Answered, ControlPort, DirectoryPort, Running, ShardQueue, start};

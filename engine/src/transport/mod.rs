@@ -66,6 +66,15 @@ impl Acceptor {
         }
     }
 
+    /// The same certificate for HTTPS; `None`: nothing is encrypted here.
+    pub fn for_https(&self) -> Option<std::sync::Arc<rustls::ServerConfig>> {
+        match self {
+            Self::Tls(config) => Some(config.for_https()),
+            #[cfg(feature = "plain-transport")]
+            Self::Plain => None,
+        }
+    }
+
     pub fn accept(&self) -> Result<Transport, TransportFault> {
         match self {
             Self::Tls(config) => Ok(Transport::Tls(Box::new(tls::Tls::accept(config)?))),

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, ServerConnection};
 
 use super::{Peer, TransportFault};
@@ -22,7 +22,7 @@ pub const ALPN: &[u8] = b"ringpost/1";
 
 /// Everything the handshakes of all shards share.
 #[derive(Clone)]
-pub struct ServerConfig(Arc<rustls::ServerConfig>);
+pub struct ServerConfig(Arc<rustls::ServerConfig>, Arc<CertifiedKey>);
 
 /// Why a certificate and key do not make a server.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,8 @@ impl ServerConfig {
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, ConfigFault> {
         let provider = Arc::new(provider());
-        let resolver = RequireAlpn::new(certificates, key, &provider)?;
+        let key = Arc::new(CertifiedKey::from_der(certificates, key, &provider)?);
+        let resolver = Arc::new(RequireAlpn(Arc::clone(&key)));
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_no_client_auth()
@@ -58,7 +59,7 @@ impl ServerConfig {
         // The order of `provider`, not that of whoever asks: many clients put AES-256 first.
         config.ignore_client_order = true;
         config.max_early_data_size = 0;
-        Ok(Self(Arc::new(config)))
+        Ok(Self(Arc::new(config), key))
     }
 
     /// The same with another certificate. Tickets that were given out go on.
@@ -68,8 +69,9 @@ impl ServerConfig {
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, ConfigFault> {
         let mut config = rustls::ServerConfig::clone(&self.0);
-        config.cert_resolver = RequireAlpn::new(certificates, key, config.crypto_provider())?;
-        Ok(Self(Arc::new(config)))
+        let key = Arc::new(CertifiedKey::from_der(certificates, key, config.crypto_provider())?);
+        config.cert_resolver = Arc::new(RequireAlpn(Arc::clone(&key)));
+        Ok(Self(Arc::new(config), key))
     }
 }
 
@@ -80,12 +82,23 @@ impl ServerConfig {
         Arc::new(quic::Handshakes::new(Arc::clone(&self.0)))
     }
 
+    /// The same certificate for HTTP/1.1, for whoever asks for no other protocol. No tickets: none of
+    /// them opens a session of the other kind.
+    pub(super) fn for_https(&self) -> Arc<rustls::ServerConfig> {
+        let mut config = rustls::ServerConfig::clone(&self.0);
+        config.cert_resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::clone(&self.1)));
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.send_tls13_tickets = 0;
+        config.ticketer = Arc::new(NoTickets);
+        Arc::new(config)
+    }
+
     /// One that is otherwise than ours, to test against.
     #[cfg(test)]
     pub(super) fn changed(&self, change: impl FnOnce(&mut rustls::ServerConfig)) -> Self {
         let mut config = rustls::ServerConfig::clone(&self.0);
         change(&mut config);
-        Self(Arc::new(config))
+        Self(Arc::new(config), Arc::clone(&self.1))
     }
 }
 
@@ -99,21 +112,32 @@ fn provider() -> rustls::crypto::CryptoProvider {
     provider
 }
 
+/// Gives none and takes none.
+#[derive(Debug)]
+struct NoTickets;
+
+impl ProducesTickets for NoTickets {
+    fn enabled(&self) -> bool {
+        false
+    }
+
+    fn lifetime(&self) -> u32 {
+        0
+    }
+
+    fn encrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn decrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}
+
 /// rustls refuses a client that offers only other protocols; this also refuses one that offers
 /// none, before any signature is made.
 #[derive(Debug)]
 struct RequireAlpn(Arc<CertifiedKey>);
-
-impl RequireAlpn {
-    fn new(
-        certificates: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-        provider: &rustls::crypto::CryptoProvider,
-    ) -> Result<Arc<Self>, ConfigFault> {
-        let key = CertifiedKey::from_der(certificates, key, provider)?;
-        Ok(Arc::new(Self(Arc::new(key))))
-    }
-}
 
 impl ResolvesServerCert for RequireAlpn {
     fn resolve(&self, client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
