@@ -23,7 +23,8 @@
 //! without network or clock; the link, and its stream over TLS or QUIC; who dials, and the race of
 //! the transports; [`path`], which of them to prefer; [`reconnect`], when to try again; [`limits`].
 //!
-//! Envelopes are opaque to [`Client::send`]: encrypt before sending.
+//! Envelopes are opaque to [`Client::send`]. An app that wants people, groups and texts instead, all of
+//! it encrypted from end to end, opens a [`messenger::Messenger`].
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;

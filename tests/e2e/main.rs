@@ -8,6 +8,7 @@
 
 mod support;
 
+mod messenger;
 mod exchange;
 mod offline;
 mod kill;

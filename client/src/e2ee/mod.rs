@@ -5,7 +5,7 @@
 //! not compatible with Signal on the wire. The server sees public keys, signatures that it need not
 //! check, and ciphertext.
 //!
-//! Nothing here is wired into [`Client::send`](crate::Client::send) yet.
+//! [`Messenger`](crate::messenger::Messenger) uses it; [`Client::send`](crate::Client::send) does not.
 //!
 //! Randomness for identities, prekeys, ephemeral keys and nonces is the caller's; the later keys of
 //! a ratchet and those of groups are drawn by vodozemac from the system.

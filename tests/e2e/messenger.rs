@@ -1,0 +1,201 @@
+//! People who use the messenger: everything encrypted, nothing set up by hand.
+
+use std::path::Path;
+
+use ringpost_client::ledger::LedgerConfig;
+use ringpost_client::messenger::{Conversation, Event, Messenger, MessengerConfig, News, Text};
+use ringpost_client::reconnect::ReconnectConfig;
+use ringpost_client::{ClientConfig, PathConfig, Transports};
+use ringpost_protocol::id::{DeviceId, UserId};
+use ringpost_protocol::message::Mode;
+use tokio::time::timeout;
+
+use crate::support::PATIENCE;
+use crate::support::gateway::{Gateway, Settings};
+use crate::support::keys::user_at;
+use crate::support::peer::Place;
+
+struct App {
+    messenger: Messenger,
+    news: Vec<News>,
+}
+
+impl App {
+    async fn open(gateway: &Gateway, user: &str, device: &str, database: &Path) -> Self {
+        let client = ClientConfig {
+            addresses: vec![gateway.address().to_string()],
+            server_name: "localhost".to_owned(),
+            roots_pem: gateway.keys.roots_pem.clone(),
+            database_path: database.to_owned(),
+            token_source: gateway.keys.token_source(user, device),
+            device: DeviceId::new(device).unwrap(),
+            mode: Mode::Foreground,
+            path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
+            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 1_000 },
+            ledger: LedgerConfig::default(),
+        };
+        let config = MessengerConfig { client, user: id(user), store_key: [7; 32].into() };
+        Self { messenger: Messenger::open(config).await.unwrap(), news: Vec::new() }
+    }
+
+    /// Takes news until one is as wanted.
+    async fn wait(&mut self, what: &str, mut is_it: impl FnMut(&News) -> bool) -> News {
+        let found = async {
+            loop {
+                let event = self.messenger.next_event().await.expect("it is open");
+                let Event::News { id, news } = event else { continue };
+                self.messenger.confirm(id).await.unwrap();
+                self.news.push(news.clone());
+                if is_it(&news) {
+                    return news;
+                }
+            }
+        };
+        match timeout(PATIENCE, found).await {
+            Ok(news) => news,
+            Err(_) => panic!("{what}: {:?}", self.news),
+        }
+    }
+
+    async fn read(&mut self, text: &str) -> Text {
+        let is_it = |news: &News| matches!(news, News::Text(it) if it.text == text);
+        match self.wait(text, is_it).await {
+            News::Text(text) => text,
+            news => unreachable!("{news:?} is no text"),
+        }
+    }
+
+    async fn send(&self, to: &str, text: &str) {
+        self.messenger.send(&id(to), text).await.unwrap();
+    }
+
+    async fn sent(&mut self) {
+        self.wait("sent", |news| matches!(news, News::Sent { .. })).await;
+    }
+
+    async fn close(self) {
+        self.messenger.close().await;
+    }
+
+    fn refusals(&self) -> usize {
+        let is_refusal = |news: &&News| {
+            matches!(news, News::Undecryptable { .. } | News::Refused { .. } | News::NotSent { .. })
+        };
+        self.news.iter().filter(is_refusal).count()
+    }
+}
+
+fn id(name: &str) -> UserId {
+    UserId::new(name).unwrap()
+}
+
+/// Opens it until its keys are at the server.
+async fn register(gateway: &Gateway, user: &str, database: &Path) {
+    let app = App::open(gateway, user, "phone", database).await;
+    wait_published(gateway, user, &app).await;
+    app.close().await;
+}
+
+async fn wait_published(_gateway: &Gateway, user: &str, app: &App) {
+    let published = async {
+        let client = app.messenger.client();
+        loop {
+            let list = client.device_list(id(user)).await;
+            let count = client.key_count().await;
+            if list.is_ok_and(|list| list.version > 0) && count == Ok(100) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, published).await.expect("keys and list are published by themselves");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_people_who_are_never_online_together_talk() {
+    let mut gateway = Gateway::start(Settings::default());
+    let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
+    let place = Place::new();
+    register(&gateway, &bob, &place.file("bob")).await;
+
+    for round in 0..3 {
+        let mut app = App::open(&gateway, &alice, "phone", &place.file("alice")).await;
+        app.send(&bob, &format!("question {round}")).await;
+        app.sent().await;
+        app.close().await;
+        // Neither the gateway's restarts nor the app's are noticed.
+        if round == 1 {
+            assert_eq!(gateway.stop().code(), Some(0));
+            gateway.restart();
+        }
+        let mut app = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
+        let question = app.read(&format!("question {round}")).await;
+        let conversation = question.conversation.clone();
+        assert_eq!(conversation, Conversation::Direct(id(&alice)));
+        app.messenger.mark_read(conversation, vec![question.id]).await.unwrap();
+        app.send(&alice, &format!("answer {round}")).await;
+        app.sent().await;
+        assert_eq!(app.refusals(), 0, "{:?}", app.news);
+        app.close().await;
+        let mut app = App::open(&gateway, &alice, "phone", &place.file("alice")).await;
+        let answer = app.read(&format!("answer {round}")).await;
+        assert!(answer.time > question.time && answer.missing.is_empty());
+        let is_tick =
+            |news: &News| matches!(news, News::Read { messages, .. } if messages == &[question.id]);
+        if !app.news.iter().any(is_tick) {
+            app.wait("read", is_tick).await;
+        }
+        assert_eq!(app.refusals(), 0, "{:?}", app.news);
+        app.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_see_the_same_safety_number_and_first_messages_cross() {
+    let gateway = Gateway::start(Settings::default());
+    let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
+    let place = Place::new();
+    let mut a = App::open(&gateway, &alice, "phone", &place.file("alice")).await;
+    let mut b = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
+    // Before either has published anything.
+    a.send(&bob, "hello Bob").await;
+    b.send(&alice, "hello Alice").await;
+    a.read("hello Alice").await;
+    b.read("hello Bob").await;
+    for n in 0..20 {
+        a.send(&bob, &format!("a{n}")).await;
+        b.send(&alice, &format!("b{n}")).await;
+    }
+    b.read("a19").await;
+    a.read("b19").await;
+    let number = a.messenger.safety_number(&id(&bob)).await.unwrap().unwrap();
+    assert_eq!(b.messenger.safety_number(&id(&alice)).await.unwrap(), Some(number));
+    assert_eq!(a.refusals() + b.refusals(), 0, "{:?} {:?}", a.news, b.news);
+    a.close().await;
+    b.close().await;
+}
+
+/// Nobody comes back for a while and the stock of one-time keys is used up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_message_without_a_one_time_key_is_read() {
+    let limits = "user_key_reads_per_hour = 0, device_one_time_keys_per_hour = 0";
+    let gateway = Gateway::start(Settings { limits, ..Settings::default() });
+    let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
+    let place = Place::new();
+    register(&gateway, &bob, &place.file("bob")).await;
+    let mut app = App::open(&gateway, &alice, "phone", &place.file("alice")).await;
+    loop {
+        let client = app.messenger.client();
+        let bundles = client.fetch_keys(id(&bob), Vec::new()).await.unwrap();
+        if bundles[0].one_time_key.is_none() {
+            break;
+        }
+    }
+    app.send(&bob, "hello").await;
+    app.sent().await;
+    app.close().await;
+    let mut app = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
+    app.read("hello").await;
+    wait_published(&gateway, &bob, &app).await;
+    app.close().await;
+}
