@@ -92,11 +92,11 @@ fn id(name: &str) -> UserId {
 /// Opens it until its keys are at the server.
 async fn register(gateway: &Gateway, user: &str, database: &Path) {
     let app = App::open(gateway, user, "phone", database).await;
-    wait_published(gateway, user, &app).await;
+    wait_published(user, &app).await;
     app.close().await;
 }
 
-async fn wait_published(_gateway: &Gateway, user: &str, app: &App) {
+async fn wait_published(user: &str, app: &App) {
     let published = async {
         let client = app.messenger.client();
         loop {
@@ -196,6 +196,6 @@ async fn first_message_without_a_one_time_key_is_read() {
     app.close().await;
     let mut app = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
     app.read("hello").await;
-    wait_published(&gateway, &bob, &app).await;
+    wait_published(&bob, &app).await;
     app.close().await;
 }
