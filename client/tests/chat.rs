@@ -1,4 +1,4 @@
-//! The terminal client, driven by a script.
+//! The terminal client without encryption, driven by a script.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -14,7 +14,7 @@ use support::{Entry, device};
 
 fn start(gateway: &Gateway, data: &Path) -> (Child, BufReader<ChildStdout>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ringpost-chat"))
-        .args(["--user", "alice", "--server", &gateway.address])
+        .args(["--plain", "--user", "alice", "--server", &gateway.address])
         .arg("--data")
         .arg(data)
         .arg("--store")

@@ -1,36 +1,41 @@
-//! Talks by hand, or from a script: lines in, lines out.
-//!
-//! Messages are sent as plain UTF-8: this is a tool to look at a gateway with, not a messenger.
+//! Talks by hand, or from a script: lines in, lines out. Encrypted from end to end, unless `--plain`.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use ringpost_client::ledger::LedgerConfig;
-use ringpost_client::protocol::id::{DeviceId, SendSeq, UserId};
-use ringpost_client::protocol::message::{GapReason, Mode, Recipient, SendBody};
+use ringpost_client::messenger::{Messenger, MessengerConfig};
+use ringpost_client::protocol::id::{DeviceId, UserId};
+use ringpost_client::protocol::message::Mode;
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
-    Client, ClientConfig, Event, News, PathConfig, Receipt, SendError, SendId, SendOptions, Status,
-    TokenFault, TokenSource, Transports,
+    Client, ClientConfig, PathConfig, Status, TokenFault, TokenSource, Transports,
 };
-use tokio::io::{AsyncBufReadExt, BufReader};
+use zeroize::Zeroizing;
+
+use input::Input;
+use names::Names;
+use talk::Talk;
 
 mod mint;
+mod input;
+mod names;
+mod talk;
+mod plain;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Talk to another user through a Ringpost gateway.
 #[derive(Parser)]
-#[command(version, after_help = HELP)]
+#[command(version, after_help = talk::HELP)]
 struct Options {
     /// Who you are.
     #[arg(long)]
@@ -56,6 +61,13 @@ struct Options {
     /// Send every line to this user.
     #[arg(long)]
     to: Option<String>,
+    /// Take the lines from this file, and leave at its end; see below.
+    #[arg(long, conflicts_with = "plain")]
+    script: Option<PathBuf>,
+    /// Send messages as they are, unencrypted: to look at a gateway with, not to talk with. Knows
+    /// /to, /reconnect, /network, /how and /quit.
+    #[arg(long)]
+    plain: bool,
     /// How to reach the gateway: its UDP and its TCP port have the same number.
     #[arg(long, value_enum, default_value = "auto")]
     transport: TransportChoice,
@@ -72,16 +84,6 @@ enum TransportChoice {
     Tls,
 }
 
-/// What the loop knows.
-struct Chat {
-    client: Client,
-    to: Option<UserId>,
-    /// Sent in this run and not answered.
-    unanswered_count: usize,
-    /// Accepted in this run and not yet reported as delivered.
-    undelivered: BTreeMap<SendSeq, (SendId, UserId)>,
-}
-
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(run());
@@ -95,17 +97,34 @@ async fn run() -> anyhow::Result<()> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     let options = Options::parse();
+    let user = UserId::new(&options.user)?;
+    let store = match &options.store {
+        Some(directory) => directory.clone(),
+        None => PathBuf::from("chat-data").join(file_name(user.as_str())?),
+    };
     let to = options.to.as_deref().map(UserId::new).transpose()?;
-    let client = open(&options).await?;
-    say("-- messages are not encrypted end to end by this tool; /help tells what to type");
-    let mut chat = Chat { client, to, unanswered_count: 0, undelivered: BTreeMap::new() };
-    let result = chat.run().await;
-    chat.client.close().await;
+    let config = configure(&options, &user, &store)?;
+    if options.plain {
+        let client = Client::open(config).await?;
+        say("-- messages are not encrypted; /help tells what to type");
+        let mut chat = plain::Chat::new(client.clone(), to);
+        let result = chat.run().await;
+        client.close().await;
+        return result;
+    }
+    fs::create_dir_all(&store)?;
+    let names = Names::load(store.join("names"))?;
+    let store_key = store_key(&config.database_path.with_extension("key"))?;
+    let input = Input::open(options.script.as_deref())?;
+    let messenger = Messenger::open(MessengerConfig { client: config, user, store_key }).await?;
+    say("-- /help tells what to type");
+    let mut talk = Talk::new(messenger, names, to);
+    let result = talk.run(input).await;
+    talk.close().await;
     result
 }
 
-async fn open(options: &Options) -> anyhow::Result<Client> {
-    let user = UserId::new(&options.user)?;
+fn configure(options: &Options, user: &UserId, store: &Path) -> anyhow::Result<ClientConfig> {
     let device = DeviceId::new(&options.device)?;
     let roots = options.data.join("ca.pem");
     let roots_pem = fs::read(&roots).with_context(|| {
@@ -122,13 +141,9 @@ async fn open(options: &Options) -> anyhow::Result<Client> {
                 .map_err(|error| TokenFault::Unavailable(error.to_string()));
             std::future::ready(token)
         }),
-        None => Arc::new(mint::DevelopmentTokens::load(&options.data, &user, &device)?),
+        None => Arc::new(mint::DevelopmentTokens::load(&options.data, user, &device)?),
     };
-    let store = match &options.store {
-        Some(directory) => directory.clone(),
-        None => PathBuf::from("chat-data").join(file_name(user.as_str())?),
-    };
-    let config = ClientConfig {
+    Ok(ClientConfig {
         addresses: options.server.clone(),
         server_name,
         roots_pem,
@@ -146,154 +161,21 @@ async fn open(options: &Options) -> anyhow::Result<Client> {
         },
         reconnect: ReconnectConfig::default(),
         ledger: LedgerConfig::default(),
-    };
-    Ok(Client::open(config).await?)
+    })
 }
 
-impl Chat {
-    async fn run(&mut self) -> anyhow::Result<()> {
-        let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        let mut is_input_open = true;
-        let give_up = tokio::time::sleep(Duration::MAX);
-        tokio::pin!(give_up);
-        self.prompt();
-        while is_input_open || self.unanswered_count > 0 {
-            tokio::select! {
-                line = lines.next_line(), if is_input_open => match line? {
-                    Some(line) if line.trim() == "/quit" => return Ok(()),
-                    Some(line) => self.handle_line(line.trim_end()).await?,
-                    None => {
-                        is_input_open = false;
-                        give_up.set(tokio::time::sleep(ANSWERS_AFTER_INPUT));
-                    }
-                },
-                event = self.client.next_event() => match event {
-                    Some(event) => self.handle_event(event).await?,
-                    None => bail!("the client has closed"),
-                },
-                () = &mut give_up, if !is_input_open => {
-                    say("-- not everything was accepted; it is kept and sent next time");
-                    return Ok(());
-                }
-            }
-            self.prompt();
-        }
-        Ok(())
+/// Made at the first start. A phone has a keychain for this; here the file system guards it.
+fn store_key(path: &Path) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    if !path.exists() {
+        let key = Zeroizing::new(rand::random::<[u8; 32]>());
+        let mut options = fs::File::options();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(&*key)?;
+        file.sync_all()?;
     }
-
-    async fn handle_line(&mut self, line: &str) -> anyhow::Result<()> {
-        if line.is_empty() {
-            return Ok(());
-        }
-        if let Some(command) = line.strip_prefix('/') {
-            match command.split_once(' ').unwrap_or((command, "")) {
-                ("help", _) => say(HELP),
-                ("to", "") => self.to = None,
-                ("to", name) => match UserId::new(name.trim()) {
-                    Ok(user) => self.to = Some(user),
-                    Err(fault) => say(&format!("-- {fault}")),
-                },
-                ("reconnect", _) => self.client.reconnect().await?,
-                ("network", _) => self.client.network_changed().await?,
-                ("how", _) => say(&match self.client.transport() {
-                    Some(transport) => format!("-- over {transport}"),
-                    None => "-- not connected".into(),
-                }),
-                _ => say("-- unknown command; /help"),
-            }
-            return Ok(());
-        }
-        let (user, text) = match (&self.to, line.split_once(':')) {
-            (Some(user), _) => (user.clone(), line),
-            (None, Some((name, text))) => match UserId::new(name.trim()) {
-                Ok(user) => (user, text.trim_start()),
-                Err(fault) => {
-                    say(&format!("-- {fault}"));
-                    return Ok(());
-                }
-            },
-            (None, None) => {
-                say("-- to whom? type `bob: hello`, or first `/to bob`");
-                return Ok(());
-            }
-        };
-        let body = SendBody::Shared(Bytes::copy_from_slice(text.as_bytes()));
-        match self.client.send(Recipient::User(user), body, SendOptions::default()).await {
-            Ok(_) => self.unanswered_count += 1,
-            Err(SendError::Fault(fault)) => say(&format!("-- not sent: {fault}")),
-            Err(SendError::Closed(closed)) => return Err(closed.into()),
-        }
-        Ok(())
-    }
-
-    async fn handle_event(&mut self, event: Event) -> anyhow::Result<()> {
-        match event {
-            Event::News { id, news } => {
-                self.show_news(news);
-                // Shown first: a crash in between shows it twice rather than never.
-                self.client.confirm(id).await?;
-            }
-            Event::Status(status) => show_status(&status),
-            Event::Hint(_) => {}
-        }
-        Ok(())
-    }
-
-    fn show_news(&mut self, news: News) {
-        match news {
-            News::Message(message) => {
-                let text = printable(&String::from_utf8_lossy(&message.envelope));
-                say(&format!("{}: {text}", printable(message.from.user.as_str())));
-            }
-            News::Sent(sent) => {
-                self.unanswered_count = self.unanswered_count.saturating_sub(1);
-                say(&format!("-- sent #{}", sent.id.0));
-                for (user, device, reason) in &sent.skipped {
-                    let (user, device) = (printable(user.as_str()), printable(device.as_str()));
-                    say(&format!("-- #{} not for {user}/{device}: {reason:?}", sent.id.0));
-                }
-                if let Recipient::User(user) = sent.to {
-                    self.undelivered.insert(sent.send_seq, (sent.id, user));
-                }
-            }
-            News::Refused(refused) => {
-                self.unanswered_count = self.unanswered_count.saturating_sub(1);
-                say(&format!("-- refused #{}: {:?}", refused.id.0, refused.code));
-            }
-            News::Delivered(receipt) => self.show_receipt(&receipt),
-            News::Gap(gap) => {
-                say(&format!("-- messages to you are missing: {}", cause(gap.reason)))
-            }
-            News::Sealed(_) => {}
-        }
-    }
-
-    fn show_receipt(&mut self, receipt: &Receipt) {
-        let peer = printable(receipt.peer.user.as_str());
-        let covered: Vec<SendSeq> = self
-            .undelivered
-            .range(..=receipt.up_to_send_seq)
-            .filter(|(_, (_, user))| *user == receipt.peer.user)
-            .map(|(send_seq, _)| *send_seq)
-            .collect();
-        for send_seq in &covered {
-            if let Some((id, _)) = self.undelivered.remove(send_seq) {
-                say(&format!("-- delivered #{} to {peer}", id.0));
-            }
-        }
-        if covered.is_empty() {
-            say(&format!("-- {peer} has what you sent earlier"));
-        }
-    }
-
-    fn prompt(&self) {
-        if io::stdin().is_terminal() && io::stdout().is_terminal() {
-            let to = self.to.as_ref().map_or("", UserId::as_str);
-            print!("{to}> ");
-            // Nothing can be done for a terminal that has gone.
-            let _ = io::stdout().flush();
-        }
-    }
+    let bytes = Zeroizing::new(fs::read(path)?);
+    let key = bytes.as_slice().try_into();
+    Ok(Zeroizing::new(key.with_context(|| format!("{} is not a key", path.display()))?))
 }
 
 fn show_status(status: &Status) {
@@ -317,16 +199,6 @@ fn say(line: &str) {
     let over_prompt = if io::stdin().is_terminal() && out.is_terminal() { "\r" } else { "" };
     // Nothing can be done for a reader that has gone.
     let _ = writeln!(out, "{over_prompt}{line}").and_then(|()| out.flush());
-}
-
-/// Why the server does not deliver something.
-fn cause(reason: GapReason) -> &'static str {
-    match reason {
-        GapReason::Full => "your mailbox was full",
-        GapReason::Expired => "they waited too long",
-        GapReason::Damaged => "the server's disk has lost them",
-        GapReason::Unspecified => "the server does not say why",
-    }
 }
 
 /// What others wrote must not steer the terminal or pretend to be a line of its own.
@@ -356,11 +228,3 @@ fn host(address: &str) -> anyhow::Result<&str> {
 const ANSWERS_AFTER_INPUT: Duration = Duration::from_secs(10);
 /// File names have 255 bytes.
 const ID_BYTES_IN_HEX_MAX: usize = 120;
-const HELP: &str = "\
-  bob: hello     send \"hello\" to bob
-  /to bob        send every following line to bob; /to alone ends that
-  /reconnect     connect now
-  /network       the network has changed: QUIC moves along, TLS connects again
-  /how           which transport the connection uses
-  /quit          leave at once; what is not sent yet is kept and sent next time
-At the end of piped input the tool waits for the answers, 10 s at most, then leaves.";
