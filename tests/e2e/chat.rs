@@ -1,106 +1,18 @@
 //! Two terminals: the development gateway as a newcomer starts it, and `ringpost-chat`.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 
-use crate::support::PATIENCE;
 use crate::support::binaries::binaries;
-use crate::support::gateway::{own_address, read_announcement, terminate, wait_for_exit};
+use crate::support::gateway::{terminate, wait_for_exit};
 use crate::support::peer::Place;
-
-/// Ends the process with the test.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Chat {
-    process: Guard,
-    input: ChildStdin,
-    lines: mpsc::Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Chat {
-    fn start(user: &str, gateway: SocketAddr, data: &Path, store: &Path) -> Self {
-        let mut child = Command::new(&binaries().chat)
-            .args(["--user", user, "--server-name", "localhost", "--server", &gateway.to_string()])
-            .arg("--data")
-            .arg(data)
-            .arg("--store")
-            .arg(store)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let (line, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for text in BufReader::new(output).lines().map_while(Result::ok) {
-                if line.send(text).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut chat = Self { process: Guard(child), input, lines, seen: Vec::new() };
-        chat.expect("-- connected");
-        chat
-    }
-
-    fn say(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap();
-    }
-
-    fn expect(&mut self, wanted: &str) {
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|fault| {
-                panic!("no {wanted:?} ({fault}), but {:?}", self.seen);
-            });
-            let found = line == wanted;
-            self.seen.push(line);
-            if found {
-                return;
-            }
-        }
-    }
-
-    /// Closes the terminal; gives every line it has shown.
-    fn quit(mut self) -> Vec<String> {
-        self.say("/quit");
-        assert!(wait_for_exit(&mut self.process.0).success());
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
-            self.seen.push(line);
-        }
-        self.seen
-    }
-}
+use crate::support::terminal::{Terminal, chat_command, start_development_gateway};
 
 #[test]
 fn two_terminals_talk() {
     let place = Place::new();
     let data = place.file("data");
-    let free_port = format!("{}:0", own_address());
-    let mut gateway = Guard(
-        Command::new(&binaries().gateway)
-            .arg("--data")
-            .arg(&data)
-            .args(["--listen", &free_port, "--admin-listen", &free_port])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    let (address, _) = read_announcement(&mut gateway.0).expect("it starts");
-    let start = |user: &str| Chat::start(user, address, &data, &place.file(user));
+    let (mut gateway, address) = start_development_gateway(&data);
+    let start = |user: &str| Terminal::start(chat_command(user, address, &data, &place.file(user)));
     let (mut alice, mut bob) = (start("alice"), start("bob"));
     alice.say("bob: hello bob");
     bob.expect("alice: hello bob");

@@ -37,5 +37,6 @@ mod rest;
 mod audit;
 mod admin;
 mod chat;
+mod tutorial;
 mod visibility;
 mod check;

@@ -12,6 +12,7 @@ pub mod load;
 pub mod peer;
 pub mod quic;
 pub mod raw;
+pub mod terminal;
 pub mod traces;
 
 /// Bound of every wait. Reached only when something is broken.

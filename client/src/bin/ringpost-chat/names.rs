@@ -101,7 +101,7 @@ fn hex(text: &str) -> String {
 }
 
 fn of_hex(text: &str) -> anyhow::Result<String> {
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         bail!("not hexadecimal");
     }
     let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16);

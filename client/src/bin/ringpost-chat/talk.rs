@@ -142,8 +142,10 @@ impl Talk {
             ["network"] => self.messenger.client().network_changed().await?,
             ["how"] => {
                 let transport = self.messenger.client().transport();
-                let how = transport.map_or("not connected".into(), |way| format!("over {way}"));
-                self.say(&format!("-- {how}"));
+                match transport {
+                    Some(way) => self.say(&format!("-- over {way}")),
+                    None => self.say("-- not connected"),
+                }
             }
             _ => self.say("-- unknown command; /help"),
         }
@@ -164,7 +166,9 @@ impl Talk {
         } else if heard == digits {
             self.say(&format!("-- the numbers are the same: nobody is between you and {name}"));
         } else {
-            self.say(&format!("-- THE NUMBERS DIFFER: somebody may read what you and {name} write"));
+            self.say(&format!(
+                "-- THE NUMBERS DIFFER: somebody may read what you and {name} write"
+            ));
         }
         Ok(())
     }

@@ -1,0 +1,124 @@
+//! The tutorial, as it stands: what is to be typed is typed, what is said to appear appears.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::support::peer::Place;
+use crate::support::terminal::{Terminal, chat_command, start_development_gateway};
+
+/// A fenced block: what stands behind its fence, and its lines.
+type Block = (Vec<String>, Vec<String>);
+
+struct Reader {
+    place: Place,
+    gateway: SocketAddr,
+    terminals: BTreeMap<String, Terminal>,
+    /// The last one that somebody saw.
+    safety_number: Option<String>,
+}
+
+#[test]
+fn the_tutorial_does_what_it_says() {
+    let place = Place::new();
+    let (_gateway, gateway) = start_development_gateway(&place.file("data"));
+    let mut reader = Reader { place, gateway, terminals: BTreeMap::new(), safety_number: None };
+    let blocks = blocks(include_str!("../../client/TUTORIAL.md"));
+    assert!(blocks.len() >= 8, "{}", blocks.len());
+    for (words, lines) in blocks {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words[..] {
+            ["sh"] => assert_eq!(lines, ["cargo run --release"], "the gateway that runs here"),
+            ["sh", user] => {
+                assert_eq!(lines, [format!("{START}{user}")]);
+                reader.start(user);
+            }
+            [user, "again"] => {
+                reader.start(user);
+                reader.play(user, &lines);
+            }
+            [user] => reader.play(user, &lines),
+            _ => panic!("what is a block of {words:?}?"),
+        }
+    }
+    assert!(reader.safety_number.is_some_and(|number| number.len() == 60));
+}
+
+impl Reader {
+    fn start(&mut self, user: &str) {
+        let (data, store) = (self.place.file("data"), self.place.file(user));
+        let terminal = Terminal::start(chat_command(user, self.gateway, &data, &store));
+        let earlier = self.terminals.insert(user.to_owned(), terminal);
+        assert!(earlier.is_none(), "{user} has left before");
+    }
+
+    fn play(&mut self, user: &str, lines: &[String]) {
+        for line in lines {
+            let terminal = self.terminals.get_mut(user).expect("started before");
+            match line.strip_prefix("> ") {
+                Some("/quit") => {
+                    self.terminals.remove(user).expect("looked at above").quit();
+                }
+                Some(typed) => {
+                    let number = self.safety_number.as_deref();
+                    let number = number.unwrap_or("a number that nobody has read out");
+                    terminal.say(&typed.replace("NUMBER", number));
+                }
+                None => {
+                    let start = line.strip_suffix("...");
+                    let shown = terminal.expect_such(line, |shown| match start {
+                        Some(start) => shown.starts_with(start),
+                        None => shown == line,
+                    });
+                    if shown.starts_with("-- safety number") {
+                        let digits = shown.chars().filter(char::is_ascii_digit);
+                        self.safety_number = Some(digits.collect());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn blocks(text: &str) -> Vec<Block> {
+    let (mut blocks, mut open): (Vec<Block>, Option<Block>) = (Vec::new(), None);
+    for line in text.lines() {
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(words), None) => {
+                open = Some((words.split(' ').map(str::to_owned).collect(), Vec::new()));
+            }
+            (None, Some((_, lines))) => lines.push(line.to_owned()),
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a block without an end");
+    blocks
+}
+
+#[test]
+fn a_script_says_whether_the_conversation_went_as_written() {
+    let place = Place::new();
+    let data = place.file("data");
+    let (_gateway, gateway) = start_development_gateway(&data);
+    let script = |user: &str, text: &str| {
+        let path = place.file(&format!("{user}.script"));
+        std::fs::write(&path, text).unwrap();
+        let mut command = chat_command(user, gateway, &data, &place.file(user));
+        command.arg("--script").arg(path);
+        command
+    };
+    // Bob exists from here on.
+    Terminal::start(chat_command("bob", gateway, &data, &place.file("bob"))).quit();
+    let alice = script("alice", "# a comment\nbob: hello\nexpect -- sent #1\nexpect bob: hi\n");
+    let bob = script("bob", "expect alice: hello\nalice: hi\nexpect -- read #1 by alice\n");
+    let (alice, bob) = (Terminal::start(alice), Terminal::start(bob));
+    assert!(alice.wait().contains(&"bob: hi".to_owned()));
+    assert!(bob.wait().contains(&"alice: hello".to_owned()));
+
+    let wrong = place.file("wrong");
+    let mut never = chat_command("carol", gateway, &data, &wrong);
+    never.arg("--script").arg(place.file("nowhere"));
+    assert!(!never.output().unwrap().status.success(), "a script that is not there");
+}
+
+const START: &str = "cargo run --release -p ringpost-client --bin ringpost-chat -- --user ";
