@@ -4,6 +4,8 @@
 //! written where, the sender, the control messages), then the payload. A send has its header, vector,
 //! name and control messages in a [`SendBlock`], which stays in place until the final completion.
 
+mod segmentation;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ptr;
 
@@ -11,6 +13,8 @@ use bytes::Bytes;
 use io_uring::squeue::Entry;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
+
+pub(crate) use segmentation::Segmentation;
 
 use crate::lease::ReceivePool;
 use crate::net::RawAddress;
@@ -21,6 +25,7 @@ use crate::{DatagramSend, Datagrams, Errno, Outcome, UdpSocket};
 pub(crate) struct DatagramCounts {
     pub(crate) truncated: u64,
     pub(crate) segmentations_refused: u64,
+    pub(crate) trains_split: u64,
 }
 
 /// What a multishot receive asks for; only the two sizes in it count.
@@ -180,11 +185,23 @@ pub(crate) struct SendBlock {
 }
 
 impl SendBlock {
-    pub(crate) fn new(socket: UdpSocket, send: DatagramSend) -> Self {
+    pub(crate) fn new(
+        socket: UdpSocket,
+        send: DatagramSend,
+        segmentation: &mut Segmentation,
+        counts: &mut DatagramCounts,
+    ) -> Self {
         let DatagramSend { to, from, ecn, segment_bytes, data } = send;
         assert!(segment_bytes != Some(0), "a datagram of a train has bytes");
         // A train of one is none: some kernels would refuse it.
         let segment_bytes = segment_bytes.filter(|bytes| usize::from(*bytes) < data.len());
+        let call_bytes = match segment_bytes {
+            Some(bytes) if !segmentation.tries(socket) => {
+                counts.trains_split += 1;
+                usize::from(bytes)
+            }
+            _ => data.len(),
+        };
         Self {
             header: empty_header(),
             part: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
@@ -194,7 +211,7 @@ impl SendBlock {
             to,
             from,
             ecn,
-            call_bytes: data.len(),
+            call_bytes,
             data,
             segment_bytes,
             sent_bytes: 0,
@@ -239,18 +256,23 @@ impl SendBlock {
     pub(crate) fn advance(
         &mut self,
         result: i32,
+        segmentation: &mut Segmentation,
         counts: &mut DatagramCounts,
     ) -> Option<Result<Outcome, Errno>> {
+        let whole = self.call_bytes == self.data.len();
         if result >= 0 {
+            if whole && self.segment_bytes.is_some() {
+                segmentation.taken(self.socket);
+            }
             self.sent_bytes += self.call_bytes;
             return (self.sent_bytes >= self.data.len()).then_some(Ok(Outcome::Done));
         }
         let errno = Errno(-result);
-        let whole = self.call_bytes == self.data.len();
         match (errno, self.segment_bytes) {
             (Errno::INTR, _) => None,
             (Errno::INVAL | Errno::IO, Some(bytes)) if whole => {
                 counts.segmentations_refused += 1;
+                segmentation.refused(self.socket);
                 self.call_bytes = usize::from(bytes);
                 None
             }
@@ -355,9 +377,18 @@ mod tests {
     use super::*;
 
     fn send(segment_bytes: Option<u16>, data: &'static [u8]) -> SendBlock {
+        send_on(&mut Segmentation::default(), segment_bytes, data)
+    }
+
+    fn send_on(
+        segmentation: &mut Segmentation,
+        segment_bytes: Option<u16>,
+        data: &'static [u8],
+    ) -> SendBlock {
         let to = "192.0.2.7:443".parse().unwrap();
         let (from, data) = (Some("192.0.2.1".parse().unwrap()), Bytes::from_static(data));
-        SendBlock::new(UdpSocket(3), DatagramSend { to, from, ecn: 2, segment_bytes, data })
+        let send = DatagramSend { to, from, ecn: 2, segment_bytes, data };
+        SendBlock::new(UdpSocket(3), send, segmentation, &mut DatagramCounts::default())
     }
 
     fn head_with(name: &[u8], control: &Control) -> Vec<u8> {
@@ -413,17 +444,17 @@ mod tests {
 
     #[test]
     fn a_refused_train_goes_one_by_one() {
-        let mut counts = DatagramCounts::default();
+        let (mut counts, mut memory) = (DatagramCounts::default(), Segmentation::default());
         let mut block = send(Some(4), b"aaaabbbbcc");
         block.entry();
         assert_eq!((block.part.iov_len, block.control.used_bytes), (10, 32 + 24 + 24));
-        assert!(block.advance(-libc::EINVAL, &mut counts).is_none());
+        assert!(block.advance(-libc::EINVAL, &mut memory, &mut counts).is_none());
         assert_eq!(counts.segmentations_refused, 1);
         for length in [4, 4, 2] {
             block.entry();
             assert_eq!((block.part.iov_len, block.control.used_bytes), (length, 32 + 24));
             assert!(block.sent_bytes < 10);
-            let done = block.advance(i32::try_from(length).unwrap(), &mut counts);
+            let done = block.advance(i32::try_from(length).unwrap(), &mut memory, &mut counts);
             assert_eq!(done.is_some(), length == 2);
         }
         assert_eq!(counts.segmentations_refused, 1);
@@ -431,16 +462,36 @@ mod tests {
 
     #[test]
     fn other_errors_and_single_datagrams_are_not_repeated() {
-        let mut counts = DatagramCounts::default();
+        let (mut counts, mut memory) = (DatagramCounts::default(), Segmentation::default());
         let mut train = send(Some(4), b"aaaabbbbcc");
-        let refused = train.advance(-libc::EMSGSIZE, &mut counts).unwrap();
+        let refused = train.advance(-libc::EMSGSIZE, &mut memory, &mut counts).unwrap();
         assert_eq!(refused.unwrap_err(), Errno::MSGSIZE);
         let mut single = send(Some(10), b"aaaabbbbcc");
-        assert!(single.advance(-libc::EINVAL, &mut counts).unwrap().is_err());
+        assert!(single.advance(-libc::EINVAL, &mut memory, &mut counts).unwrap().is_err());
         assert_eq!(counts.segmentations_refused, 0);
         // A second refusal, of a datagram alone, ends it.
         let mut train = send(Some(4), b"aaaabbbbcc");
-        assert!(train.advance(-libc::EIO, &mut counts).is_none());
-        assert!(train.advance(-libc::EIO, &mut counts).unwrap().is_err());
+        assert!(train.advance(-libc::EIO, &mut memory, &mut counts).is_none());
+        assert!(train.advance(-libc::EIO, &mut memory, &mut counts).unwrap().is_err());
+    }
+
+    #[test]
+    fn a_train_that_is_not_tried_goes_one_by_one_at_once() {
+        let (mut counts, mut memory) = (DatagramCounts::default(), Segmentation::default());
+        for _ in 0..10 {
+            let mut train = send_on(&mut memory, Some(4), b"aaaabbbbcc");
+            if train.call_bytes == 10 {
+                assert!(train.advance(-libc::EIO, &mut memory, &mut counts).is_none());
+            }
+        }
+        let refused = counts.segmentations_refused;
+        let mut train = send_on(&mut memory, Some(4), b"aaaabbbbcc");
+        for length in [4, 4, 2] {
+            train.entry();
+            assert_eq!((train.part.iov_len, train.control.used_bytes), (length, 32 + 24));
+            let done = train.advance(i32::try_from(length).unwrap(), &mut memory, &mut counts);
+            assert_eq!(done.is_some(), length == 2);
+        }
+        assert_eq!(counts.segmentations_refused, refused);
     }
 }

@@ -121,8 +121,8 @@ pub enum Op {
     /// Sends what `send` says with one call; completes once, with [`Outcome::Done`] or an error,
     /// and waits while the socket is full. A train that the kernel refuses to cut up
     /// ([`Errno::INVAL`] or [`Errno::IO`], from a device without the offload) is repeated by the
-    /// ring, one datagram at a time, and counted; the next train is tried as one again. An error
-    /// says that the datagrams from there on were lost, as datagrams may be, and nothing about the
+    /// ring, one datagram at a time, and counted; after several in a row on one socket the next few
+    /// thousand trains are not tried as one. An error says that the datagrams from there on were lost, as datagrams may be, and nothing about the
     /// socket.
     SendDatagrams { socket: UdpSocket, send: Box<DatagramSend> },
 
@@ -290,6 +290,8 @@ pub struct RingCounters {
     pub datagrams_truncated: u64,
     /// Trains that the kernel refused to cut up; the ring sent their datagrams one by one.
     pub segmentations_refused: u64,
+    /// Trains that the ring did not try as one, because the kernel had refused several before.
+    pub trains_split: u64,
 }
 
 /// Token of a wake from another shard or thread; not for operations.

@@ -22,7 +22,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{cqueue, opcode};
 
-use crate::datagram::{self, DatagramCounts};
+use crate::datagram::{self, DatagramCounts, Segmentation};
 use crate::lease::ReceivePool;
 use crate::net::RawAddress;
 use crate::{Completion, Errno, File, Op, OpId, Outcome, Socket};
@@ -47,6 +47,7 @@ pub(crate) struct OpTable {
     #[expect(clippy::vec_box, reason = "as above")]
     datagram_blocks: Vec<Box<datagram::SendBlock>>,
     datagram_counts: DatagramCounts,
+    segmentation: Segmentation,
 }
 
 /// The receive pools of a ring.
@@ -101,6 +102,7 @@ impl OpTable {
             send_blocks: Vec::new(),
             datagram_blocks: Vec::new(),
             datagram_counts: DatagramCounts::default(),
+            segmentation: Segmentation::default(),
         }
     }
 
@@ -158,7 +160,8 @@ impl OpTable {
                 })
             }
             Op::SendDatagrams { socket, send } => {
-                let block = datagram::SendBlock::new(socket, *send);
+                let (memory, counts) = (&mut self.segmentation, &mut self.datagram_counts);
+                let block = datagram::SendBlock::new(socket, *send, memory, counts);
                 let block = match self.datagram_blocks.pop() {
                     Some(mut used) => {
                         *used = block;
@@ -264,10 +267,13 @@ impl OpTable {
                 let pool = pools.datagram.as_mut().expect("asked at submit");
                 datagram::received(result, flags, pool, &mut self.datagram_counts)
             }
-            State::SendDatagrams(block) => match block.advance(result, &mut self.datagram_counts) {
-                None => return Step::Again(block.entry().user_data(user_data)),
-                Some(outcome) => outcome,
-            },
+            State::SendDatagrams(block) => {
+                let (memory, counts) = (&mut self.segmentation, &mut self.datagram_counts);
+                match block.advance(result, memory, counts) {
+                    None => return Step::Again(block.entry().user_data(user_data)),
+                    Some(outcome) => outcome,
+                }
+            }
             State::Open(_) if result >= 0 => Ok(Outcome::Opened(File(result))),
             State::Read(read) => match read.advance(result) {
                 None => return Step::Again(read.entry().user_data(user_data)),

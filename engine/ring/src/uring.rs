@@ -393,6 +393,7 @@ impl Ring for Uring {
             datagram_leases_out: self.pools.datagram.as_ref().map_or(0, ReceivePool::lent_count),
             datagrams_truncated: datagrams.truncated,
             segmentations_refused: datagrams.segmentations_refused,
+            trains_split: datagrams.trains_split,
             ..self.counters
         }
     }
