@@ -8,6 +8,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
 use quinn::{ConnectError, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
+use ringpost_protocol::limits::{QUIC_CLIENT_WINDOW_BYTES, QUIC_IDLE_MS};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
@@ -17,7 +18,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsConnector;
 
-use crate::limits::{QUIC_IDLE_MS_MAX, QUIC_WINDOW_BYTES};
 use crate::link::LinkFault;
 use crate::path::Order;
 use crate::race::{Attempt, Race};
@@ -172,14 +172,14 @@ impl Dialler {
 
 /// One stream, which the client opens; the protocol's own pings keep the path alive.
 fn transport_config() -> TransportConfig {
-    let idle = Duration::from_millis(QUIC_IDLE_MS_MAX);
+    let idle = Duration::from_millis(QUIC_IDLE_MS);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("an hour is a legal time")))
-        .stream_receive_window(VarInt::from_u32(QUIC_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(QUIC_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(QUIC_CLIENT_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(QUIC_CLIENT_WINDOW_BYTES))
         .datagram_receive_buffer_size(None)
         // The size that every path takes: what was found on one network may be too much for the next.
         .mtu_discovery_config(None);

@@ -1,7 +1,7 @@
 //! Bounds of the client. Configuration may lower those that [`crate::ledger::LedgerConfig`] names, and
 //! choose others for those of [`crate::PathConfig`].
 
-use ringpost_protocol::limits::{ENVELOPE_BYTES_MAX, HEARTBEAT_BACKGROUND_MS_MAX, TTL_MS_MAX};
+use ringpost_protocol::limits::{ENVELOPE_BYTES_MAX, TTL_MS_MAX};
 
 /// Messages in the outbox.
 pub const OUTBOX_ROWS_MAX: usize = 4096;
@@ -50,10 +50,6 @@ pub const QUIC_RETRY_MS_MAX: u64 = 3_600_000;
 pub const QUIC_RETRY_CONNECT_MS_MAX: u64 = 5_000;
 /// Time for the first answer on a path that may have changed.
 pub const PROBE_MS_MAX: u64 = 3_000;
-/// Silence after which QUIC itself gives a connection up. Never before the protocol does.
-pub const QUIC_IDLE_MS_MAX: u64 = 3_750_000;
-/// Bytes that the server may send ahead of what was read.
-pub const QUIC_WINDOW_BYTES: u32 = 256 * 1024;
 /// Time that a server which said GoAway is listened to before we leave.
 pub const GO_AWAY_MS_MAX: u64 = 5_000;
 /// Time for Bye to reach the socket at a close.
@@ -145,5 +141,4 @@ const _: () = assert!(PREKEY_GRACE_MS > TTL_MS_MAX && SESSION_IDLE_MS_MAX > TTL_
 const _: () = assert!(PREKEY_GRACE_MS / SIGNED_PREKEY_MS < SIGNED_PREKEYS_RETIRED_MAX as u64);
 const _: () = assert!(ONE_TIME_PREKEYS_TARGET as usize * 2 <= ONE_TIME_SECRETS_MAX);
 const _: () = assert!(SESSION_UNANSWERED_MESSAGES_MAX <= RATCHET_GAP_MAX);
-const _: () = assert!(QUIC_IDLE_MS_MAX >= HEARTBEAT_BACKGROUND_MS_MAX * 5 / 2);
 const _: () = assert!(QUIC_RETRY_CONNECT_MS_MAX <= QUIC_RETRY_MS_MIN);

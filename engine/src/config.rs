@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use ringpost_ring::steering::CidNaming;
+
 use crate::control::dev;
 use crate::limits::{Cidr, QUIC_HANDSHAKES_PENDING_MAX, QUIC_RETRY_PENDING, SHARDS_MAX};
 
@@ -74,23 +76,14 @@ pub struct AuthConfig {
 pub struct QuicServing {
     /// Without effect behind balancers: a PROXY header belongs to TCP.
     pub enabled: bool,
-    pub steering: Steering,
+    /// By what datagrams find the shard of their connection. `None`: by nothing, they are passed on
+    /// from shard to shard. For tests; no key of the file says that.
+    pub steering: Option<CidNaming>,
     /// Handshakes of one shard under way beyond which a client proves its address first.
     pub retry_pending: usize,
     /// Memory of the kernel for what one shard's socket sends and receives.
     pub send_buffer_bytes: u32,
     pub receive_buffer_bytes: u32,
-}
-
-/// How datagrams find the shard of their connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Steering {
-    /// By connection ids that say nothing to whoever has not the key.
-    Keyed,
-    /// By connection ids that name the shard in clear.
-    Plain,
-    /// Not at all: they are passed on from shard to shard. For tests; no key of the file says that.
-    Off,
 }
 
 /// Where the keys come from.
@@ -274,7 +267,7 @@ impl Default for QuicServing {
     fn default() -> Self {
         Self {
             enabled: true,
-            steering: Steering::Keyed,
+            steering: Some(CidNaming::Keyed),
             retry_pending: QUIC_RETRY_PENDING,
             send_buffer_bytes: 1 << 20,
             receive_buffer_bytes: 2 << 20,

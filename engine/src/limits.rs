@@ -4,16 +4,16 @@
 mod address;
 mod bucket;
 mod cidr;
+mod gate;
 mod live;
 
 pub use address::{AddressGuard, AddressRefusal, AddressTable, Admitted};
 pub use bucket::{Bucket, PerHour, Rate};
 pub use cidr::{Cidr, CidrFault};
+pub use gate::{Admission, Gate};
 pub use live::LimitSet;
 
-use ringpost_protocol::limits::{
-    DELIVERS_UNACKED_MAX, FRAME_BYTES_MAX, HEARTBEAT_BACKGROUND_MS_MAX, SENDS_UNANSWERED_MAX,
-};
+use ringpost_protocol::limits::{DELIVERS_UNACKED_MAX, FRAME_BYTES_MAX, SENDS_UNANSWERED_MAX};
 
 /// Shards of one process.
 pub const SHARDS_MAX: u16 = 256;
@@ -151,13 +151,11 @@ pub const REST_REQUEST_MS_MAX: u64 = 10_000;
 /// Devices whose one-time keys handed out of late are counted.
 pub const HANDOUTS_TRACKED_MAX: usize = 1 << 16;
 
-/// Received bytes of a QUIC stream that the gateway has not taken yet; the client sends no more.
-pub const QUIC_RECEIVE_WINDOW_BYTES: u32 = 64 * 1024;
 /// Bytes of a QUIC stream that were written and not acknowledged by the client; no more is taken.
 pub const QUIC_SEND_WINDOW_BYTES: u64 = 128 * 1024;
-/// Silence after which QUIC gives a connection up. Both sides announce it in the handshake, and the
-/// lower counts: above the longest heartbeat interval, so that sessions decide.
-pub const QUIC_IDLE_MS: u64 = 3_750_000;
+/// Connection ids that one client has at a time: the one in use, and two for its next moves. Each is
+/// two table entries.
+pub const QUIC_IDS_PER_CLIENT: u8 = 3;
 /// Datagrams of one connection that go out with one call.
 pub const QUIC_SEGMENTS_MAX: usize = 10;
 /// QUIC handshakes of one shard under way beyond which a client must prove its address first.
@@ -197,8 +195,6 @@ const _: () = assert!(STORE_WAITING_BYTES_MAX as u64 <= UNSYNCED_BYTES_MAX / 2);
 const _: () = assert!(STORE_WAITING_REQUESTS_MAX as u64 <= UNSYNCED_RECORDS_MAX / 2);
 const _: () = assert!(STORE_WAITING_BYTES_MAX > FRAME_BYTES_MAX);
 const _: () = assert!(RECEIPTS_PER_WALK_MAX <= DELIVERS_UNACKED_MAX);
-// A session that is heard from as rarely as allowed is not given up under it.
-const _: () = assert!(QUIC_IDLE_MS >= 2 * HEARTBEAT_BACKGROUND_MS_MAX);
 // An address is asked for before anybody is turned away.
 const _: () = assert!(SHARDS_MAX <= ringpost_ring::steering::SHARDS_MAX);
 const _: () = assert!(QUIC_RETRY_PENDING < QUIC_HANDSHAKES_PENDING_MAX);

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use ringpost_ring::RingCounters;
 use ringpost_storage::StoreStats;
 
-use crate::transport::quic::QuicCounters;
+use crate::transport::quic::QuicEndpoint;
 
 mod causes;
 mod kinds;
@@ -254,6 +254,8 @@ shard_metrics! {
     ring_leases_out: Gauge = "ringpost_ring_leases_out", "Receive buffers on loan.";
     quic_connections: Gauge = "ringpost_quic_connections",
         "QUIC connections on the shards that their ids name, those included that begin or end.";
+    quic_handshakes_pending: Gauge = "ringpost_quic_handshakes_pending",
+        "QUIC clients that have not opened their stream yet.";
     quic_handshakes: Counter = "ringpost_quic_handshakes_total", "QUIC handshakes completed.";
     quic_handshakes_failed: Counter = "ringpost_quic_handshakes_failed_total",
         "QUIC handshakes that failed, or whose clients opened no stream in time.";
@@ -291,6 +293,8 @@ shard_metrics! {
         "ringpost_datagram_sends_failed_total", "Sends of datagrams that failed.";
     datagram_trains_refused: Counter = "ringpost_datagram_trains_refused_total",
         "Sends of several datagrams that the kernel refused; they went out one by one.";
+    datagram_trains_split: Counter = "ringpost_datagram_trains_split_total",
+        "Sends of several datagrams that went out one by one, because several before were refused.";
     datagrams_truncated: Counter = "ringpost_datagrams_truncated_total",
         "Datagrams that did not fit into a receive buffer.";
     datagram_pool_empty: Counter = "ringpost_datagram_pool_empty_total",
@@ -342,15 +346,23 @@ impl ShardMetrics {
         self.datagram_pool_empty.set(ring.datagram_pool_empty);
         self.datagrams_truncated.set(ring.datagrams_truncated);
         self.datagram_trains_refused.set(ring.segmentations_refused);
+        self.datagram_trains_split.set(ring.trains_split);
     }
 
     /// Takes over what the QUIC endpoint counted; called before a copy is handed out.
-    pub(crate) fn set_quic(&mut self, connections: u64, quic: &QuicCounters) {
-        self.quic_connections.set(connections);
+    pub(crate) fn set_quic(&mut self, endpoint: &QuicEndpoint) {
+        self.quic_connections.set(endpoint.connections() as u64);
+        self.quic_handshakes_pending.set(endpoint.handshakes_pending() as u64);
+        let quic = endpoint.counters();
         self.quic_handshakes.set(quic.handshakes);
         self.quic_handshakes_failed.set(quic.handshakes_failed + quic.handshakes_late);
         self.quic_retries.set(quic.retries);
         self.quic_refused.set(quic.refused + quic.ignored);
+        // The shard counts those of which it heard only with their stream.
+        self.connections_refused
+            .add_many(RefusedConnection::AddressRate, quic.refused_address_rate);
+        let refused = quic.refused_address_connections;
+        self.connections_refused.add_many(RefusedConnection::AddressConnections, refused);
         self.quic_resets.set(quic.resets);
         self.quic_path_changes.set(quic.path_changes);
         self.quic_path_validations.set(quic.path_validations);

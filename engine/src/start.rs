@@ -13,7 +13,7 @@ use ringpost_storage::Resharded;
 use tracing::{info, warn};
 
 use crate::audit::{AuditEvent, AuditFault, AuditFile, AuditLog, Pseudonyms};
-use crate::config::{Config, QuicServing, Steering};
+use crate::config::{Config, QuicServing};
 use crate::control::auth::Verifier;
 use crate::control::keys::{self, KeysFault, Obtained};
 use crate::control::reload::{Reloader, SetLogFilter};
@@ -233,10 +233,7 @@ fn serve_quic(
         return Ok(None);
     }
     let keys = QuicKeys::from_secret(&data_dir::quic_secret(&config.data_dir)?);
-    let naming = match config.quic.steering {
-        Steering::Keyed | Steering::Off => CidNaming::Keyed,
-        Steering::Plain => CidNaming::Plain,
-    };
+    let naming = config.quic.steering.unwrap_or(CidNaming::Keyed);
     let limits = quic_limits(limits, &config.quic);
     Ok(Some(QuicConfig::new(tls, keys, naming, limits)))
 }

@@ -43,6 +43,13 @@ pub const HEARTBEAT_FOREGROUND_MS: u64 = 30_000;
 /// Bounds of a background device's heartbeat.
 pub const HEARTBEAT_BACKGROUND_MS_MIN: u64 = 240_000;
 pub const HEARTBEAT_BACKGROUND_MS_MAX: u64 = 1_500_000;
+/// Silence after which QUIC gives a connection up. Both ends announce it in the handshake, and the
+/// lower counts: above the longest heartbeat interval, so that sessions decide.
+pub const QUIC_IDLE_MS: u64 = 3_750_000;
+/// Bytes that a server may send ahead of what its client has read from its QUIC stream.
+pub const QUIC_CLIENT_WINDOW_BYTES: u32 = 256 * 1024;
+/// Received bytes of a QUIC stream that a server has not taken yet; its client sends no more.
+pub const QUIC_SERVER_WINDOW_BYTES: u32 = 64 * 1024;
 /// Time from accept to a valid Hello.
 pub const HELLO_MS_MAX: u64 = 10_000;
 /// Time that a client waits for the Welcome.
@@ -51,6 +58,8 @@ pub const WELCOME_MS_MAX: u64 = 20_000;
 /// Room of a frame for what surrounds its envelope.
 pub const ENVELOPE_ROUTING_BYTES_MAX: usize = FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX;
 
+// A session that is heard from as rarely as allowed is not given up under it.
+const _: () = assert!(QUIC_IDLE_MS >= HEARTBEAT_BACKGROUND_MS_MAX * 5 / 2);
 const _: () = assert!(ENVELOPE_ROUTING_BYTES_MAX >= 4 * USER_ID_BYTES_MAX + 1024);
 const _: () = assert!(FRAME_BYTES_MAX < 1 << (7 * LENGTH_PREFIX_BYTES_MAX));
 const _: () = assert!(SENDS_UNANSWERED_MAX <= SEND_OUTCOMES_MAX);

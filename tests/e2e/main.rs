@@ -27,6 +27,7 @@ mod format;
 mod faults;
 mod tls;
 mod quic;
+mod sockets;
 mod s2n;
 mod openssl;
 mod refusal;

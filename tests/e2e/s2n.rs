@@ -2,11 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use bytes::BytesMut;
-use prost::Message;
-use ringpost_protocol::frame::split_frame;
-use ringpost_protocol::limits::FRAME_BYTES_MAX;
-use ringpost_protocol::wire::{self, ServerFrame, client_frame, server_frame};
+use ringpost_protocol::wire::{self, client_frame, server_frame};
 use s2n_quic::client::Connect;
 use s2n_quic::provider::tls::rustls;
 use s2n_quic::stream::BidirectionalStream;
@@ -16,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::handover::udp_relay::UdpRelay;
 use crate::support::PATIENCE;
+use crate::support::frames::{self, Inbound};
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
 use crate::support::quic::Quic;
@@ -23,7 +20,7 @@ use crate::support::raw::{framed, hello_frame, send_frame};
 
 struct Peer {
     stream: BidirectionalStream,
-    inbound: BytesMut,
+    inbound: Inbound,
     // Both end when they are dropped.
     _connection: Connection,
     _client: Client,
@@ -49,7 +46,7 @@ impl Peer {
     async fn open(gateway: &Gateway, address: SocketAddr, user: &str) -> Self {
         let (client, mut connection) = dial(gateway, address, "ringpost/1").await.unwrap();
         let stream = connection.open_bidirectional_stream().await.unwrap();
-        let inbound = BytesMut::new();
+        let inbound = Inbound::default();
         let mut peer = Self { stream, inbound, _connection: connection, _client: client };
         let hello = hello_frame(&gateway.keys.token(user, "phone"), "phone");
         peer.send(client_frame::Frame::Hello(hello)).await;
@@ -64,15 +61,14 @@ impl Peer {
     /// Skips other frames up to the next one that `wanted` takes.
     async fn expect<T>(&mut self, wanted: impl Fn(server_frame::Frame) -> Option<T>) -> T {
         loop {
-            if let Some(frame) = split_frame(&mut self.inbound, FRAME_BYTES_MAX).unwrap() {
-                let frame = ServerFrame::decode(frame).unwrap().frame.unwrap();
+            if let Some(frame) = self.inbound.next() {
                 if let Some(found) = wanted(frame) {
                     return found;
                 }
                 continue;
             }
             let received = timeout(PATIENCE, self.stream.receive()).await.expect("more comes");
-            self.inbound.extend_from_slice(&received.unwrap().expect("it goes on"));
+            self.inbound.push(&received.unwrap().expect("it goes on"));
         }
     }
 
@@ -80,21 +76,14 @@ impl Peer {
     async fn talk(&mut self, own: &str, other: &mut Quic, other_user: &str, number: u64) {
         let body = format!("number {number}");
         self.send(client_frame::Frame::Send(send_frame(number, other_user, &body))).await;
-        let accepted = self.expect(|frame| match frame {
-            server_frame::Frame::Accepted(accepted) => Some(accepted.send_seq),
-            _ => None,
-        });
-        assert_eq!(accepted.await, number);
+        let (send_seq, answer) = self.expect(frames::answer).await;
+        assert!(send_seq == number && answer.is_ok());
         let deliver = other.expect_message().await;
         assert_eq!(deliver.envelope, body.as_bytes());
         other.send(client_frame::Frame::Ack(wire::Ack { up_to_seq: deliver.seq })).await;
 
         other.send(client_frame::Frame::Send(send_frame(number, own, &body))).await;
-        let deliver = self.expect(|frame| match frame {
-            server_frame::Frame::Deliver(deliver) => Some(deliver),
-            _ => None,
-        });
-        let deliver = deliver.await;
+        let deliver = self.expect(frames::message).await;
         assert_eq!(deliver.envelope, body.as_bytes());
         self.send(client_frame::Frame::Ack(wire::Ack { up_to_seq: deliver.seq })).await;
         other.expect_answer().await.1.unwrap();

@@ -25,17 +25,19 @@ pub const CID_BYTES: usize = 8;
 /// Shards that a connection id can name.
 pub const SHARDS_MAX: u16 = 256;
 
-/// The shard that `cid` names under `key`, of `shards`.
-#[must_use]
-pub fn keyed_shard(cid: &[u8; CID_BYTES], key: &[u8; 16], shards: u16) -> u16 {
-    let [head @ .., last] = cid;
-    below(u32::from(*last) ^ keyed_hash(head, key), shards)
+/// How a connection id names its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CidNaming {
+    /// By a keyed function of all of its bytes: nobody without the key can tell that two ids belong
+    /// to one connection, or to one shard.
+    Keyed,
+    /// By its first two bytes, for everybody to see.
+    Plain,
 }
 
 /// The last byte of a connection id that begins with `head` and names `shard`: one of those that do,
 /// picked by `random`. `shards` is at most [`SHARDS_MAX`].
-#[must_use]
-pub fn keyed_last_byte(
+fn keyed_last_byte(
     head: &[u8; CID_BYTES - 1],
     key: &[u8; 16],
     (shard, shards): (u16, u16),
@@ -57,37 +59,26 @@ pub fn keyed_last_byte(
 #[derive(Clone, PartialEq, Eq)]
 pub struct Program {
     shards: u16,
-    naming: Naming,
+    naming: CidNaming,
+    /// Of no use to plain ids.
+    key: [u8; 16],
     /// The first flight of a client goes by the kernel's hash.
     hashes_initial: bool,
 }
 
-#[derive(Clone, PartialEq, Eq)]
-enum Naming {
-    Plain,
-    Keyed([u8; 16]),
-}
-
 impl Program {
-    /// The first two bytes of the id name the shard, for everybody to see.
+    /// For ids that name one of `shards` shards, at most [`SHARDS_MAX`], in this way.
     #[must_use]
-    pub fn plain(shards: u16) -> Self {
-        assert!(shards > 0);
-        Self { shards, naming: Naming::Plain, hashes_initial: false }
+    pub fn new(naming: CidNaming, shards: u16, key: &[u8; 16]) -> Self {
+        assert!(shards > 0 && shards <= SHARDS_MAX, "a byte can name the shard");
+        Self { shards, naming, key: *key, hashes_initial: false }
     }
 
-    /// As [`keyed_shard`].
+    /// The same, but Initial and 0-RTT packets go by the kernel's hash. For a flood of them: their
+    /// ids are the attacker's, who by trying out could find those of one shard.
     #[must_use]
-    pub fn keyed(shards: u16, key: &[u8; 16]) -> Self {
-        assert!(shards > 0);
-        Self { shards, naming: Naming::Keyed(*key), hashes_initial: false }
-    }
-
-    /// As [`keyed_shard`], but Initial and 0-RTT packets go by the kernel's hash. For a flood of
-    /// them: their ids are the attacker's, who by trying out could find those of one shard.
-    #[must_use]
-    pub fn hash_initial(shards: u16, key: &[u8; 16]) -> Self {
-        Self { hashes_initial: true, ..Self::keyed(shards, key) }
+    pub fn hash_initial(self) -> Self {
+        Self { hashes_initial: true, ..self }
     }
 
     /// The number of shards among which it chooses.
@@ -103,11 +94,34 @@ impl Program {
         if self.hashes_initial && datagram.first().is_some_and(is_first_flight) {
             return None;
         }
-        let cid = connection_id(datagram)?;
-        Some(match &self.naming {
-            Naming::Plain => below(u32::from(u16::from_be_bytes([cid[0], cid[1]])), self.shards),
-            Naming::Keyed(key) => keyed_shard(cid, key, self.shards),
-        })
+        connection_id(datagram).map(|cid| self.shard_of_cid(cid))
+    }
+
+    /// The shard that `cid` names.
+    #[must_use]
+    pub fn shard_of_cid(&self, cid: &[u8; CID_BYTES]) -> u16 {
+        let [head @ .., last] = cid;
+        let number = match self.naming {
+            CidNaming::Plain => u32::from(u16::from_be_bytes([cid[0], cid[1]])),
+            CidNaming::Keyed => u32::from(*last) ^ keyed_hash(head, &self.key),
+        };
+        below(number, self.shards)
+    }
+
+    /// Makes random bytes an id that names `shard`, as random as such an id can be.
+    pub fn name_shard(&self, shard: u16, cid: &mut [u8; CID_BYTES]) {
+        match self.naming {
+            CidNaming::Keyed => {
+                let [head @ .., last] = cid;
+                *last = keyed_last_byte(head, &self.key, (shard, self.shards), *last);
+            }
+            CidNaming::Plain => {
+                let random = u16::from_be_bytes([cid[0], cid[1]]);
+                let multiple = random - random % self.shards;
+                let start = multiple.checked_add(shard).unwrap_or(shard);
+                cid[..2].copy_from_slice(&start.to_be_bytes());
+            }
+        }
     }
 
     /// The instructions.
@@ -119,15 +133,11 @@ impl Program {
 /// Without the key.
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let naming = match self.naming {
-            Naming::Plain => "plain",
-            Naming::Keyed(_) => "keyed",
-        };
         f.debug_struct("Program")
             .field("shards", &self.shards)
-            .field("naming", &naming)
+            .field("naming", &self.naming)
             .field("hashes_initial", &self.hashes_initial)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

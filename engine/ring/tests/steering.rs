@@ -8,7 +8,7 @@ mod support;
 use std::net::UdpSocket as Peer;
 
 use ringpost_ring::net::{UdpGroup, UdpOptions};
-use ringpost_ring::steering::Program;
+use ringpost_ring::steering::{CidNaming, Program};
 use ringpost_ring::{Datagrams, Errno, Op, Outcome, Ring, Uring, UringConfig};
 use support::{ring_with, run_until};
 
@@ -88,10 +88,10 @@ fn a_datagram_arrives_where_its_id_says_and_programs_change_at_run_time() {
     let mut server = Server::new();
     let mut state = 0x0dd_ba11;
     let programs = [
-        Program::plain(SHARDS),
-        Program::keyed(SHARDS, &KEY),
-        Program::hash_initial(SHARDS, &KEY),
-        Program::keyed(SHARDS, b"another key, too"),
+        Program::new(CidNaming::Plain, SHARDS, &KEY),
+        Program::new(CidNaming::Keyed, SHARDS, &KEY),
+        Program::new(CidNaming::Keyed, SHARDS, &KEY).hash_initial(),
+        Program::new(CidNaming::Keyed, SHARDS, b"another key, too"),
     ];
     for program in &programs {
         server.group.steer(program).unwrap();
@@ -119,7 +119,8 @@ fn what_names_no_shard_spreads_over_all() {
     let mut server = Server::new();
     let nameless: [&[u8]; 6] =
         [b"", b"\x40", b"\x80", &[0x40; 8], &[0xff; 13], &[0xc0, 0, 0, 0, 1, 7, 1, 2, 3, 4, 5, 6]];
-    for program in [Program::plain(SHARDS), Program::keyed(SHARDS, &KEY)] {
+    for naming in [CidNaming::Plain, CidNaming::Keyed] {
+        let program = Program::new(naming, SHARDS, &KEY);
         server.group.steer(&program).unwrap();
         for datagram in nameless {
             for _ in 0..PEERS {
@@ -140,7 +141,8 @@ fn what_names_no_shard_spreads_over_all() {
 fn one_shard_takes_all() {
     let any = "127.0.0.1:0".parse().unwrap();
     let group = UdpGroup::bind(any, 1, &UdpOptions::default()).unwrap();
-    for program in [Program::plain(1), Program::keyed(1, &KEY), Program::hash_initial(1, &KEY)] {
+    let keyed = Program::new(CidNaming::Keyed, 1, &KEY);
+    for program in [Program::new(CidNaming::Plain, 1, &KEY), keyed.clone(), keyed.hash_initial()] {
         group.steer(&program).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ringpost_ring::steering::CidNaming;
 use tracing_subscriber::EnvFilter;
 
 use super::source::{Section, Source};
@@ -9,8 +10,7 @@ use super::{
     AuditConfig, AuthConfig, CACHE_BYTES, Config, ConfigFaults, DATAGRAM_BUFFER_BYTES,
     DEFAULT_ADMIN_LISTEN, DEFAULT_AUDIENCE, DEFAULT_LISTEN, DRAIN_MS, DrainConfig, JITTER_MS,
     KeySetUrl, KeySource, LogConfig, LogFormat, QuicServing, RECLAIM_BYTES_PER_SECOND,
-    RETRY_PENDING, SEGMENT_BYTES, SHARDS, Steering, StorageConfig, TlsConfig, default_shards,
-    limits,
+    RETRY_PENDING, SEGMENT_BYTES, SHARDS, StorageConfig, TlsConfig, default_shards, limits,
 };
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigFaults> {
@@ -90,7 +90,7 @@ fn key_source(auth: &mut Section<'_>) -> KeySource {
 fn quic(quic: &mut Section<'_>) -> QuicServing {
     let QuicServing { enabled, steering, retry_pending, send_buffer_bytes, receive_buffer_bytes } =
         QuicServing::default();
-    let ways = [("keyed", Steering::Keyed), ("plain", Steering::Plain)];
+    let ways = [("keyed", Some(CidNaming::Keyed)), ("plain", Some(CidNaming::Plain))];
     let buffer = DATAGRAM_BUFFER_BYTES;
     QuicServing {
         enabled: quic.flag("enabled", enabled),

@@ -103,6 +103,19 @@ impl AddressTable {
         Ok(Admitted::Counted(AddressGuard { table: Arc::clone(self), stripe, slot }))
     }
 
+    /// Whether [`AddressTable::admit`] would refuse `address`, without counting it.
+    pub fn would_refuse(&self, address: IpAddr, now_ms: u64, limits: &LimitSet) -> bool {
+        let key = key_of(address);
+        let hash = self.hash(key);
+        let stripe = self.stripe(usize::from(stripe_bits(hash)) % self.stripes.len());
+        let found = stripe.index.find(hash, |&slot| stripe.entries[slot as usize].key == key);
+        let Some(entry) = found.map(|&slot| &stripe.entries[slot as usize]) else { return false };
+        let connections_max = limits.address_connections_max;
+        let mut bucket = entry.bucket;
+        (connections_max > 0 && entry.connections >= connections_max)
+            || bucket.take(limits.address_accepts, now_ms, 1).is_err()
+    }
+
     /// Addresses that are counted now, idle ones included.
     pub fn len(&self) -> usize {
         (0..self.stripes.len()).map(|stripe| self.stripe(stripe).index.len()).sum()
@@ -241,6 +254,8 @@ mod tests {
         let _two = counted(table.admit(address("::ffff:192.0.2.1"), 0, &limits));
         let refused = table.admit(address("192.0.2.1"), 0, &limits).unwrap_err();
         assert_eq!(refused, AddressRefusal::Connections);
+        assert!(table.would_refuse(address("192.0.2.1"), 0, &limits));
+        assert!(!table.would_refuse(address("192.0.2.2"), 0, &limits));
         let _other = counted(table.admit(address("192.0.2.2"), 0, &limits));
         drop(one);
         counted(table.admit(address("192.0.2.1"), 0, &limits));
@@ -251,6 +266,8 @@ mod tests {
         let table = AddressTable::new(100, 1);
         let limits = limits(1, 1, 0);
         counted(table.admit(address("2001:db8:1:2::1"), 0, &limits));
+        assert!(table.would_refuse(address("2001:db8:1:2:ffff::9"), 0, &limits));
+        assert!(!table.would_refuse(address("2001:db8:1:2:ffff::9"), 1_000, &limits));
         let refused = table.admit(address("2001:db8:1:2:ffff::9"), 0, &limits).unwrap_err();
         assert_eq!(refused, AddressRefusal::Rate);
         counted(table.admit(address("2001:db8:1:3::1"), 0, &limits));

@@ -149,6 +149,10 @@ impl<L: Label> Family<L> {
         self.counts[value.index()] += 1;
     }
 
+    pub fn add_many(&mut self, value: L, count: u64) {
+        self.counts[value.index()] += count;
+    }
+
     /// Every value of the label, and its count.
     pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
         L::VALUES.iter().copied().zip(self.counts)

@@ -15,18 +15,11 @@ use super::message::{Arrival, DeviceIndex, Login, MeshMessage, ShardEvent};
 use super::route::Waiter;
 use super::token::Token;
 use crate::control::auth::{AuthFault, Claims};
-use crate::limits::{AddressGuard, Admitted};
+use crate::limits::Admission;
 use crate::metrics::{Bound, RefusedConnection};
 
 /// How long an accept that failed for want of resources waits.
 const ACCEPT_RETRY_MS: u64 = 1_000;
-
-/// How an address is let in.
-#[derive(Default)]
-pub(super) struct Admission {
-    pub(super) is_exempt: bool,
-    pub(super) guard: Option<AddressGuard>,
-}
 
 impl<R: Ring> Shard<R> {
     /// Arms the listener if it should accept and does not. The only place that does.
@@ -127,27 +120,21 @@ impl<R: Ring> Shard<R> {
 
     /// Whether `address` may have another connection; `None` if not.
     pub(super) fn admit_address(&mut self, address: IpAddr) -> Option<Admission> {
-        if self.is_exempt(address) {
-            return Some(Admission { is_exempt: true, guard: None });
-        }
-        let guard = match self.addresses.admit(address, self.time.now_ms, &self.limits) {
-            Ok(Admitted::Counted(guard)) => Some(guard),
-            Ok(Admitted::Free) => None,
-            Ok(Admitted::TableFull) => {
-                self.metrics.bound_hits.add(Bound::Addresses);
-                None
-            }
+        match self.gate.admit(address, self.time.now_ms) {
+            Ok(admission) => Some(self.let_in(admission)),
             Err(refusal) => {
                 tracing::debug!(%address, ?refusal, "connection refused");
                 self.metrics.connections_refused.add(refusal.into());
-                return None;
+                None
             }
-        };
-        Some(Admission { is_exempt: false, guard })
+        }
     }
 
-    pub(super) fn is_exempt(&self, address: IpAddr) -> bool {
-        self.limits.address_exempt.iter().any(|range| range.contains(address))
+    pub(super) fn let_in(&mut self, admission: Admission) -> Admission {
+        if admission.is_uncounted {
+            self.metrics.bound_hits.add(Bound::Addresses);
+        }
+        admission
     }
 
     /// A connection was not welcomed in time.
@@ -241,7 +228,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn take_over(&mut self, from: u16, arrival: Arrival) {
         self.push_mesh(from, MeshMessage::Moved);
         let Arrival { mut conn, login } = arrival;
-        conn.is_exempt = self.is_exempt(conn.address); // the limits may be newer than it
+        conn.is_exempt = self.gate.is_exempt(conn.address); // the limits may be newer than it
         let full = self.conns.len() >= self.limits.connections_max;
         let key = self.conns.insert(conn);
         self.schedule(key);

@@ -230,7 +230,12 @@ impl<R: Ring> Shard<R> {
             self.metrics.bound_hits.add(bound);
             return None;
         }
-        let admission = self.admit_address(from)?;
+        // With a proven address it was asked before the handshake.
+        let edge = self.edge.as_mut().expect("its endpoint spoke");
+        let admission = match edge.endpoint.take_admission(stream) {
+            Some(admission) => self.let_in(admission),
+            None => self.admit_address(from)?,
+        };
         let frame_bytes_max = self.limits.frame_bytes_max;
         let link = Link::Quic(stream);
         let mut conn = Conn::new(link, Transport::Quic, from, frame_bytes_max, self.time.now_ms);

@@ -65,7 +65,7 @@ use self::token::Token;
 use self::wheel::Wheel;
 use crate::control::auth::Verifier;
 use crate::directory::DirectoryPort;
-use crate::limits::{AddressTable, Cidr, LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
+use crate::limits::{AddressTable, Cidr, Gate, LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
 use crate::mesh::{Mesh, Source};
 use crate::metrics::{Bound, ShardMetrics};
 use crate::transport::Acceptor;
@@ -147,7 +147,7 @@ pub struct Shard<R> {
     room_to_greet_ms: u64,
     acceptor: Acceptor,
     verifier: Arc<Verifier>,
-    addresses: Arc<AddressTable>,
+    gate: Gate,
     greetings: Greetings,
     conns: ConnTable,
     /// `None`: no QUIC.
@@ -191,8 +191,10 @@ impl<R: Ring> Shard<R> {
         assert!(config.storage_shards <= SHARDS_MAX && config.storage_shards <= mesh.shards());
         assert_eq!(store.is_some(), config.shard < config.storage_shards);
         let time = Time { now_ms: ring.now_ns() / 1_000_000, unix_ms: ring.unix_ms() };
+        let gate = Gate::new(addresses, Arc::clone(&limits));
         let edge = datagrams.zip(quic).map(|(socket, quic)| {
-            let endpoint = QuicEndpoint::new(&quic, config.shard, mesh.shards(), ring.now_ns());
+            let mut endpoint = QuicEndpoint::new(&quic, config.shard, mesh.shards(), ring.now_ns());
+            endpoint.set_gate(gate.clone());
             Box::new(Edge::new(endpoint, socket))
         });
         let mut random = Random::new(config.random_seed);
@@ -210,7 +212,7 @@ impl<R: Ring> Shard<R> {
             room_to_greet_ms: u64::MAX,
             acceptor,
             verifier,
-            addresses,
+            gate,
             greetings: Greetings::default(),
             conns: ConnTable::default(),
             edge,
@@ -409,14 +411,14 @@ impl<R: Ring> Shard<R> {
         let mut metrics = self.metrics.clone();
         metrics.connections.set(self.conns.len() as u64);
         metrics.handshakes_pending.set(self.greetings.count() as u64);
-        metrics.addresses.set(self.addresses.len() as u64);
+        metrics.addresses.set(self.gate.addresses() as u64);
         metrics.timers.set(self.wheel.len() as u64);
         metrics.mesh_unanswered.set(self.mesh.unanswered());
         metrics.directory_unanswered.set(self.inquiries.unanswered() as u64);
         metrics.mesh_depth.set(self.mesh.depth() as u64);
         metrics.set_ring(&self.ring.counters());
         if let Some(edge) = &self.edge {
-            metrics.set_quic(edge.endpoint.connections() as u64, edge.endpoint.counters());
+            metrics.set_quic(&edge.endpoint);
         }
         if let Some(home) = &self.home {
             metrics.device_lists_cached.set(home.lists.len() as u64);

@@ -32,8 +32,10 @@ impl<R: Ring> Shard<R> {
     pub(super) fn apply(&mut self, settings: ShardSettings) {
         let ShardSettings { acceptor, quic, verifier, limits, reconnect_jitter_ms, audits } =
             settings;
+        self.gate.set_limits(Arc::clone(&limits));
         if let (Some(edge), Some(quic)) = (&mut self.edge, &quic) {
             edge.endpoint.set_config(quic);
+            edge.endpoint.set_gate(self.gate.clone());
         }
         self.audits = audits;
         (self.acceptor, self.verifier) = (acceptor, verifier);
@@ -46,7 +48,7 @@ impl<R: Ring> Shard<R> {
         }
         for key in self.conns.keys() {
             let Some(address) = self.conns.get(key).map(|conn| conn.address) else { continue };
-            let is_exempt = self.is_exempt(address);
+            let is_exempt = self.gate.is_exempt(address);
             if let Some(conn) = self.conns.get_mut(key) {
                 conn.is_exempt = is_exempt;
             }

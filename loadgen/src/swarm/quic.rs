@@ -2,8 +2,7 @@
 //! a port of its own and leave it. Everything else of the swarm sees a client whose bytes come and
 //! go.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use quinn_proto::{
     Connection, ConnectionHandle, DatagramEvent, Dir, EndpointConfig, EndpointEvent, Event,
     IdleTimeout, ReadError, StreamEvent, StreamId, TransportConfig, VarInt,
 };
+use ringpost_protocol::limits::{QUIC_CLIENT_WINDOW_BYTES, QUIC_IDLE_MS};
 use ringpost_ring::net::{UdpGroup, UdpOptions};
 use ringpost_ring::{Completion, DatagramSend, Datagrams, Errno, Op, OpId, Outcome, Ring};
 
@@ -29,8 +29,8 @@ pub(super) struct Quic {
     origin: Instant,
     /// Which client a connection belongs to, by handle.
     owners: Vec<u32>,
-    /// (nanoseconds, client), the earliest first. An entry is good if its client still waits for it.
-    timers: BinaryHeap<Reverse<(u64, u32)>>,
+    /// (nanoseconds, client), at most one of each.
+    timers: BTreeSet<(u64, u32)>,
     /// Sockets that were left: (when to close, socket), in order. Until then operations that are
     /// under way may name them.
     left: VecDeque<(u64, UdpGroup)>,
@@ -54,7 +54,7 @@ pub(super) struct QuicConn {
     outbound: Vec<u8>,
     /// Bye is in `outbound`, and the end of the stream follows.
     leaving: bool,
-    /// Its good entry among the timers; `u64::MAX` when there is none.
+    /// Its entry among the timers, which may be early; `u64::MAX` when there is none.
     timer_ns: u64,
 }
 
@@ -64,12 +64,13 @@ pub fn quic_config(tls: Arc<rustls::ClientConfig>) -> Result<quinn_proto::Client
         .context("the provider has no AES-128-GCM")?;
     let mut config = quinn_proto::ClientConfig::new(Arc::new(crypto));
     let mut transport = TransportConfig::default();
+    let idle = VarInt::from_u64(QUIC_IDLE_MS).context("an hour fits")?;
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
-        .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(WINDOW_BYTES))
+        .max_idle_timeout(Some(IdleTimeout::from(idle)))
+        .stream_receive_window(VarInt::from_u32(QUIC_CLIENT_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(QUIC_CLIENT_WINDOW_BYTES))
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(None);
     config.transport_config(Arc::new(transport));
@@ -87,7 +88,7 @@ impl Quic {
             server_name,
             origin: now.checked_sub(Duration::from_nanos(now_ns)).unwrap_or(now),
             owners: Vec::new(),
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
             left: VecDeque::new(),
             closed: Vec::new(),
             socket_count: 0,
@@ -100,7 +101,7 @@ impl Quic {
         if !self.closed.is_empty() {
             return 0;
         }
-        let timer_ns = self.timers.peek().map_or(u64::MAX, |Reverse((at_ns, _))| *at_ns);
+        let timer_ns = self.timers.first().map_or(u64::MAX, |(at_ns, _)| *at_ns);
         timer_ns.min(self.left.front().map_or(u64::MAX, |(at_ns, _)| *at_ns))
     }
 
@@ -250,18 +251,17 @@ impl Swarm {
             self.handle_closed(client)?;
         }
         while let Some(quic) = &mut self.quic {
-            let Some(Reverse((_, client))) =
-                quic.timers.peek().copied().filter(|Reverse((at_ns, _))| *at_ns <= now_ns)
-            else {
+            let due = quic.timers.first().copied().filter(|&(at_ns, _)| at_ns <= now_ns);
+            let Some((at_ns, client)) = due else {
                 while quic.left.front().is_some_and(|(at_ns, _)| *at_ns <= now_ns) {
                     quic.left.pop_front();
                 }
                 break;
             };
-            let Some(Reverse((at_ns, _))) = quic.timers.pop() else { break };
+            quic.timers.remove(&(at_ns, client));
             let now = quic.instant(now_ns);
             let conn = self.slots[client as usize].quic.as_deref_mut();
-            let Some(conn) = conn.filter(|conn| conn.timer_ns == at_ns) else { continue };
+            let conn = conn.expect("an entry goes with its connection");
             conn.timer_ns = u64::MAX;
             if conn.connection.poll_timeout().is_some_and(|due| due <= now) {
                 conn.connection.handle_timeout(now);
@@ -402,8 +402,9 @@ impl Swarm {
         if let Some(due) = conn.connection.poll_timeout() {
             let due_ns = quic.nanoseconds(due);
             if due_ns < conn.timer_ns {
+                quic.timers.remove(&(conn.timer_ns, client));
                 conn.timer_ns = due_ns;
-                quic.timers.push(Reverse((due_ns, client)));
+                quic.timers.insert((due_ns, client));
             }
         }
     }
@@ -421,6 +422,7 @@ impl Swarm {
         let (Some(quic), Some(conn)) = (&mut self.quic, slot.quic.take()) else { return };
         let _ = quic.endpoint.handle_event(conn.handle, EndpointEvent::drained());
         quic.owners[conn.handle.0] = u32::MAX;
+        quic.timers.remove(&(conn.timer_ns, client));
         quic.left.push_back((now_ns + LEFT_NS, conn.socket));
         quic.closed.push(client);
         if let Some(target) = conn.receive_op {
@@ -455,8 +457,5 @@ const SOCKET_BUFFER_BYTES: u32 = 64 * 1024;
 /// Datagrams of one send.
 const SEGMENTS_MAX: usize = 10;
 const LOOPBACK_HOSTS: u32 = 250;
-const WINDOW_BYTES: u32 = 256 * 1024;
-/// As the protocol wants it.
-const IDLE_MS: u32 = 3_750_000;
 /// How long a socket that was left stays open, unread.
 const LEFT_NS: u64 = 1_000_000_000;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 pub mod binaries;
 pub mod disk;
+pub mod frames;
 pub mod gateway;
 pub mod key_server;
 pub mod keys;

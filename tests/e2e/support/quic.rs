@@ -1,18 +1,16 @@
 //! A QUIC client that may send anything: quinn below, frames by hand.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use prost::Message;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
-use ringpost_protocol::frame::split_frame;
-use ringpost_protocol::limits::FRAME_BYTES_MAX;
-use ringpost_protocol::wire::{self, ErrorCode, ServerFrame, client_frame, server_frame};
+use ringpost_protocol::limits::QUIC_IDLE_MS;
+use ringpost_protocol::wire::{self, ErrorCode, client_frame, server_frame};
 use tokio::time::timeout;
 
 use super::PATIENCE;
+use super::frames::{self, Inbound};
 use super::gateway::Gateway;
 use super::raw::{framed, hello_frame, tls_config_trusting};
 
@@ -21,30 +19,37 @@ pub struct Quic {
     pub connection: Connection,
     send: SendStream,
     recv: RecvStream,
-    inbound: BytesMut,
+    inbound: Inbound,
     /// What it sent has reached its recipient up to here.
     delivered: u64,
 }
 
-/// A socket on loopback with a port of its own.
-pub fn socket() -> UdpSocket {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
+/// A client's endpoint on loopback that trusts `roots_pem` and offers `alpn`.
+pub fn endpoint(roots_pem: &[u8], alpn: &[u8]) -> Endpoint {
+    endpoint_with(roots_pem, alpn, Ipv4Addr::LOCALHOST.into(), true)
 }
 
-/// A client's endpoint that trusts `roots_pem` and offers `alpn`.
-pub fn endpoint(roots_pem: &[u8], alpn: &[u8]) -> Endpoint {
+/// One at an address. `sends_trains`: the kernel cuts up what it sends.
+pub fn endpoint_with(
+    roots_pem: &[u8],
+    alpn: &[u8],
+    address: IpAddr,
+    sends_trains: bool,
+) -> Endpoint {
     let tls = rustls::ClientConfig::clone(&tls_config_trusting(roots_pem, &[alpn]));
     let crypto = QuicClientConfig::try_from(tls).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();
-    let idle = VarInt::from_u32(3_750_000);
+    let idle = VarInt::from_u64(QUIC_IDLE_MS).unwrap();
     transport.max_idle_timeout(Some(idle.into()));
+    transport.enable_segmentation_offload(sends_trains);
     // So that who does not read holds little.
     transport.stream_receive_window(VarInt::from_u32(64 << 10));
     config.transport_config(Arc::new(transport));
     let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = UdpSocket::bind((address, 0)).unwrap();
     let mut endpoint =
-        Endpoint::new(quinn::EndpointConfig::default(), None, socket(), runtime).unwrap();
+        Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime).unwrap();
     endpoint.set_default_client_config(config);
     endpoint
 }
@@ -69,23 +74,35 @@ impl Quic {
         address: SocketAddr,
         roots_pem: &[u8],
     ) -> Result<Self, ConnectionError> {
-        let endpoint = endpoint(roots_pem, b"ringpost/1");
+        Self::connect_on(endpoint(roots_pem, b"ringpost/1"), address).await
+    }
+
+    /// Connects from an endpoint that others may use too.
+    pub async fn connect_on(
+        endpoint: Endpoint,
+        address: SocketAddr,
+    ) -> Result<Self, ConnectionError> {
         let connection = dial(&endpoint, address).await?;
         let (send, recv) = connection.open_bi().await?;
-        Ok(Self { endpoint, connection, send, recv, inbound: BytesMut::new(), delivered: 0 })
+        Ok(Self { endpoint, connection, send, recv, inbound: Inbound::default(), delivered: 0 })
     }
 
     /// Connects and is welcomed.
     pub async fn open(gateway: &Gateway, user: &str, device: &str) -> Self {
-        let mut quic = Self::connect(gateway).await;
-        quic.hello(&gateway.keys.token(user, device), device).await;
-        quic.expect_welcome().await;
-        quic
+        Self::connect(gateway).await.welcomed(gateway, user, device).await
     }
 
-    /// Sends from a new socket from now on.
+    /// Says Hello, and is welcomed.
+    pub async fn welcomed(mut self, gateway: &Gateway, user: &str, device: &str) -> Self {
+        self.hello(&gateway.keys.token(user, device), device).await;
+        self.expect_welcome().await;
+        self
+    }
+
+    /// Sends from a new socket from now on, which has another port.
     pub fn rebind(&self) {
-        self.endpoint.rebind(socket()).unwrap();
+        let address = self.endpoint.local_addr().unwrap().ip();
+        self.endpoint.rebind(UdpSocket::bind((address, 0)).unwrap()).unwrap();
     }
 
     pub async fn hello(&mut self, token: &str, device: &str) {
@@ -108,26 +125,22 @@ impl Quic {
     /// The next frame; `None` once the gateway has ended its direction in good order.
     pub async fn read_frame(&mut self) -> Option<server_frame::Frame> {
         loop {
-            if let Some(frame) = split_frame(&mut self.inbound, FRAME_BYTES_MAX).unwrap() {
-                let frame = ServerFrame::decode(frame).unwrap().frame;
-                if let Some(server_frame::Frame::Delivered(receipt)) = &frame {
+            if let Some(frame) = self.inbound.next() {
+                if let server_frame::Frame::Delivered(receipt) = &frame {
                     self.delivered = receipt.up_to_send_seq;
                 }
-                return Some(frame.expect("a frame that this client knows"));
+                return Some(frame);
             }
             let chunk = timeout(PATIENCE, self.recv.read_chunk(64 << 10, true));
             match chunk.await.expect("something comes").unwrap() {
-                Some(chunk) => self.inbound.extend_from_slice(&chunk.bytes),
+                Some(chunk) => self.inbound.push(&chunk.bytes),
                 None => return None,
             }
         }
     }
 
     pub async fn expect_welcome(&mut self) -> wire::Welcome {
-        match self.read_frame().await {
-            Some(server_frame::Frame::Welcome(welcome)) => welcome,
-            other => panic!("no Welcome, but {other:?}"),
-        }
+        frames::welcome(self.read_frame().await)
     }
 
     /// Skips other frames up to the next one that `wanted` takes.
@@ -145,12 +158,7 @@ impl Quic {
 
     /// The answer to the next Send answered.
     pub async fn expect_answer(&mut self) -> (u64, Result<wire::Accepted, wire::Rejected>) {
-        self.expect(|frame| match frame {
-            server_frame::Frame::Accepted(accepted) => Some((accepted.send_seq, Ok(accepted))),
-            server_frame::Frame::Rejected(rejected) => Some((rejected.send_seq, Err(rejected))),
-            _ => None,
-        })
-        .await
+        self.expect(frames::answer).await
     }
 
     /// The receipt for what it has sent up to `send_seq` has come, or comes.
@@ -161,23 +169,13 @@ impl Quic {
     }
 
     pub async fn expect_message(&mut self) -> wire::Deliver {
-        self.expect(|frame| match frame {
-            server_frame::Frame::Deliver(deliver) => Some(deliver),
-            _ => None,
-        })
-        .await
+        self.expect(frames::message).await
     }
 
     /// A fatal Error with this code arrives, and then the end, in good order.
     pub async fn expect_end(&mut self, code: ErrorCode) {
-        let error = self
-            .expect(|frame| match frame {
-                server_frame::Frame::Error(error) => Some(error),
-                _ => None,
-            })
-            .await;
-        assert_eq!(error.code(), code, "{error:?}");
-        assert!(error.fatal, "{error:?}");
+        let error = self.expect(frames::error).await;
+        frames::check_fatal(&error, code);
         assert_eq!(self.read_frame().await, None, "nothing comes after a fatal Error");
     }
 

@@ -4,21 +4,21 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
-use ringpost_protocol::frame::{put_length, split_frame};
-use ringpost_protocol::limits::FRAME_BYTES_MAX;
-use ringpost_protocol::wire::{self, ErrorCode, ServerFrame, client_frame, server_frame};
+use ringpost_protocol::frame::put_length;
+use ringpost_protocol::wire::{self, ErrorCode, client_frame, server_frame};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::PATIENCE;
+use super::frames::{self, Inbound};
 use super::gateway::Gateway;
 
 pub struct Raw {
     stream: StreamOwned<ClientConnection, TcpStream>,
-    inbound: BytesMut,
+    inbound: Inbound,
 }
 
 /// What rustls needs; its session cache lives here.
@@ -68,7 +68,7 @@ impl Raw {
             tls.complete_io(&mut socket)?;
         }
         tls.complete_io(&mut socket)?;
-        Ok(Self { stream: StreamOwned::new(tls, socket), inbound: BytesMut::new() })
+        Ok(Self { stream: StreamOwned::new(tls, socket), inbound: Inbound::default() })
     }
 
     /// Connects and is welcomed.
@@ -122,14 +122,13 @@ impl Raw {
     /// The same; `Err`: the connection is gone.
     pub fn try_read_frame(&mut self) -> std::io::Result<Option<server_frame::Frame>> {
         loop {
-            if let Some(frame) = split_frame(&mut self.inbound, FRAME_BYTES_MAX).unwrap() {
-                let frame = ServerFrame::decode(frame).unwrap();
-                return Ok(Some(frame.frame.expect("a frame that this client knows")));
+            if let Some(frame) = self.inbound.next() {
+                return Ok(Some(frame));
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Ok(None),
-                Ok(length) => self.inbound.extend_from_slice(&chunk[..length]),
+                Ok(length) => self.inbound.push(&chunk[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -137,10 +136,7 @@ impl Raw {
     }
 
     pub fn expect_welcome(&mut self) -> wire::Welcome {
-        match self.read_frame() {
-            Some(server_frame::Frame::Welcome(welcome)) => welcome,
-            other => panic!("no Welcome, but {other:?}"),
-        }
+        frames::welcome(self.read_frame())
     }
 
     /// Skips other frames up to the next one that `wanted` takes.
@@ -155,22 +151,13 @@ impl Raw {
 
     /// The answer to the next Send answered.
     pub fn expect_answer(&mut self) -> (u64, Result<wire::Accepted, wire::Rejected>) {
-        self.expect(|frame| match frame {
-            server_frame::Frame::Accepted(accepted) => Some((accepted.send_seq, Ok(accepted))),
-            server_frame::Frame::Rejected(rejected) => Some((rejected.send_seq, Err(rejected))),
-            _ => None,
-        })
+        self.expect(frames::answer)
     }
 
     /// A fatal Error with this code arrives, and then the end, in good order.
     pub fn expect_end(&mut self, code: ErrorCode) {
-        let error = self.expect(|frame| match frame {
-            server_frame::Frame::Error(error) => Some(error),
-            _ => None,
-        });
-        assert_eq!(error.code(), code, "{error:?}");
-        assert!(error.fatal, "{error:?}");
-        assert!(!error.text.is_empty());
+        let error = self.expect(frames::error);
+        frames::check_fatal(&error, code);
         assert_eq!(self.read_frame(), None, "nothing comes after a fatal Error");
     }
 }

@@ -13,6 +13,7 @@ use quinn_proto::{
     TransportConfig, VarInt,
 };
 use ringpost_engine::transport::quic::plain::PlainQuic;
+use ringpost_protocol::limits::QUIC_IDLE_MS;
 
 use super::clock::{MS, Stream};
 use super::net::LinkId;
@@ -469,15 +470,13 @@ fn client_config(first_cid: ConnectionId) -> ClientConfig {
     let mut config = ClientConfig::new(Arc::new(PlainQuic));
     config.initial_dst_cid_provider(Arc::new(move || first_cid));
     let mut transport = TransportConfig::default();
-    let idle = VarInt::from_u64(IDLE_MS).expect("an hour fits");
+    let idle = VarInt::from_u64(QUIC_IDLE_MS).expect("an hour fits");
     transport.max_idle_timeout(Some(idle.into())).mtu_discovery_config(None);
     config.transport_config(Arc::new(transport));
     config
 }
 
 const PORT: u16 = 7443;
-/// Both ends have it, and sessions find out earlier.
-const IDLE_MS: u64 = 3_750_000;
 /// The gateway has so long to take a client's last words.
 const LINGER_NS: u64 = 3_000 * MS;
 /// No timer of quinn's has it.

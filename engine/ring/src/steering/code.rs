@@ -8,16 +8,16 @@
 use libc::sock_filter;
 
 use super::{
-    CID_BYTES, FINISH, FINISH_ROUNDS, HASHED_BYTES, LATER_PACKETS, LONG_CID_AT, LONG_HEADER,
-    LONG_LENGTH_AT, Naming, Program, Quarter, ROUND, SHORT_CID_AT, initial_state,
+    CID_BYTES, CidNaming, FINISH, FINISH_ROUNDS, HASHED_BYTES, LATER_PACKETS, LONG_CID_AT,
+    LONG_HEADER, LONG_LENGTH_AT, Program, Quarter, ROUND, SHORT_CID_AT, initial_state,
 };
 
 pub(super) fn assemble(program: &Program) -> Vec<sock_filter> {
     let mut code = Code(Vec::new());
     find_connection_id(&mut code, program.hashes_initial);
-    match &program.naming {
-        Naming::Plain => code.push(LD_HALF_X, 0),
-        Naming::Keyed(key) => keyed(&mut code, key),
+    match program.naming {
+        CidNaming::Plain => code.push(LD_HALF_X, 0),
+        CidNaming::Keyed => keyed(&mut code, &program.key),
     }
     code.push(MOD, u32::from(program.shards));
     code.push(RET_A, 0);
@@ -52,7 +52,7 @@ fn find_connection_id(code: &mut Code, hashes_initial: bool) {
     code.push(LDX_IMM, bytes(SHORT_CID_AT));
 }
 
-/// Leaves in A what [`super::keyed_shard`] takes the remainder of.
+/// Leaves in A what [`Program::shard_of_cid`] takes the remainder of.
 fn keyed(code: &mut Code, key: &[u8; 16]) {
     code.push(STX, CID_AT);
     code.push(LD_BYTE_X, u32::from(HASHED_BYTES));

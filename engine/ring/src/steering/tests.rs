@@ -82,7 +82,8 @@ impl Random {
 }
 
 fn programs(shards: u16, key: &[u8; 16]) -> [Program; 3] {
-    [Program::plain(shards), Program::keyed(shards, key), Program::hash_initial(shards, key)]
+    let keyed = Program::new(CidNaming::Keyed, shards, key);
+    [Program::new(CidNaming::Plain, shards, key), keyed.clone(), keyed.hash_initial()]
 }
 
 #[test]
@@ -145,11 +146,14 @@ fn every_shard_can_be_named_with_every_head() {
         for _ in 0..300 {
             let (head, pick) = (random.bytes::<7>(), random.bytes::<1>()[0]);
             let shard = u16::try_from(random.below(u64::from(shards))).unwrap();
-            let last = keyed_last_byte(&head, &key, (shard, shards), pick);
-            let mut cid = [0; 8];
-            cid[..7].copy_from_slice(&head);
-            cid[7] = last;
-            assert_eq!(keyed_shard(&cid, &key, shards), shard);
+            for naming in [CidNaming::Keyed, CidNaming::Plain] {
+                let program = Program::new(naming, shards, &key);
+                let mut cid = [0; 8];
+                cid[..7].copy_from_slice(&head);
+                cid[7] = pick;
+                program.name_shard(shard, &mut cid);
+                assert_eq!(program.shard_of_cid(&cid), shard);
+            }
         }
     }
 }
@@ -179,16 +183,17 @@ fn what_names_no_shard_is_left_to_the_kernel() {
     }
     let mut initial = vec![0xc0, 0, 0, 0, 1, 8];
     initial.resize(40, 5);
-    assert_eq!(Program::hash_initial(4, &key).shard(&initial), None);
-    assert!(Program::keyed(4, &key).shard(&initial).is_some());
+    let [_, keyed, hash_initial] = programs(4, &key);
+    assert_eq!(hash_initial.shard(&initial), None);
+    assert!(keyed.shard(&initial).is_some());
     initial[0] = 0xe0;
-    let handshake = Program::hash_initial(4, &key).shard(&initial);
-    assert_eq!(handshake, Program::keyed(4, &key).shard(&initial));
+    let handshake = hash_initial.shard(&initial);
+    assert_eq!(handshake, keyed.shard(&initial));
     assert!(handshake.is_some());
 }
 
 #[test]
 fn no_key_is_printed() {
-    let text = format!("{:?}", Program::keyed(2, &[0xab; 16]));
+    let text = format!("{:?}", Program::new(CidNaming::Keyed, 2, &[0xab; 16]));
     assert!(!text.contains("171") && !text.contains("ab,"), "{text}");
 }

@@ -23,6 +23,8 @@ pub(super) struct Candidate {
     pub(super) is_address_proven: bool,
     /// A proof may still be demanded.
     pub(super) may_retry: bool,
+    /// The address, if it is its own, would be refused.
+    pub(super) is_over_limit: bool,
 }
 
 /// The state of one shard's admission.
@@ -59,7 +61,9 @@ impl Admission {
         }
         let is_busy =
             self.pending >= limits.retry_pending || self.accepted >= limits.accepts_per_turn;
-        if is_busy && !candidate.is_address_proven && candidate.may_retry {
+        // Nobody is refused for an address that somebody else may have named.
+        let must_prove = is_busy || candidate.is_over_limit;
+        if must_prove && !candidate.is_address_proven && candidate.may_retry {
             let now_ms = now_ns / 1_000_000;
             let affordable = self.retries.take(limits.retries, now_ms, 1).is_ok();
             return if affordable { Verdict::Retry } else { Verdict::Ignore };
@@ -70,6 +74,11 @@ impl Admission {
         self.accepted += 1;
         Verdict::Accept
     }
+
+    /// Who was accepted was not let in.
+    pub(super) fn take_back(&mut self) {
+        self.accepted -= 1;
+    }
 }
 
 #[cfg(test)]
@@ -77,8 +86,10 @@ mod tests {
     use super::*;
     use crate::limits::Rate;
 
-    const STRANGER: Candidate = Candidate { is_address_proven: false, may_retry: true };
-    const PROVEN: Candidate = Candidate { is_address_proven: true, may_retry: false };
+    const STRANGER: Candidate =
+        Candidate { is_address_proven: false, may_retry: true, is_over_limit: false };
+    const PROVEN: Candidate =
+        Candidate { is_address_proven: true, may_retry: false, is_over_limit: false };
 
     fn limits() -> QuicLimits {
         QuicLimits {
@@ -95,6 +106,8 @@ mod tests {
     fn strangers_prove_their_address_when_many_handshakes_are_under_way() {
         let (mut admission, limits) = (Admission { pending: 9, ..Admission::default() }, limits());
         assert_eq!(admission.decide(1, STRANGER, 9, &limits), Verdict::Accept);
+        let over_limit = Candidate { is_over_limit: true, ..STRANGER };
+        assert_eq!(admission.decide(1, over_limit, 9, &limits), Verdict::Retry);
         admission.pending = 10;
         assert_eq!(admission.decide(2, STRANGER, 10, &limits), Verdict::Retry);
         assert_eq!(admission.decide(2, PROVEN, 10, &limits), Verdict::Accept);

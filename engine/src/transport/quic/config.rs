@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn_proto::{EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use ringpost_protocol::limits::{HELLO_MS_MAX, QUIC_IDLE_MS, QUIC_SERVER_WINDOW_BYTES};
 
-use super::cid::{CidNaming, ShardCids};
+use super::cid::ShardCids;
 use super::keys::QuicKeys;
-use ringpost_ring::steering::Program;
+use ringpost_ring::steering::{CidNaming, Program};
 
 use crate::limits::{
-    QUIC_ACCEPTS_PER_TURN, QUIC_HANDSHAKES_PENDING_MAX, QUIC_IDLE_MS, QUIC_INCOMING_BYTES_MAX,
-    QUIC_INCOMING_MAX, QUIC_RECEIVE_WINDOW_BYTES, QUIC_RETRIES, QUIC_RETRY_PENDING,
-    QUIC_SEND_WINDOW_BYTES, Rate,
+    QUIC_ACCEPTS_PER_TURN, QUIC_HANDSHAKES_PENDING_MAX, QUIC_INCOMING_BYTES_MAX, QUIC_INCOMING_MAX,
+    QUIC_RETRIES, QUIC_RETRY_PENDING, QUIC_SEND_WINDOW_BYTES, Rate,
 };
 use crate::transport::tls;
 
@@ -50,7 +50,7 @@ impl Default for QuicLimits {
     fn default() -> Self {
         Self {
             connections_max: 1_000_000,
-            handshake_ms_max: ringpost_protocol::limits::HELLO_MS_MAX,
+            handshake_ms_max: HELLO_MS_MAX,
             retry_pending: QUIC_RETRY_PENDING,
             accepts_per_turn: QUIC_ACCEPTS_PER_TURN,
             handshakes_pending_max: QUIC_HANDSHAKES_PENDING_MAX,
@@ -122,13 +122,13 @@ impl QuicConfig {
 
     /// The steering program for the ids that the endpoints of `shards` shards give out.
     pub fn program(&self, shards: u16) -> Program {
-        self.naming.program(shards, &self.keys.cid)
+        Program::new(self.naming, shards, &self.keys.cid)
     }
 
     /// The same for a flood: first packets, whose ids are the sender's choice, go by the kernel's
     /// hash. `None` where ids are plain, and everybody can aim at a shard anyway.
     pub fn flood_program(&self, shards: u16) -> Option<Program> {
-        (self.naming == CidNaming::Keyed).then(|| Program::hash_initial(shards, &self.keys.cid))
+        (self.naming == CidNaming::Keyed).then(|| self.program(shards).hash_initial())
     }
 
     /// Seeds of different shards must differ: they would give out the same ids.
@@ -142,10 +142,10 @@ impl QuicConfig {
 
     pub(super) fn endpoint(&self, shard: u16, shards: u16) -> EndpointConfig {
         let mut config = EndpointConfig::new(Arc::clone(&self.keys.reset));
-        let (naming, key, lifetime) = (self.naming, self.keys.cid, self.cid_lifetime);
+        let (program, lifetime) = (self.program(shards), self.cid_lifetime);
         let seed = self.shard_seed(shard);
         config.cid_generator(move || {
-            Box::new(ShardCids::new(naming, key, (shard, shards), lifetime, seed))
+            Box::new(ShardCids::new(program.clone(), shard, lifetime, seed))
         });
         config.supported_versions(vec![QUIC_VERSION_1]);
         config.rng_seed(seed);
@@ -178,8 +178,8 @@ fn transport() -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
-        .stream_receive_window(VarInt::from_u32(QUIC_RECEIVE_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(QUIC_RECEIVE_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(QUIC_SERVER_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(QUIC_SERVER_WINDOW_BYTES))
         .send_window(QUIC_SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(idle.into()))
         // Heartbeats are frames of the protocol, and the client's business.

@@ -13,7 +13,7 @@ use quinn_proto::{
 
 use super::path::Path;
 use super::{EndReason, QuicCounters, QuicEvent, Read, StreamKey};
-use crate::limits::QUIC_SEGMENTS_MAX;
+use crate::limits::{Admission, QUIC_SEGMENTS_MAX};
 
 /// A connection of the endpoint.
 pub(super) struct Connection {
@@ -29,6 +29,8 @@ pub(super) struct Connection {
     read_end: Option<Read>,
     /// When the phase has lasted too long.
     deadline: Option<Instant>,
+    /// How its address was let in, until its owner wants to know.
+    pub(super) admission: Option<Box<Admission>>,
     /// It counts among the handshakes under way, which last until the stream is there.
     pub(super) is_pending: bool,
     /// Stands in the endpoint's list of connections that may have something to send.
@@ -88,6 +90,7 @@ impl Connection {
             finished: None,
             read_end: None,
             deadline: Some(deadline),
+            admission: None,
             is_pending: true,
             is_dirty: false,
             is_touched: false,

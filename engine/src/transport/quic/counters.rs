@@ -24,6 +24,10 @@ pub struct QuicCounters {
     pub retries: u64,
     /// Clients that were told that there is no room.
     pub refused: u64,
+    /// Clients that have proven an address that opens connections too fast, or has too many. They are
+    /// told that there is no room.
+    pub refused_address_rate: u64,
+    pub refused_address_connections: u64,
     /// Clients that were not answered.
     pub ignored: u64,
     /// Clients that were told that their connection is not known.

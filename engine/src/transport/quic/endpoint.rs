@@ -20,7 +20,7 @@ use super::connection::{Connection, Report};
 use super::timers::Timers;
 use super::transmit::Family;
 use super::{ForeignDatagram, QuicCounters, QuicEvent, Read, StreamKey};
-use crate::limits::{QUIC_CLOSE_LINGER_MS, QUIC_TIMEOUTS_PER_TURN};
+use crate::limits::{self, Gate, QUIC_CLOSE_LINGER_MS, QUIC_TIMEOUTS_PER_TURN};
 
 /// The QUIC side of one shard. How to call it: [the module](super).
 pub struct QuicEndpoint {
@@ -45,6 +45,7 @@ pub struct QuicEndpoint {
     responses: VecDeque<DatagramSend>,
     foreign: VecDeque<(u16, ForeignDatagram)>,
     admission: Admission,
+    gate: Option<Gate>,
     family: Family,
     counters: QuicCounters,
     /// For whatever is being written.
@@ -82,6 +83,7 @@ impl QuicEndpoint {
             responses: VecDeque::new(),
             foreign: VecDeque::new(),
             admission: Admission::default(),
+            gate: None,
             family: Family::default(),
             counters: QuicCounters::default(),
             buffer: Vec::new(),
@@ -94,6 +96,18 @@ impl QuicEndpoint {
         assert!(config.naming == self.config.naming, "ids that were given out name their shards");
         self.quic.set_server_config(Some(config.server()));
         self.config = config.clone();
+    }
+
+    /// Asks `gate` from now on, before a handshake begins with an address that is proven. Who is let
+    /// in under one that is not is the owner's to ask, when the stream is there.
+    pub fn set_gate(&mut self, gate: Gate) {
+        self.gate = Some(gate);
+    }
+
+    /// How the address of a connection was let in; `None`: the gate was not asked. Given once.
+    pub fn take_admission(&mut self, key: StreamKey) -> Option<limits::Admission> {
+        let index = self.find(key)?;
+        self.connections[index as usize].as_mut()?.admission.take().map(|admission| *admission)
     }
 
     /// Lets nobody in from now on, and ends those that have not opened their stream.

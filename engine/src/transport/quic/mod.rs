@@ -31,6 +31,7 @@ mod connection;
 mod counters;
 mod endpoint;
 mod keys;
+mod parameters;
 mod path;
 #[cfg(feature = "plain-transport")]
 pub mod plain;
@@ -45,11 +46,13 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::Bytes;
 use quinn_proto::ConnectionError;
 
-pub use cid::CidNaming;
+pub use ringpost_ring::steering::CidNaming;
+
 pub use config::{QuicConfig, QuicLimits};
 pub use counters::QuicCounters;
 pub use endpoint::QuicEndpoint;
 pub use keys::{QuicKeys, SECRET_BYTES};
+pub(super) use parameters::with_fewer_ids;
 
 /// Names one QUIC connection, and with it its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -26,6 +26,8 @@ use quinn_proto::{
     ConnectError, ConnectionId, Side, TimeSource, TransportError, TransportErrorCode,
 };
 
+use super::with_fewer_ids;
+
 /// Instead of TLS, at both ends.
 #[derive(Clone, Copy, Debug)]
 pub struct PlainQuic;
@@ -193,6 +195,7 @@ impl Session for PlainSession {
 
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
         let Some(peer) = &self.peer else { return Ok(None) };
+        let peer = if self.side.is_server() { &with_fewer_ids(peer) } else { peer };
         Ok(Some(TransportParameters::read(self.side, &mut &peer[..])?))
     }
 

@@ -9,6 +9,7 @@ use std::any::Any;
 use std::io::Cursor;
 use std::sync::{Arc, OnceLock};
 
+use crate::transport::quic::with_fewer_ids;
 use bytes::BytesMut;
 use quinn_proto::crypto::rustls::QuicServerConfig;
 use quinn_proto::crypto::{
@@ -116,7 +117,8 @@ impl crypto::Session for Session {
 
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
         let encoded = self.tls.as_ref().and_then(|tls| tls.quic_transport_parameters());
-        let read = |data| TransportParameters::read(Side::Server, &mut Cursor::new(data));
+        let read =
+            |data| TransportParameters::read(Side::Server, &mut Cursor::new(with_fewer_ids(data)));
         Ok(encoded.map(read).transpose()?)
     }
 

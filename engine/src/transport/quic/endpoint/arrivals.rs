@@ -12,7 +12,7 @@ use super::super::admission::{Candidate, Verdict};
 use super::super::connection::Connection;
 use super::super::{ForeignDatagram, StreamKey};
 use super::{QuicEndpoint, Source};
-use crate::limits::{QUIC_FOREIGN_MAX, QUIC_RESPONSES_MAX};
+use crate::limits::{AddressRefusal, Admission, QUIC_FOREIGN_MAX, QUIC_RESPONSES_MAX};
 
 impl QuicEndpoint {
     pub(super) fn put_foreign(&mut self, owner: u16, source: Source, datagram: &[u8]) {
@@ -70,13 +70,20 @@ impl QuicEndpoint {
     }
 
     fn admit(&mut self, incoming: Incoming) {
+        let address = incoming.remote_address().ip();
+        let (now_ns, now_ms) = (self.clock.now_ns, self.clock.now_ns / 1_000_000);
         let candidate = Candidate {
             is_address_proven: incoming.remote_address_validated(),
             may_retry: incoming.may_retry(),
+            is_over_limit: self
+                .gate
+                .as_ref()
+                .is_some_and(|gate| gate.would_refuse(address, now_ms)),
         };
-        let (now_ns, limits) = (self.clock.now_ns, &self.config.limits);
+        let limits = &self.config.limits;
         match self.admission.decide(now_ns, candidate, self.connection_count, limits) {
-            Verdict::Accept => self.accept(incoming),
+            Verdict::Accept if candidate.is_address_proven => self.accept_proven(incoming, now_ms),
+            Verdict::Accept => self.accept(incoming, None),
             Verdict::Retry => {
                 self.counters.retries += 1;
                 match self.quic.retry(incoming, &mut self.buffer) {
@@ -86,8 +93,7 @@ impl QuicEndpoint {
             }
             Verdict::Refuse => {
                 self.counters.refused += 1;
-                let transmit = self.quic.refuse(incoming, &mut self.buffer);
-                self.respond(&transmit);
+                self.refuse(incoming);
             }
             Verdict::Ignore => {
                 self.counters.ignored += 1;
@@ -96,7 +102,30 @@ impl QuicEndpoint {
         }
     }
 
-    fn accept(&mut self, incoming: Incoming) {
+    /// The limits of an address hold before anything is spent on it.
+    fn accept_proven(&mut self, incoming: Incoming, now_ms: u64) {
+        let from = incoming.remote_address();
+        let admission = self.gate.as_ref().map(|gate| gate.admit(from.ip(), now_ms)).transpose();
+        match admission {
+            Ok(admission) => self.accept(incoming, admission),
+            Err(refusal) => {
+                tracing::debug!(address = %from, ?refusal, "QUIC connection refused");
+                match refusal {
+                    AddressRefusal::Rate => self.counters.refused_address_rate += 1,
+                    AddressRefusal::Connections => self.counters.refused_address_connections += 1,
+                }
+                self.admission.take_back();
+                self.refuse(incoming);
+            }
+        }
+    }
+
+    fn refuse(&mut self, incoming: Incoming) {
+        let transmit = self.quic.refuse(incoming, &mut self.buffer);
+        self.respond(&transmit);
+    }
+
+    fn accept(&mut self, incoming: Incoming, admission: Option<Admission>) {
         let from = incoming.remote_address();
         let accepted = self.quic.accept(incoming, self.clock.now, &mut self.buffer, None);
         match accepted.map_err(Box::new) {
@@ -105,7 +134,7 @@ impl QuicEndpoint {
                 self.counters.handshakes_failed += 1;
                 self.quic.handle_event(handle, EndpointEvent::drained());
             }
-            Ok((handle, connection)) => self.insert(handle, connection),
+            Ok((handle, connection)) => self.insert(handle, connection, admission),
             Err(fault) => {
                 tracing::debug!(address = %from, cause = %fault.cause, "QUIC handshake failed");
                 self.counters.handshakes_failed += 1;
@@ -116,12 +145,18 @@ impl QuicEndpoint {
         }
     }
 
-    fn insert(&mut self, handle: ConnectionHandle, connection: quinn_proto::Connection) {
+    fn insert(
+        &mut self,
+        handle: ConnectionHandle,
+        connection: quinn_proto::Connection,
+        admission: Option<Admission>,
+    ) {
         let index = narrow(handle.0);
         self.next_generation = self.next_generation.wrapping_add(1);
         let key = StreamKey { shard: self.shard, index, generation: self.next_generation };
         let patience = Duration::from_millis(self.config.limits.handshake_ms_max);
-        let connection = Connection::new(connection, handle, key, self.clock.now + patience);
+        let mut connection = Connection::new(connection, handle, key, self.clock.now + patience);
+        connection.admission = admission.map(Box::new);
         if handle.0 >= self.connections.len() {
             self.connections.resize_with(handle.0 + 1, || None);
         }

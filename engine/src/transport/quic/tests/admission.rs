@@ -1,10 +1,12 @@
 //! Who may begin a handshake.
 
+use std::sync::Arc;
+
 use quinn_proto::ConnectionError;
 
 use super::super::QuicLimits;
 use super::world::{MS, Packet, SECOND, World, address, server};
-use crate::limits::Rate;
+use crate::limits::{AddressTable, Gate, LimitSet, Rate};
 
 /// First flights of clients that never answer, each from another address.
 fn flights(world: &mut World, count: usize) -> Vec<Packet> {
@@ -104,6 +106,56 @@ fn a_client_is_let_in_under_the_address_that_it_has_proven() {
     world.clients[client].send(&b"hello"[..]);
     world.run_until(SECOND, |world| world.clients[client].received == b"hello");
     assert_eq!(world.shards[0].opened_from, [address(client, 0).ip()]);
+}
+
+/// An address that has its connections must prove itself, and is then told no before a key is made;
+/// when one is given back it is let in. Others do not notice.
+#[test]
+fn an_address_at_its_limit_is_refused_before_the_handshake() {
+    let mut world = World::new(1);
+    let limits = LimitSet { address_connections_max: 2, ..LimitSet::default() };
+    let gate = Gate::new(AddressTable::new(100, 1), Arc::new(limits));
+    world.shards[0].endpoint.set_gate(gate.clone());
+    let host = address(3, 9).ip();
+    let held: Vec<_> = (0..2).map(|_| gate.admit(host, 1).unwrap()).collect();
+
+    let from_host = |world: &mut World, port: u16| {
+        let client = world.connect();
+        world.rebind(client, 0, port);
+        world.clients[client].address.set_ip(host);
+        world.clients[client].send(&b"hello"[..]);
+        client
+    };
+    let refused = from_host(&mut world, 40_001);
+    world.run_until(SECOND, |world| world.clients[refused].lost.is_some());
+    let (retries, over) =
+        (world.count(|c| c.retries), world.count(|c| c.refused_address_connections));
+    assert!(retries >= 1 && over >= 1, "{retries} proofs, {over} refused");
+    assert_eq!(world.shards[0].endpoint.connections(), 0);
+    assert_eq!(world.count(|counters| counters.handshakes + counters.handshakes_failed), 0);
+    world.connected();
+
+    drop(held);
+    let client = from_host(&mut world, 40_002);
+    world.run_until(SECOND, |world| world.clients[client].received == b"hello");
+}
+
+/// With a proven address the connection counts from its first packet, and until it is gone.
+#[test]
+fn a_handshake_with_a_proven_address_counts() {
+    let limits = QuicLimits { retry_pending: 0, ..QuicLimits::default() };
+    let mut world = World::with_config(1, |config| config.with_limits(limits));
+    let limits = LimitSet { address_connections_max: 1, ..LimitSet::default() };
+    let gate = Gate::new(AddressTable::new(100, 1), Arc::new(limits));
+    world.shards[0].endpoint.set_gate(gate.clone());
+    let client = world.connected();
+    let host = world.clients[client].address.ip();
+    let now_ms = world.now_ns / MS;
+    assert!(gate.would_refuse(host, now_ms));
+    let key = world.any_stream();
+    assert!(world.shards[0].endpoint.take_admission(key).is_some_and(|it| it.guard.is_some()));
+    assert!(world.shards[0].endpoint.take_admission(key).is_none());
+    assert!(!gate.would_refuse(host, now_ms), "whoever took it has let it go");
 }
 
 /// A token is good on every shard, and after a restart with the same secret.

@@ -6,7 +6,9 @@ use quinn_proto::{ConnectionError, VarInt};
 use super::super::{EndReason, QuicLimits, Read};
 use super::client::client_tls;
 use super::world::{MS, SECOND, World, pattern};
-use crate::limits::{QUIC_RECEIVE_WINDOW_BYTES, QUIC_SEND_WINDOW_BYTES};
+use ringpost_protocol::limits::QUIC_SERVER_WINDOW_BYTES;
+
+use crate::limits::QUIC_SEND_WINDOW_BYTES;
 
 /// The key exchange is post-quantum, and so the ClientHello does not fit into one datagram.
 #[test]
@@ -53,7 +55,7 @@ fn a_client_is_stopped_while_nothing_is_read() {
     world.clients[client].send(data.clone());
     world.run_for(10 * SECOND);
     let sent = world.clients[client].connection.stats().udp_tx.bytes;
-    let window = u64::from(QUIC_RECEIVE_WINDOW_BYTES);
+    let window = u64::from(QUIC_SERVER_WINDOW_BYTES);
     assert!((window..2 * window).contains(&sent), "{sent} bytes sent");
 
     world.shards[0].is_asleep = false;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::super::EndReason;
 use super::world::{SECOND, World};
-use crate::limits::QUIC_IDLE_MS;
+use ringpost_protocol::limits::QUIC_IDLE_MS;
 
 /// No keep-alive, no probe, no rotation of ids: an idle phone sleeps, and so does the gateway.
 #[test]
@@ -78,7 +78,7 @@ fn measure_idle_connections() {
     assert_eq!(world.shards[0].endpoint.connections(), 200 + count);
     let each_bytes = (resident_bytes() - before_bytes) / count;
     println!("{each_bytes} bytes per idle connection");
-    assert!(each_bytes < 17_000, "{each_bytes} bytes per idle connection");
+    assert!(each_bytes < 14_500, "{each_bytes} bytes per idle connection");
 }
 
 /// Of this process.

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use quinn_proto::{ConnectionError, ConnectionId, ConnectionIdGenerator};
+use ringpost_ring::steering::Program;
 
 use super::super::cid::ShardCids;
 use super::super::{CidNaming, QuicEndpoint, QuicKeys};
@@ -12,7 +13,8 @@ const KEY: [u8; 16] = *b"0123456789abcdef";
 
 fn ids(naming: CidNaming, shard: u16, shards: u16, count: usize) -> Vec<[u8; 8]> {
     let seed = [u8::try_from(shard % 256).unwrap(); 32];
-    let mut made = ShardCids::new(naming, KEY, (shard, shards), None, Some(seed));
+    let program = Program::new(naming, shards, &KEY);
+    let mut made = ShardCids::new(program, shard, None, Some(seed));
     (0..count).map(|_| made.generate_cid()[..].try_into().unwrap()).collect()
 }
 
@@ -25,11 +27,11 @@ fn short(id: &[u8]) -> Vec<u8> {
 fn ids_name_their_shard_and_no_other_shard_takes_them() {
     for naming in [CidNaming::Keyed, CidNaming::Plain] {
         for shards in [1, 2, 3, 7, 64, 256] {
-            let program = naming.program(shards, &KEY);
+            let program = Program::new(naming, shards, &KEY);
             for shard in [0, shards / 2, shards - 1] {
-                let own = ShardCids::new(naming, KEY, (shard, shards), None, None);
+                let own = ShardCids::new(program.clone(), shard, None, None);
                 let next = (shard + 1) % shards;
-                let other = ShardCids::new(naming, KEY, (next, shards), None, None);
+                let other = ShardCids::new(program.clone(), next, None, None);
                 for id in ids(naming, shard, shards, 50) {
                     assert_eq!(program.shard(&short(&id)), Some(shard));
                     assert!(own.validate(&ConnectionId::new(&id)).is_ok());

@@ -1,9 +1,13 @@
 //! Sessions that resume, and data that comes too early.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use quinn_proto::Dir;
-use rustls::server::ServerSessionMemoryCache;
+use rustls::crypto::GetRandomFailed;
+use rustls::server::{ProducesTickets, ServerSessionMemoryCache};
+use rustls::ticketer::TicketRotator;
 
 use super::super::{QuicConfig, QuicEndpoint};
 use super::client::client_tls;
@@ -47,6 +51,94 @@ fn a_certificate_is_swapped_and_tickets_stay_good() {
     assert!(handshake_bytes(&mut world, &stranger).is_none(), "and the old one is not");
     assert!(handshake_bytes(&mut world, &old).is_some(), "a ticket needs no certificate");
     assert_eq!(world.count(|counters| counters.handshakes), 4);
+}
+
+/// Acceptance test 20, its other half: the key of the tickets changes under a connection that goes on.
+/// A ticket is good under the next key too; two keys later its client does a full handshake, and is
+/// not refused. The clock is the real one, so the keys last a second.
+#[test]
+fn tickets_are_good_across_one_change_of_their_key() {
+    let mut world = World::new(2);
+    let early = world.connected();
+    let rotator = TicketRotator::new(1, ticket_key).unwrap();
+    let tickets = Arc::new(Tickets { rotator, opened: AtomicUsize::new(0) });
+    let tls = world.tls.changed(|config| config.ticketer = Arc::clone(&tickets) as Arc<_>);
+    let config = world.config.with_tls(&tls);
+    swap(&mut world, &config);
+    let change_key = || std::thread::sleep(Duration::from_millis(2_100));
+    let [one, other] = [(); 2].map(|()| Arc::new(client_tls(&world.certificate, tls::ALPN)));
+    let resumes = |world: &mut World, tls: &Arc<rustls::ClientConfig>| {
+        let before = tickets.opened.load(Ordering::Relaxed);
+        assert!(handshake_bytes(world, tls).is_some(), "it is let in");
+        world.clients[early].received.clear();
+        world.clients[early].send(&b"goes on"[..]);
+        world.run_until(SECOND, |world| world.clients[early].received == b"goes on");
+        tickets.opened.load(Ordering::Relaxed) > before
+    };
+    assert!(!resumes(&mut world, &one), "it has no ticket yet");
+    change_key(); // by whoever comes next
+    assert!(resumes(&mut world, &one), "one change later");
+    assert!(!resumes(&mut world, &other));
+    change_key();
+    assert!(resumes(&mut world, &one));
+    change_key();
+    assert!(!resumes(&mut world, &other), "two changes later");
+    assert!(resumes(&mut world, &other), "with the ticket of that handshake");
+    assert_eq!(world.count(|counters| counters.handshakes_failed), 0);
+}
+
+/// What the gateway uses, with keys that last as long as is wanted.
+#[derive(Debug)]
+struct Tickets {
+    rotator: TicketRotator,
+    opened: AtomicUsize,
+}
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    /// So that no client gives a ticket up before the gateway does.
+    fn lifetime(&self) -> u32 {
+        3_600
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.rotator.encrypt(plain)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let opened = self.rotator.decrypt(ticket)?;
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Some(opened)
+    }
+}
+
+fn ticket_key() -> Result<Box<dyn ProducesTickets>, GetRandomFailed> {
+    let key = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|_| GetRandomFailed)?;
+    Ok(Box::new(Key(key)))
+}
+
+#[derive(Debug)]
+struct Key(Arc<dyn ProducesTickets>);
+
+impl ProducesTickets for Key {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.0.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.0.encrypt(plain)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.0.decrypt(ticket)
+    }
 }
 
 /// Acceptance test 19: data in the first flight is dropped, also when that flight is replayed. The
@@ -105,7 +197,7 @@ fn swap(world: &mut World, config: &QuicConfig) {
 #[derive(Debug)]
 struct NoTicketer;
 
-impl rustls::server::ProducesTickets for NoTicketer {
+impl ProducesTickets for NoTicketer {
     fn enabled(&self) -> bool {
         false
     }
