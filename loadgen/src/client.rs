@@ -200,6 +200,12 @@ impl Client {
         }
     }
 
+    /// Whether TLS over TCP has begun and is not done.
+    pub fn is_handshaking(&self) -> bool {
+        let seal = self.conn.as_deref().map(|conn| &conn.seal);
+        matches!(seal, Some(Seal::Tls(tls)) if tls.is_handshaking())
+    }
+
     /// Whether TLS over TCP went on with a session of an earlier connection.
     pub fn is_resumed(&self) -> bool {
         let Some(Seal::Tls(tls)) = self.conn.as_deref().map(|conn| &conn.seal) else {

@@ -372,7 +372,10 @@ impl Swarm {
         let now_ms = self.ring.now_ns() / 1_000_000;
         let slot = &mut self.slots[client as usize];
         let ciphertext = self.ring.bytes(&lease);
+        let was_handshaking = slot.client.is_handshaking();
         let handled = slot.client.handle_received(now_ms, ciphertext, &mut self.received);
+        let is_done = was_handshaking && !slot.client.is_handshaking();
+        self.handovers.handshakes += u64::from(is_done);
         self.ring.release(lease);
         self.handle_events(client, handled)
     }

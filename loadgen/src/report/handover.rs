@@ -1,6 +1,5 @@
 //! Result of the scenario `handover`.
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::host::{Host, Settings};
@@ -34,9 +33,9 @@ pub struct PhaseReport {
     pub handovers_planned: u64,
     /// From the last frame before a change to the first one after: how often the client hears
     /// something at all is part of it.
-    pub silence_ms: Silence,
+    pub silence_ms: Percentiles<f64>,
     /// From the change to the first frame after it.
-    pub recovery_ms: Silence,
+    pub recovery_ms: Percentiles<f64>,
     /// The first one included.
     pub handshakes_per_connection: f64,
     /// Handshakes that a ticket shortened.
@@ -46,27 +45,8 @@ pub struct PhaseReport {
     pub delivered_us: Percentiles,
 }
 
-/// In milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Silence {
-    pub p50: f64,
-    pub p99: f64,
-    pub max: f64,
-}
-
-impl Silence {
-    fn of(us: &Histogram<u64>) -> Self {
-        let ms = |us: u64| round(us as f64 / 1e3);
-        Self {
-            p50: ms(us.value_at_quantile(0.5)),
-            p99: ms(us.value_at_quantile(0.99)),
-            max: ms(us.max()),
-        }
-    }
-
-    fn text(&self) -> String {
-        format!("p50 {:.2}  p99 {:.2}  max {:.2}", self.p50, self.p99, self.max)
-    }
+fn text(times_ms: &Percentiles<f64>) -> String {
+    format!("p50 {:.2}  p99 {:.2}  max {:.2}", times_ms.p50, times_ms.p99, times_ms.max)
 }
 
 impl PhaseReport {
@@ -74,8 +54,8 @@ impl PhaseReport {
         Self {
             handovers: handovers.count,
             handovers_planned: planned,
-            silence_ms: Silence::of(&handovers.silence_us),
-            recovery_ms: Silence::of(&handovers.recovery_us),
+            silence_ms: Percentiles::of(&handovers.silence_us).ms(),
+            recovery_ms: Percentiles::of(&handovers.recovery_us).ms(),
             handshakes_per_connection: round(
                 handovers.handshakes as f64 / f64::from(connections.max(1)),
             ),
@@ -93,8 +73,8 @@ impl HandoverReport {
         for (name, row) in [("QUIC", &self.quic), ("TCP", &self.reconnect)] {
             let mut add = |what: &str, value: String| rows.add(&format!("{name}: {what}"), value);
             add("handovers / planned", format!("{} / {}", row.handovers, row.handovers_planned));
-            add("silence, ms", row.silence_ms.text());
-            add("change to first frame, ms", row.recovery_ms.text());
+            add("silence, ms", text(&row.silence_ms));
+            add("change to first frame, ms", text(&row.recovery_ms));
             add(
                 "handshakes a connection",
                 format!("{} ({} resumed)", row.handshakes_per_connection, row.handshakes_resumed),

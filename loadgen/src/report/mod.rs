@@ -17,20 +17,29 @@ use serde::Serialize;
 
 use crate::measure::Measure;
 
-/// Latency, in microseconds from the intended send time.
+/// Times; whole numbers are microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Percentiles {
-    pub p50: u64,
-    pub p90: u64,
-    pub p99: u64,
-    pub p999: u64,
-    pub max: u64,
+pub struct Percentiles<T = u64> {
+    pub p50: T,
+    pub p90: T,
+    pub p99: T,
+    pub p999: T,
+    pub max: T,
 }
 
 impl Percentiles {
+    /// From the intended send time, for latencies.
     pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile);
         Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: histogram.max() }
+    }
+
+    /// The same in milliseconds, with two digits behind the point.
+    pub fn ms(self) -> Percentiles<f64> {
+        let Self { p50, p90, p99, p999, max } = self;
+        let [p50, p90, p99, p999, max] =
+            [p50, p90, p99, p999, max].map(|us| round(us as f64 / 1e3));
+        Percentiles { p50, p90, p99, p999, max }
     }
 }
 

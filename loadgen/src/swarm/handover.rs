@@ -15,7 +15,7 @@ use crate::plan::mix;
 pub struct Handovers {
     /// Those that came to an end.
     pub count: u64,
-    /// Of all connections, from the first one on.
+    /// That came to an end, of all connections, from the first one on.
     pub handshakes: u64,
     /// Of these, those that a ticket shortened.
     pub resumed: u64,

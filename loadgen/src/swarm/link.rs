@@ -34,7 +34,6 @@ impl Swarm {
         let slot = &mut self.slots[client as usize];
         slot.socket = socket;
         slot.in_flight = 0;
-        self.handovers.handshakes += 1;
         slot.client.connect(now_ms, &self.config.tls, self.config.server_name.clone())?;
         if !slot.wanted {
             self.lose(client, "not needed any more");
