@@ -121,6 +121,7 @@ impl Shard {
             match self.wait() {
                 (Source::Shard(from), message) => self.push(from, reply_to(message)),
                 (Source::Control, _) => return,
+                (Source::Directory, _) => unreachable!("nobody asked it anything"),
             }
         }
     }
