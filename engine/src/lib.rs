@@ -15,6 +15,9 @@
 //! 8. `shard/outbound`: frames become one record, the record one send.
 //! 9. `shard/receipts`: the acknowledgement sets off a receipt, then deletes the message.
 //!
+//! A Send to a group goes from its sender's home to the group's (`shard/group`, `shard/fanout`), which
+//! orders it, and from there to the homes of all members (`shard/deposit`).
+//!
 //! Everything else is off that path: configuration, the control thread, the [`directory`], metrics.
 #![forbid(unsafe_code)]
 

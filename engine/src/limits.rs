@@ -92,6 +92,14 @@ pub const REOPEN_PAUSE_MS_MAX: u64 = 2_000;
 /// A store that was open for so long has got over its last failure.
 pub const REOPEN_CALM_MS: u64 = 10_000;
 
+/// Requests to groups that one shard may have unanswered at another one, or at itself. They wait for
+/// the credits of the parts of Sends, and must leave them some.
+pub const GROUP_REQUESTS_MAX: u32 = MESH_CREDITS / 8;
+/// From so many on, those that are no Sends are refused.
+pub const GROUP_CALLS_MAX: u32 = GROUP_REQUESTS_MAX / 4;
+/// Members of all groups that one shard has in memory; each group counts as one more.
+pub const ROSTER_MEMBERS_CACHED_MAX: usize = 1 << 20;
+
 /// Bytes of one chunk that a QUIC stream gives its connection; one per connection is on the mesh.
 pub const STREAM_CHUNK_BYTES_MAX: usize = 16 << 10;
 /// Sends of datagrams that one shard has in flight. The rest waits in the QUIC connections.
@@ -195,6 +203,9 @@ const _: () = assert!(STORE_WAITING_BYTES_MAX as u64 <= UNSYNCED_BYTES_MAX / 2);
 const _: () = assert!(STORE_WAITING_REQUESTS_MAX as u64 <= UNSYNCED_RECORDS_MAX / 2);
 const _: () = assert!(STORE_WAITING_BYTES_MAX > FRAME_BYTES_MAX);
 const _: () = assert!(RECEIPTS_PER_WALK_MAX <= DELIVERS_UNACKED_MAX);
+// Whatever waits at another shard for longer than a disk takes leaves credits to what does not.
+const _: () =
+    assert!(RECEIPTS_UNANSWERED_MAX + FOREIGN_UNANSWERED_MAX + GROUP_REQUESTS_MAX < MESH_CREDITS);
 // An address is asked for before anybody is turned away.
 const _: () = assert!(SHARDS_MAX <= ringpost_ring::steering::SHARDS_MAX);
 const _: () = assert!(QUIC_RETRY_PENDING < QUIC_HANDSHAKES_PENDING_MAX);

@@ -92,6 +92,10 @@ labels! {
         /// The disk has no room for more messages.
         DiskRoom = "disk_room",
         CompletionsPerTurn = "completions_per_turn",
+        /// Requests to groups refused because as many as allowed were under way.
+        GroupRequests = "group_requests",
+        /// Sends to groups that more devices did not get than can be named.
+        SkippedDevices = "skipped_devices",
         /// Datagrams that waited because as many sends as allowed were in flight.
         DatagramSends = "datagram_sends",
         /// Datagrams dropped on the way to their shard, because as many as allowed were under way.
@@ -119,6 +123,7 @@ labels! {
         Unsupported = "unsupported",
         Blocked = "blocked",
         NotAMember = "not_a_member",
+        StaleRoster = "stale_roster",
     }
 }
 
@@ -229,6 +234,13 @@ shard_metrics! {
     sends_unknown: Counter = "ringpost_sends_unknown_total",
         "Sends that a store failed on; their clients were sent away and replay them.";
     store_bytes: Gauge = "ringpost_store_bytes", "Bytes of the segment files.";
+    groups: Gauge = "ringpost_groups", "Groups in the memory of their home shards.";
+    group_changes: Counter = "ringpost_group_changes_total", "Changes of rosters.";
+    group_sends: Counter = "ringpost_group_sends_total", "Sends that were given to the homes of members.";
+    group_sends_open: Gauge =
+        "ringpost_group_sends_open", "Sends to groups whose parts are not all stored or refused.";
+    group_mailboxes: Counter =
+        "ringpost_group_mailboxes_total", "Mailboxes that messages to groups were stored in.";
     mesh_unanswered: Gauge = "ringpost_mesh_unanswered", "Requests to other shards that wait for their answer.";
     mesh_depth: Gauge = "ringpost_mesh_depth", "Messages waiting in the queues between shards.";
     mesh_credit_waits: Counter =

@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 use bytes::BytesMut;
 use ringpost_protocol::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId};
 use ringpost_protocol::limits::SENDS_UNANSWERED_MAX;
-use ringpost_protocol::message::ClientEvent;
-use ringpost_protocol::message::{Mode, Outcome, Recipient, Welcome};
+use ringpost_protocol::message::{Call, ClientEvent, Mode, Outcome, Recipient, Welcome};
 use ringpost_protocol::session::{ClientHello, ClientSend, ClientSession, SendContent};
 use rustls::pki_types::ServerName;
 
@@ -28,10 +27,15 @@ pub struct Identity {
 impl Identity {
     /// The one device of `user`.
     pub fn new(user: &str, install_id: u64, mint: &TokenMint) -> Result<Self> {
+        Self::of_device(user, DEVICE, install_id, mint)
+    }
+
+    /// One of the devices of `user`.
+    pub fn of_device(user: &str, device: &str, install_id: u64, mint: &TokenMint) -> Result<Self> {
         Ok(Self {
-            token: mint.mint(user, DEVICE)?,
+            token: mint.mint(user, device)?,
             user: UserId::new(user).context("a name of a user")?,
-            device: DeviceId::new(DEVICE).context("a name of a device")?,
+            device: DeviceId::new(device).context("a name of a device")?,
             install_id: InstallId(install_id.max(1)),
         })
     }
@@ -276,6 +280,12 @@ impl Client {
         self.put_send(send_seq, to, envelope, false);
     }
 
+    /// Asks for something; the answer is an event.
+    pub fn call(&mut self, request_id: u64, call: &Call) -> Result<()> {
+        let conn = self.conn.as_deref_mut().context("not connected")?;
+        conn.session.call(request_id, call).context("the server would not take it")
+    }
+
     /// Says goodbye; the connection ends when the server has closed it.
     pub fn bye(&mut self) {
         if let Some(conn) = self.conn.as_deref_mut() {
@@ -325,6 +335,7 @@ impl Client {
             send_seq,
             message_number: MessageNumber::default(),
             to,
+            roster_version: 0,
             body: SendContent::Shared(envelope),
             ttl_ms: 0,
             urgent: false,
@@ -353,5 +364,5 @@ fn read_plaintext(tls: &mut rustls::ClientConnection, out: &mut BytesMut) -> Res
 
 /// A path that gives no sign of life for so long is lost, as in the client library.
 const PROBE_MS_MAX: u64 = ringpost_client::limits::PROBE_MS_MAX;
-/// Each user has one device, of this name.
+/// Each user has one device, of this name, but in a group.
 pub const DEVICE: &str = "load";

@@ -24,6 +24,8 @@ pub const SIGNATURE_BYTES: usize = 64;
 pub const ONE_TIME_KEYS_PER_PUBLISH_MAX: usize = 100;
 /// Bytes of a signed device list.
 pub const SIGNED_LIST_BYTES_MAX: usize = 8 * 1024;
+/// Devices that one Accepted names as skipped: so many, with the longest ids, fit into a frame.
+pub const SKIPPED_DEVICES_MAX: usize = 256;
 /// Sends of one device that may be unanswered.
 pub const SENDS_UNANSWERED_MAX: usize = 256;
 /// Outcomes of Sends that the home shard remembers for one device.
@@ -61,6 +63,9 @@ pub const ENVELOPE_ROUTING_BYTES_MAX: usize = FRAME_BYTES_MAX - ENVELOPE_BYTES_M
 // A session that is heard from as rarely as allowed is not given up under it.
 const _: () = assert!(QUIC_IDLE_MS >= HEARTBEAT_BACKGROUND_MS_MAX * 5 / 2);
 const _: () = assert!(ENVELOPE_ROUTING_BYTES_MAX >= 4 * USER_ID_BYTES_MAX + 1024);
+const _: () = assert!(
+    SKIPPED_DEVICES_MAX * (USER_ID_BYTES_MAX + DEVICE_ID_BYTES_MAX + 16) + 64 <= FRAME_BYTES_MAX
+);
 const _: () = assert!(FRAME_BYTES_MAX < 1 << (7 * LENGTH_PREFIX_BYTES_MAX));
 const _: () = assert!(SENDS_UNANSWERED_MAX <= SEND_OUTCOMES_MAX);
 const _: () = assert!(HEARTBEAT_BACKGROUND_MS_MIN <= HEARTBEAT_BACKGROUND_MS_MAX);

@@ -100,6 +100,19 @@ impl SendMemory {
         self.high_mark
     }
 
+    /// Whether another Send than `send_seq` to `recipient` has no outcome yet.
+    pub fn awaits_other(&self, send_seq: SendSeq, to: &Recipient) -> bool {
+        if self.unanswered() == 0 {
+            return false;
+        }
+        let recipient = hash_recipient(to);
+        self.sends.iter().any(|send| {
+            send.recipient == recipient
+                && send.send_seq != send_seq
+                && matches!(send.state, SendState::Pending { .. })
+        })
+    }
+
     /// Sends that have no outcome yet.
     pub fn unanswered(&self) -> usize {
         self.sends.len() - self.answered.len()

@@ -109,7 +109,7 @@ pub use disk::{
 };
 pub use fault::{Fault, OpenFault, StoreFull};
 pub use generation::{DataDisk, Resharded};
-pub use limits::StoreConfig;
+pub use limits::{MAILBOXES_PER_RECORD_MAX, StoreConfig};
 pub use record::{
     DeviceRecord, GapReason, NewMessage, ReceiptRecord, StoredMessage, StoredRecord, Text,
 };

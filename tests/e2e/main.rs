@@ -10,6 +10,7 @@ mod support;
 
 mod messenger;
 mod exchange;
+mod groups;
 mod offline;
 mod kill;
 mod power;

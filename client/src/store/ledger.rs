@@ -338,6 +338,7 @@ impl Ledger {
                 send_seq: *send_seq,
                 message_number: MessageNumber(numbered.id.0),
                 to: &numbered.send.to,
+                roster_version: 0,
                 body: match &numbered.send.body {
                     SendBody::Shared(envelope) => SendContent::Shared(envelope),
                     SendBody::PerDevice(list) => SendContent::PerDevice(list),

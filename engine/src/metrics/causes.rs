@@ -44,6 +44,7 @@ impl From<RejectCode> for RefusedSend {
             RejectCode::Unsupported => Self::Unsupported,
             RejectCode::Blocked => Self::Blocked,
             RejectCode::NotAMember => Self::NotAMember,
+            RejectCode::StaleRoster => Self::StaleRoster,
         }
     }
 }

@@ -12,6 +12,7 @@ use ringpost_ring::Ring;
 
 use super::Shard;
 use super::deposit::rejected;
+use super::fanout::{GroupPart, PartOutcome, PartReply};
 use super::message::{Arrival, ReceiptRequest, StoreRequest};
 use crate::limits::{
     STORAGE_FAILED_RETRY_MS, STORE_WAIT_MS_MAX, STORE_WAITING_BYTES_MAX, STORE_WAITING_REQUESTS_MAX,
@@ -31,6 +32,7 @@ pub(super) struct Backlog {
 
 pub(super) enum Request {
     Store(Box<StoreRequest>),
+    Part(Box<GroupPart>),
     Move { from: u16, arrival: Box<Arrival> },
     Receipt { from: u16, receipt: Box<ReceiptRequest> },
 }
@@ -59,7 +61,7 @@ impl Backlog {
             }
         }
         self.impatient += usize::from(request.is_impatient());
-        self.sends += usize::from(matches!(request, Request::Store(_)));
+        self.sends += usize::from(matches!(request, Request::Store(_) | Request::Part(_)));
         self.bytes += bytes;
         self.requests.push_back(request);
         Ok(())
@@ -107,6 +109,7 @@ impl Request {
                     envelopes.iter().map(|(_, envelope)| envelope.len()).sum()
                 }
             },
+            Self::Part(part) => part.send.envelope.len(),
             Self::Move { .. } | Self::Receipt { .. } => 0,
         }
     }
@@ -128,6 +131,7 @@ impl<R: Ring> Shard<R> {
         for request in home.backlog.take() {
             match request {
                 Request::Store(request) => self.handle_store(*request),
+                Request::Part(part) => self.handle_part(part),
                 Request::Move { from, arrival } => self.take_over(from, *arrival),
                 Request::Receipt { from, receipt } => self.handle_receipt(from, receipt),
             }
@@ -146,6 +150,11 @@ impl<R: Ring> Shard<R> {
             Request::Store(request) => {
                 let refusal = rejected(RejectCode::StorageFailed, Some(STORAGE_FAILED_RETRY_MS));
                 self.refuse(&request, refusal);
+            }
+            // Other parts may be stored, and no gap can be left here: its client replays all of it.
+            Request::Part(part) => {
+                let reply = PartReply { fanout: part.fanout, outcome: PartOutcome::Unknown };
+                self.reply_part(part.home, reply);
             }
             // It is sent away there.
             Request::Move { from, arrival } => self.take_over(from, *arrival),
@@ -203,7 +212,7 @@ mod tests {
     fn send_seqs(requests: impl IntoIterator<Item = Request>) -> Vec<u64> {
         let sends = requests.into_iter().map(|request| match request {
             Request::Store(request) => request.origin.send_seq.0,
-            Request::Move { .. } | Request::Receipt { .. } => 0,
+            _ => 0,
         });
         sends.collect()
     }

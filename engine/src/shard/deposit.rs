@@ -1,15 +1,19 @@
-//! A Send at the home of its recipient: into the mailboxes that have room.
+//! A Send at the home of its recipient, or of members of its group: into the mailboxes that have
+//! room.
 
-use ringpost_protocol::id::{DeviceId, MailboxId, UserId};
+use ringpost_protocol::id::{
+    DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, UserId,
+};
 use ringpost_protocol::message::{Outcome, Recipient, RejectCode, SendBody, SkipReason};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
-use ringpost_storage::{GapReason, NewMessage, Room, StoreFull};
+use ringpost_storage::{GapReason, MAILBOXES_PER_RECORD_MAX, NewMessage, Room, StoreFull};
 
 use super::backlog::Request;
+use super::blocks::Refusal;
+use super::fanout::{GroupPart, PartOutcome, PartReply, Skipped};
 use super::home::{Awaiting, Home};
 use super::message::{DeviceIndex, StoreReply, StoreRequest};
-use super::route::Refusal;
 use super::{Shard, Time};
 use crate::limits::{MAILBOX_FULL_RETRY_MS, OVERLOAD_RETRY_MS, STORAGE_FULL_RETRY_MS};
 use crate::metrics::Bound;
@@ -34,6 +38,50 @@ impl<R: Ring> Shard<R> {
             home.deposited = deposited;
             return self.refuse(&request, refusal);
         }
+        let skipped = self.await_deposit(deposited);
+        let outcome = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
+        let StoreRequest { origin, to, .. } = request;
+        let reply = StoreReply { origin, to: Recipient::User(to), outcome };
+        if is_active(Mutant::SpeakBeforeSync) {
+            return self.reply(reply);
+        }
+        let home = self.home.as_mut().expect("requests go to home shards");
+        home.state.open_mut().await_durable(Awaiting::Stored(reply));
+    }
+
+    /// Takes a message for members of a group whose home this is.
+    pub(super) fn handle_part(&mut self, part: Box<GroupPart>) {
+        let home = self.home.as_mut().expect("members live at home shards");
+        if !home.state.is_open() {
+            return self.hold(Request::Part(part));
+        }
+        let mut deposited = std::mem::take(&mut home.deposited);
+        deposited.clear();
+        let refusal = home.deposit_part(&part, self.time, &mut deposited).err();
+        let has_appended = refusal.is_none() || !deposited.full.is_empty() && !part.is_whole;
+        if let Some(refusal) = refusal.as_ref().filter(|refusal| refusal.is_retryable()) {
+            self.metrics.bound_hits.add(bound_of(refusal));
+        }
+        self.metrics.group_mailboxes += deposited.fresh.len() as u64;
+        let skipped = self.await_deposit(deposited);
+        let outcome = match refusal {
+            Some(Outcome::Rejected { code, retry_after_ms }) => {
+                PartOutcome::Refused { code, retry_after_ms, skipped }
+            }
+            _ => PartOutcome::Stored { skipped },
+        };
+        let reply = PartReply { fanout: part.fanout, outcome };
+        if !has_appended || is_active(Mutant::SpeakBeforeSync) {
+            return self.reply_part(part.home, reply);
+        }
+        let home = self.home.as_mut().expect("members live at home shards");
+        let awaiting = Awaiting::Part { home: part.home, reply: Box::new(reply) };
+        home.state.open_mut().await_durable(awaiting);
+    }
+
+    /// What was deposited is delivered once it is durable. Gives the devices that got nothing.
+    fn await_deposit(&mut self, mut deposited: Deposited) -> Skipped {
+        let home = self.home.as_mut().expect("its store took something");
         let open = home.state.open_mut();
         for &index in deposited.fresh.iter().chain(&deposited.full) {
             open.await_durable(Awaiting::Fresh(index));
@@ -44,14 +92,7 @@ impl<R: Ring> Shard<R> {
         }
         let skipped = std::mem::take(&mut deposited.skipped);
         home.deposited = deposited;
-        let outcome = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
-        let StoreRequest { origin, to, .. } = request;
-        let reply = StoreReply { origin, to: Recipient::User(to), outcome };
-        if is_active(Mutant::SpeakBeforeSync) {
-            return self.reply(reply);
-        }
-        let home = self.home.as_mut().expect("requests go to home shards");
-        home.state.open_mut().await_durable(Awaiting::Stored(reply));
+        skipped
     }
 
     /// Nothing of it was stored.
@@ -80,14 +121,16 @@ impl Home {
         time: Time,
         deposited: &mut Deposited,
     ) -> Result<(), Outcome> {
-        let unknown = rejected(RejectCode::UnknownRecipient, None);
-        let Some(devices) = self.users.get(&request.to) else { return Err(unknown) };
+        let Some(devices) = self.users.get(&request.to) else {
+            return Err(rejected(RejectCode::UnknownRecipient, None));
+        };
+        let letter = Letter::of_request(request, time);
         match &request.body {
             SendBody::Shared(envelope) => {
                 let mut others = std::mem::take(&mut deposited.others);
                 let others_of = |&&index: &&DeviceIndex| self.device(index).address != request.from;
                 others.extend(devices.iter().filter(others_of));
-                self.store_envelope(request, envelope, &others, time, deposited);
+                self.store_envelope(&letter, envelope, &others, time, deposited);
                 deposited.others = others;
             }
             SendBody::PerDevice(envelopes) => {
@@ -95,7 +138,7 @@ impl Home {
                     let known = self.find(&request.to, name);
                     match known {
                         Some(index) => {
-                            self.store_envelope(request, envelope, &[index], time, deposited);
+                            self.store_envelope(&letter, envelope, &[index], time, deposited);
                         }
                         None => deposited.skip(&request.to, name, SkipReason::Unknown),
                     }
@@ -103,38 +146,50 @@ impl Home {
             }
         }
         if !deposited.fresh.is_empty() {
-            for &index in deposited.full.iter().filter(|_| !is_active(Mutant::SkippedWithoutGap)) {
-                let mailbox = self.device(index).mailbox;
-                self.state.open_mut().store.append_gap(mailbox, GapReason::Full, None);
-            }
+            self.leave_gaps(None, deposited);
             return Ok(());
         }
-        if deposited.disk_full {
-            return Err(rejected(RejectCode::StorageFull, Some(STORAGE_FULL_RETRY_MS)));
+        Err(deposited.refusal())
+    }
+
+    /// The same for the devices of several members: one record names all their mailboxes. A device
+    /// that gets nothing has its gap also when no other does here, as others may elsewhere.
+    fn deposit_part(
+        &mut self,
+        part: &GroupPart,
+        time: Time,
+        deposited: &mut Deposited,
+    ) -> Result<(), Outcome> {
+        let letter = Letter::of_part(part);
+        let mut others = std::mem::take(&mut deposited.others);
+        let devices = part.members.iter().filter_map(|user| self.users.get(user)).flatten();
+        others.extend(devices.filter(|&&index| self.device(index).address != part.send.from));
+        for devices in others.chunks(MAILBOXES_PER_RECORD_MAX) {
+            self.store_envelope(&letter, &part.send.envelope, devices, time, deposited);
         }
-        if deposited.overloaded {
-            return Err(rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS)));
+        deposited.others = others;
+        if !deposited.fresh.is_empty() || !part.is_whole {
+            self.leave_gaps(Some(part.send.group.as_str()), deposited);
         }
-        if deposited.full.is_empty() {
-            return Err(unknown);
+        if deposited.fresh.is_empty() { Err(deposited.refusal()) } else { Ok(()) }
+    }
+
+    fn leave_gaps(&mut self, group: Option<&str>, deposited: &Deposited) {
+        for &index in deposited.full.iter().filter(|_| !is_active(Mutant::SkippedWithoutGap)) {
+            let mailbox = self.device(index).mailbox;
+            self.state.open_mut().store.append_gap(mailbox, GapReason::Full, group);
         }
-        let code = if deposited.any_mailbox_full {
-            RejectCode::MailboxFull
-        } else {
-            RejectCode::SenderShare
-        };
-        Err(rejected(code, Some(MAILBOX_FULL_RETRY_MS)))
     }
 
     fn store_envelope(
         &mut self,
-        request: &StoreRequest,
+        letter: &Letter<'_>,
         envelope: &[u8],
         devices: &[DeviceIndex],
         time: Time,
         deposited: &mut Deposited,
     ) {
-        let sender_hash = request.from.hash32();
+        let sender_hash = letter.from.hash32();
         let first = deposited.fresh.len();
         deposited.mailboxes.clear();
         for &index in devices {
@@ -146,7 +201,7 @@ impl Home {
                 continue;
             }
             deposited.any_mailbox_full |= room == Room::Full;
-            deposited.skip(&request.to, &device.address.device, SkipReason::Full);
+            deposited.skip(&device.address.user, &device.address.device, SkipReason::Full);
             deposited.full.push(index);
         }
         if deposited.mailboxes.is_empty() {
@@ -155,25 +210,66 @@ impl Home {
         let store = &mut self.state.open_mut().store;
         let clock_ms = store.expiry_clock_ms(time.now_ms);
         let appended = store.append_message(&NewMessage {
-            from: &request.from,
-            install_id: request.origin.install_id,
-            send_seq: request.origin.send_seq,
-            message_number: request.message_number,
-            sent_at_ms: time.unix_ms,
-            expires_at_ms: clock_ms.saturating_add(request.ttl_ms),
-            urgent: request.urgent,
-            group: None,
+            from: letter.from,
+            install_id: letter.install_id,
+            send_seq: letter.send_seq,
+            message_number: letter.message_number,
+            sent_at_ms: letter.sent_at_ms,
+            expires_at_ms: clock_ms.saturating_add(letter.ttl_ms),
+            urgent: letter.urgent,
+            group: letter.group,
             mailboxes: &deposited.mailboxes,
             envelope,
         });
         if let Err(full) = appended {
             for index in deposited.fresh.split_off(first) {
-                let name = &self.device(index).address.device;
-                deposited.skip(&request.to, name, SkipReason::Full);
+                let DeviceAddress { user, device } = &self.device(index).address;
+                deposited.skip(user, device, SkipReason::Full);
                 deposited.full.push(index);
             }
             deposited.overloaded |= full != StoreFull::Disk;
             deposited.disk_full |= full == StoreFull::Disk;
+        }
+    }
+}
+
+/// A message without its envelope.
+struct Letter<'a> {
+    from: &'a DeviceAddress,
+    install_id: InstallId,
+    send_seq: SendSeq,
+    message_number: MessageNumber,
+    sent_at_ms: u64,
+    ttl_ms: u64,
+    urgent: bool,
+    group: Option<&'a str>,
+}
+
+impl<'a> Letter<'a> {
+    fn of_request(request: &'a StoreRequest, time: Time) -> Self {
+        Self {
+            from: &request.from,
+            install_id: request.origin.install_id,
+            send_seq: request.origin.send_seq,
+            message_number: request.message_number,
+            sent_at_ms: time.unix_ms,
+            ttl_ms: request.ttl_ms,
+            urgent: request.urgent,
+            group: None,
+        }
+    }
+
+    fn of_part(part: &'a GroupPart) -> Self {
+        let send = &*part.send;
+        Self {
+            from: &send.from,
+            install_id: send.origin.install_id,
+            send_seq: send.origin.send_seq,
+            message_number: send.message_number,
+            sent_at_ms: part.sent_at_ms,
+            ttl_ms: send.ttl_ms,
+            urgent: send.urgent,
+            group: Some(send.group.as_str()),
         }
     }
 }
@@ -207,6 +303,22 @@ impl Deposited {
         others.clear();
         mailboxes.clear();
         (self.any_mailbox_full, self.overloaded, self.disk_full) = (false, false, false);
+    }
+
+    /// Why nothing was stored.
+    fn refusal(&self) -> Outcome {
+        if self.disk_full {
+            return rejected(RejectCode::StorageFull, Some(STORAGE_FULL_RETRY_MS));
+        }
+        if self.overloaded {
+            return rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS));
+        }
+        if self.full.is_empty() {
+            return rejected(RejectCode::UnknownRecipient, None);
+        }
+        let code =
+            if self.any_mailbox_full { RejectCode::MailboxFull } else { RejectCode::SenderShare };
+        rejected(code, Some(MAILBOX_FULL_RETRY_MS))
     }
 
     fn skip(&mut self, user: &UserId, device: &DeviceId, reason: SkipReason) {

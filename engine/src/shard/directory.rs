@@ -32,6 +32,10 @@ pub(super) enum Inquirer {
     PutList { key: ConnKey, request_id: u64, user: UserId, list: DeviceListPut },
     /// Somebody who reads a list that is not in memory.
     List { reader: ListReader, user: UserId },
+    /// The requests to a group, which wait for its roster.
+    Reading { group: UserId },
+    /// The same, while a new version is being stored.
+    Writing { group: UserId },
     /// A connection that was welcomed: it is told if its device has few keys left.
     Welcomed { key: ConnKey },
 }
@@ -39,6 +43,10 @@ pub(super) enum Inquirer {
 impl Inquiries {
     pub(super) fn new(port: Option<Box<dyn DirectoryPort>>) -> Self {
         Self { port, waiting: Slab::new() }
+    }
+
+    pub(super) fn has_port(&self) -> bool {
+        self.port.is_some()
     }
 
     pub(super) fn unanswered(&self) -> usize {
@@ -164,6 +172,8 @@ impl<R: Ring> Shard<R> {
                 self.answer_frame(key, request_id, answer);
             }
             Inquirer::List { reader, user } => self.handle_list(reader, user, answer),
+            Inquirer::Reading { group } => self.roster_answered(&group, answer),
+            Inquirer::Writing { group } => self.roster_stored(&group, &answer),
             Inquirer::Welcomed { key } => {
                 if let Answer::Stock(Some(stock)) = answer {
                     self.warn_of_stock(key, stock);

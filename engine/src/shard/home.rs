@@ -12,14 +12,17 @@ use ringpost_storage::{DeviceRecord, ReadId, RecordNumber, Store, StoreConfig};
 
 use super::Shard;
 use super::backlog::Backlog;
+use super::blocks::Blocks;
 use super::conn::ConnKey;
 use super::deposit::Deposited;
 use super::disk::{Disk, StoreDirectory};
+use super::fanout::{Fanouts, PartReply};
+use super::group::Groups;
 use super::lists::ListCache;
 use super::mailbox::Device;
 use super::message::{DeviceIndex, ReceiptRequest, StoreReply};
 use super::opening::{Reopening, StoreState};
-use super::route::{Blocks, is_forgettable};
+use super::route::is_forgettable;
 use crate::limits::{
     Bucket, DEVICE_LISTS_BYTES_MAX, SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX,
     UNSYNCED_RECORDS_MAX,
@@ -40,6 +43,8 @@ pub(super) struct Home {
     /// What has come while the store is not open.
     pub(super) backlog: Backlog,
     pub(super) blocks: Blocks,
+    pub(super) groups: Groups,
+    pub(super) fanouts: Fanouts,
     /// Memory of the last deposit, for the next one.
     pub(super) deposited: Deposited,
     /// Where the sweep over send memories goes on.
@@ -60,6 +65,11 @@ pub(super) struct OpenStore {
 /// What happens when a record is durable.
 pub(super) enum Awaiting {
     Stored(StoreReply),
+    /// For the home of a group.
+    Part {
+        home: u16,
+        reply: Box<PartReply>,
+    },
     /// New entries of a mailbox may be delivered.
     Fresh(DeviceIndex),
     Registered(ConnKey),
@@ -97,6 +107,8 @@ impl Home {
             lists: ListCache::new(DEVICE_LISTS_BYTES_MAX),
             backlog: Backlog::new(now_ms),
             blocks: Blocks::default(),
+            groups: Groups::default(),
+            fanouts: Fanouts::default(),
             deposited: Deposited::default(),
             sweep_next: 0,
         }

@@ -9,6 +9,7 @@ use ringpost_ring::{Completion, Errno, Lease, Outcome, Ring};
 
 use super::Shard;
 use super::conn::{ConnKey, Held, Phase};
+use super::group_call::GroupWish;
 use crate::limits::{INBOUND_BYTES_MAX, OUTBOUND_BYTES_MAX};
 use crate::metrics::Bound;
 use crate::transport::Peer;
@@ -225,6 +226,9 @@ impl<R: Ring> Shard<R> {
 
     /// Handles what the last turn has left.
     pub(super) fn resume_held(&mut self) {
+        for key in std::mem::take(&mut self.woken) {
+            self.resume_send(key);
+        }
         for key in std::mem::take(&mut self.held) {
             let Some(conn) = self.conns.get_mut(key) else { continue };
             if conn.held != Held::ForTurn {
@@ -257,7 +261,10 @@ impl<R: Ring> Shard<R> {
             // The session has noted the new interval; its deadline may be earlier now.
             Request::Mode(_) => self.schedule(key),
             Request::Call { .. } if self.drain.is_some() => {}
-            Request::Call { request_id, call } => self.handle_call(key, device, request_id, *call),
+            Request::Call { request_id, call } => match GroupWish::of(*call) {
+                Ok((group, wish)) => self.handle_group_call(key, device, request_id, group, wish),
+                Err(call) => self.handle_call(key, device, request_id, *call),
+            },
             Request::Hello(_) | Request::Ping | Request::Unsupported { .. } => {
                 unreachable!("answered before")
             }

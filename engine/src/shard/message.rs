@@ -5,6 +5,9 @@ use ringpost_protocol::message::{DeviceList, Hello, Outcome, Recipient, SendBody
 use ringpost_ring::steering::Program;
 
 use super::conn::Conn;
+use super::fanout::{GroupPart, PartReply};
+use super::group::GroupRequest;
+use super::group_call::{GroupAnswer, GroupNews};
 use super::lists::ListReader;
 use super::relay::{NewsReply, OrderReply, StreamNews, StreamOrder};
 use super::settings::ShardSettings;
@@ -34,6 +37,19 @@ pub enum MeshMessage {
     /// Note after a retryable refusal or an unknown outcome: the sender's home knows of it, and what
     /// follows on the mesh was sent with that knowledge.
     BlockArmed(Box<BlockArmed>),
+    /// Request: a Send to a group, answered by `Stored` or `Unknown`, or something else that concerns
+    /// it, answered by `GroupAnswer`.
+    Group(GroupRequest),
+    /// Reply: what was asked of a group.
+    GroupAnswer(Box<GroupAnswer>),
+    /// Request: store a message in the mailboxes of those members that live at the receiver.
+    Part(Box<GroupPart>),
+    /// Reply: what became of it; sent only when the outcome is durable.
+    PartDone(Box<PartReply>),
+    /// Request: tell connected devices that their group has changed.
+    GroupNews(Box<GroupNews>),
+    /// Reply: they are told.
+    GroupNewsTaken,
     /// Request: what a connection at home does with its stream at the receiver.
     StreamOrder(Box<StreamOrder>),
     /// Reply: what became of it so far.

@@ -8,7 +8,7 @@
 //!
 //! A message passes through the files in this order: `accept` and `greeting` (or a move from another
 //! shard), `inbound`, `route`, `deposit`, `disk` (durable), `mailbox`, `outbound`; its acknowledgement through
-//! `receipts`.
+//! `receipts`. A group is served in `group` and `group_call`, by its `roster`; what is sent to it, in `fanout`.
 
 mod token;
 pub mod message;
@@ -26,10 +26,16 @@ pub mod relay;
 mod flow;
 mod inbound;
 mod route;
+mod blocks;
 mod deposit;
 mod cache;
 mod directory;
 mod lists;
+pub mod roster;
+pub mod group;
+pub mod group_call;
+mod roster_store;
+pub mod fanout;
 mod home;
 mod disk;
 mod opening;
@@ -157,6 +163,8 @@ pub struct Shard<R> {
     turn_number: u32,
     /// Connections with frames that the last turn has left.
     held: Vec<ConnKey>,
+    /// Connections whose Send to a group waited for the one before.
+    woken: Vec<ConnKey>,
     /// Connections with something to flush in this turn.
     dirty: Vec<ConnKey>,
     spare_out: SpareBuffers,
@@ -219,6 +227,7 @@ impl<R: Ring> Shard<R> {
             links_done: VecDeque::new(),
             turn_number: 0,
             held: Vec::new(),
+            woken: Vec::new(),
             dirty: Vec::new(),
             spare_out: SpareBuffers::default(),
             rearm: Vec::new(),
@@ -295,7 +304,11 @@ impl<R: Ring> Shard<R> {
         if !self.started || !self.dirty.is_empty() || !self.rearm.is_empty() {
             return 0;
         }
-        if !self.held.is_empty() || self.greetings.has_waiting() || !self.links_done.is_empty() {
+        if !self.held.is_empty()
+            || !self.woken.is_empty()
+            || self.greetings.has_waiting()
+            || !self.links_done.is_empty()
+        {
             return 0;
         }
         let now_ms = self.time.now_ms;
@@ -373,6 +386,18 @@ impl<R: Ring> Shard<R> {
                 let home = self.home.as_mut().expect("blocks are armed at home shards");
                 home.blocks.noted(&note);
             }
+            MeshMessage::Group(request) => self.handle_group(request),
+            MeshMessage::GroupAnswer(answer) => {
+                self.mesh.replied(from);
+                self.handle_group_answer(from, *answer);
+            }
+            MeshMessage::Part(part) => self.handle_part(part),
+            MeshMessage::PartDone(reply) => {
+                self.mesh.replied(from);
+                self.part_done(*reply);
+            }
+            MeshMessage::GroupNews(news) => self.handle_group_news(from, &news),
+            MeshMessage::GroupNewsTaken => self.mesh.replied(from),
             MeshMessage::StreamOrder(order) => self.handle_order(from, *order),
             MeshMessage::StreamOrderReply(reply) => self.handle_order_reply(from, reply),
             MeshMessage::StreamNews(news) => self.handle_news(from, *news),
@@ -424,6 +449,8 @@ impl<R: Ring> Shard<R> {
             metrics.device_lists_cached.set(home.lists.len() as u64);
             metrics.mailboxes.set(home.devices.len() as u64);
             metrics.sends_waiting.set(home.backlog.sends() as u64);
+            metrics.groups.set(home.groups.len() as u64);
+            metrics.group_sends_open.set(home.fanouts.len() as u64);
             metrics.stores_reopening.set(u64::from(home.reopening.is_under_way()));
             if home.state.is_open() {
                 let store = home.store();

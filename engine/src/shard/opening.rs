@@ -29,6 +29,7 @@ use super::Shard;
 use super::backlog::Request;
 use super::conn::Phase;
 use super::disk::{Disk, StoreDirectory};
+use super::fanout::{PartOutcome, PartReply};
 use super::home::{Awaiting, Home, OpenStore};
 use super::message::{DeviceIndex, ShardEvent};
 use crate::limits::{REOPEN_ATTEMPTS_MAX, REOPEN_CALM_MS, REOPEN_PAUSE_MS, REOPEN_PAUSE_MS_MAX};
@@ -355,6 +356,7 @@ impl<R: Ring> Shard<R> {
     fn durable(&mut self, awaiting: Awaiting) {
         match awaiting {
             Awaiting::Stored(reply) => self.reply(reply),
+            Awaiting::Part { home, reply } => self.reply_part(home, *reply),
             Awaiting::Fresh(device) => self.deliver(device),
             Awaiting::Registered(key) => self.welcome(key),
             Awaiting::ReceiptStored { shard, receipt } => {
@@ -392,6 +394,10 @@ impl<R: Ring> Shard<R> {
     fn never_durable(&mut self, awaiting: Awaiting) {
         match awaiting {
             Awaiting::Stored(reply) => self.outcome_unknown(reply.origin, reply.to),
+            Awaiting::Part { home, reply } => {
+                let reply = PartReply { fanout: reply.fanout, outcome: PartOutcome::Unknown };
+                self.reply_part(home, reply);
+            }
             // The walk that it belongs to starts over.
             Awaiting::ReceiptStored { shard, receipt } if shard == self.id => {
                 self.receipt_settled(receipt.reply_to);

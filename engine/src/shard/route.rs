@@ -21,30 +21,35 @@ use std::collections::VecDeque;
 use ringpost_protocol::fault::PeerFault;
 use ringpost_protocol::id::{SendSeq, UserId};
 use ringpost_protocol::message::{
-    self, GoAwayReason, Limits, Outcome, Recipient, RejectCode, SendRequest,
+    self, GoAwayReason, Limits, Outcome, Recipient, RejectCode, SendBody, SendRequest,
 };
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_protocol::window::{Admission, SendMemory};
 use ringpost_ring::{Op, Ring};
 
 use super::Shard;
+use super::blocks::Refusal;
 use super::conn::ConnKey;
 use super::deposit::rejected;
+use super::fanout::GroupSend;
+use super::group::GroupRequest;
 use super::message::{
     BlockArmed, DeviceIndex, MeshMessage, Origin, ReceiptRequest, StoreReply, StoreRequest,
     UnknownSend,
 };
 use super::relay::Order;
 use super::token::Token;
-use crate::limits::RECEIPTS_UNANSWERED_MAX;
+use crate::limits::{GROUP_REQUESTS_MAX, RECEIPTS_UNANSWERED_MAX};
 use crate::metrics::Bound;
 use crate::transport::quic::StreamKey;
 
 /// Who goes on when a shard has room again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
     /// It has a Send.
     Send(ConnKey),
+    /// It has requests, the first of which is a Send.
+    Group(UserId),
     /// It is on its way home.
     Move(ConnKey),
     /// It has something for its stream there.
@@ -66,6 +71,8 @@ pub(super) struct Lane {
     /// Receipts on the mesh. They wait as long as the destination's store is not open, so they leave
     /// credits to the Sends, which do not.
     receipts_unanswered: u32,
+    /// Requests to groups there. They wait for credits themselves.
+    groups_unanswered: u32,
     /// Datagrams on the mesh that belong to QUIC connections there.
     pub(super) foreign_unanswered: u32,
 }
@@ -86,14 +93,15 @@ impl<R: Ring> Shard<R> {
         device: DeviceIndex,
         send: SendRequest,
     ) -> Result<(), PeerFault> {
-        let to_shard = match &send.to {
-            Recipient::User(user) => self.home_of(user),
-            Recipient::Group(_) => self.id,
-        };
-        if !self.has_room(to_shard) {
+        let (Recipient::User(to) | Recipient::Group(to)) = &send.to;
+        let to_shard = self.home_of(to);
+        let awaits_other = self.awaits_other(device, &send);
+        if awaits_other || !self.has_room_for_send(to_shard, &send.to) {
             let conn = self.conns.get_mut(key).expect("its frame is being handled");
             conn.blocked = Some(Box::new(send));
-            self.wait_for_room(to_shard, Waiter::Send(key));
+            if !awaits_other {
+                self.wait_for_room(to_shard, Waiter::Send(key));
+            }
             return Ok(());
         }
         let now_ms = self.time.now_ms;
@@ -122,29 +130,49 @@ impl<R: Ring> Shard<R> {
         let conn = self.conns.get_mut(key).expect("its frame is being handled");
         let limits = Limits::with_frame_bytes_max(conn.frame_bytes_max);
         let too_large = send.body.envelope_bytes_max() > limits.envelope_bytes_max as usize;
-        let SendRequest { send_seq, message_number, to, body, ttl_ms, urgent, after_reject } = send;
+        if too_large {
+            let refusal = rejected(RejectCode::TooLarge, None);
+            return self.refuse_here(device, send.send_seq, &refusal);
+        }
+        if matches!(send.to, Recipient::Group(_)) && !self.inquiries.has_port() {
+            let refusal = rejected(RejectCode::Unsupported, None);
+            return self.refuse_here(device, send.send_seq, &refusal);
+        }
+        let SendRequest { send_seq, message_number, to, body, ttl_ms, urgent, .. } = send;
         let home = self.home.as_ref().expect("an open connection is at home");
         let sender = home.device(device);
         let memory = sender.memory.as_ref().expect("made when the connection was welcomed");
         let origin = Origin { shard: self.id, device, install_id: memory.install_id(), send_seq };
-        let user = match to {
-            Recipient::User(user) if !too_large => user,
-            _ => {
-                let code = if too_large { RejectCode::TooLarge } else { RejectCode::Unsupported };
-                let outcome = Outcome::Rejected { code, retry_after_ms: None };
-                return self.settle(StoreReply { origin, to, outcome });
+        let from = sender.address.clone();
+        let (to, envelope) = match (to, body) {
+            (Recipient::User(to), body) => (to, body),
+            (Recipient::Group(group), SendBody::Shared(envelope)) => {
+                let roster_version = send.roster_version;
+                let send = GroupSend {
+                    origin,
+                    from,
+                    group,
+                    roster_version,
+                    message_number,
+                    envelope,
+                    ttl_ms,
+                    urgent,
+                };
+                return self.push_group(to_shard, GroupRequest::Send(Box::new(send)));
+            }
+            (Recipient::Group(_), SendBody::PerDevice(_)) => {
+                unreachable!("the protocol gives groups one envelope")
             }
         };
-        let from = sender.address.clone();
         let request = StoreRequest {
             origin,
             from,
-            to: user,
+            to,
             message_number,
-            body,
+            body: envelope,
             ttl_ms,
             urgent,
-            after_reject,
+            after_reject: send.after_reject,
         };
         if to_shard == self.id {
             return self.handle_store(request);
@@ -155,7 +183,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Whether the user may send another message now, from whichever of his devices.
-    fn take_send(&mut self, key: ConnKey, device: DeviceIndex) -> Result<(), Outcome> {
+    pub(super) fn take_send(&mut self, key: ConnKey, device: DeviceIndex) -> Result<(), Outcome> {
         if self.conns.get(key).is_none_or(|conn| conn.is_exempt) {
             return Ok(());
         }
@@ -201,6 +229,7 @@ impl<R: Ring> Shard<R> {
             self.note_block(origin, &to);
         }
         self.answer(origin, &outcome);
+        self.group_send_settled(origin.device, &to);
     }
 
     fn answer(&mut self, origin: Origin, outcome: &Outcome) {
@@ -243,13 +272,14 @@ impl<R: Ring> Shard<R> {
         self.note_block(origin, to);
         let home = self.home.as_mut().expect("requests come from home shards");
         let device = home.device_mut(origin.device);
-        let Some(memory) = device.memory.as_mut() else { return };
-        if memory.forget(origin.install_id, origin.send_seq)
+        if let Some(memory) = device.memory.as_mut()
+            && memory.forget(origin.install_id, origin.send_seq)
             && let Some(attached) = &device.attached
         {
             let key = attached.conn;
             self.send_away(key, GoAwayReason::Storage);
         }
+        self.group_send_settled(origin.device, to);
     }
 
     fn note_block(&mut self, origin: Origin, to: &Recipient) {
@@ -276,6 +306,55 @@ impl<R: Ring> Shard<R> {
     pub(super) fn has_room_for_receipt(&self, shard: u16) -> bool {
         self.has_room(shard)
             && self.lanes[usize::from(shard)].receipts_unanswered < RECEIPTS_UNANSWERED_MAX
+    }
+
+    /// Whether a request to a group of `shard` can be made now; `unanswered_max`: of its kind.
+    pub(super) fn has_room_for_group(&self, shard: u16, unanswered_max: u32) -> bool {
+        (shard == self.id || self.mesh.credits(shard) > 0)
+            && self.lanes[usize::from(shard)].groups_unanswered < unanswered_max
+    }
+
+    fn has_room_for_send(&self, shard: u16, to: &Recipient) -> bool {
+        match to {
+            Recipient::User(_) => self.has_room(shard),
+            Recipient::Group(_) => self.has_room_for_group(shard, GROUP_REQUESTS_MAX),
+        }
+    }
+
+    /// Whether a Send to a group must wait for the outcome of another one of the same device.
+    fn awaits_other(&self, device: DeviceIndex, send: &SendRequest) -> bool {
+        let Recipient::Group(_) = &send.to else { return false };
+        let home = self.home.as_ref().expect("an open connection is at home");
+        let memory = home.device(device).memory.as_ref();
+        memory.is_some_and(|memory| memory.awaits_other(send.send_seq, &send.to))
+    }
+
+    /// A request to a group; there is room.
+    pub(super) fn push_group(&mut self, shard: u16, request: GroupRequest) {
+        self.lanes[usize::from(shard)].groups_unanswered += 1;
+        if shard == self.id {
+            return self.handle_group(request);
+        }
+        let reserved = self.mesh.reserve(shard);
+        assert!(reserved.is_ok(), "room was checked");
+        self.push_mesh(shard, MeshMessage::Group(request));
+    }
+
+    pub(super) fn group_answered(&mut self, shard: u16) {
+        self.lanes[usize::from(shard)].groups_unanswered -= 1;
+    }
+
+    /// The next Send of the device to the same group may go.
+    fn group_send_settled(&mut self, device: DeviceIndex, to: &Recipient) {
+        let Recipient::Group(group) = to else { return };
+        self.group_answered(self.home_of(group));
+        let home = self.home.as_ref().expect("requests come from home shards");
+        let Some(attached) = &home.device(device).attached else { return };
+        let key = attached.conn;
+        let blocked = self.conns.get(key).and_then(|conn| conn.blocked.as_ref());
+        if blocked.is_some_and(|send| send.to == *to) {
+            self.woken.push(key);
+        }
     }
 
     pub(super) fn wait_for_room(&mut self, shard: u16, waiter: Waiter) {
@@ -330,6 +409,7 @@ impl<R: Ring> Shard<R> {
                 }
                 match self.lanes[index].conns.pop_front() {
                     Some(Waiter::Send(key)) => self.resume_send(key),
+                    Some(Waiter::Group(group)) => self.resume_group(&group),
                     Some(Waiter::Move(key)) => self.go_home(key),
                     Some(Waiter::Link(key)) => {
                         links -= 1;
@@ -345,7 +425,7 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn resume_send(&mut self, key: ConnKey) {
+    pub(super) fn resume_send(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Some(device) = conn.device() else { return };
         let Some(send) = conn.blocked.take() else { return };
@@ -366,133 +446,8 @@ impl<R: Ring> Shard<R> {
     }
 }
 
-/// Refusals that a recipient's home keeps up until the sender's home knows of them.
-#[derive(Default)]
-pub(super) struct Blocks {
-    armed: hashbrown::HashMap<(u16, DeviceIndex, UserId), Block>,
-}
-
-struct Block {
-    /// The last Send refused; the note for it ends the block.
-    send_seq: SendSeq,
-    refusal: Refusal,
-}
-
-/// What becomes of a Send that comes behind one that was not stored.
-#[derive(Clone, Debug)]
-pub(super) enum Refusal {
-    Outcome(Outcome),
-    Unknown,
-}
-
-impl Blocks {
-    /// The refusal that a Send must get, if its sender is blocked here. The caller arms it again.
-    pub(super) fn check(&mut self, request: &StoreRequest) -> Option<Refusal> {
-        if self.armed.is_empty() {
-            return None;
-        }
-        let key = key(&request.origin, &request.to);
-        let refusal = self.armed.get(&key)?.refusal.clone();
-        if request.after_reject && matches!(refusal, Refusal::Outcome(_)) {
-            self.armed.remove(&key);
-            return None;
-        }
-        Some(refusal)
-    }
-
-    pub(super) fn arm(&mut self, origin: Origin, to: &UserId, refusal: Refusal) {
-        self.armed.insert(key(&origin, to), Block { send_seq: origin.send_seq, refusal });
-    }
-
-    pub(super) fn noted(&mut self, note: &BlockArmed) {
-        let key = key(&note.origin, &note.to);
-        if self.armed.get(&key).is_some_and(|block| block.send_seq == note.origin.send_seq) {
-            self.armed.remove(&key);
-        }
-    }
-}
-
-/// A device keeps its index while the process lives.
-fn key(origin: &Origin, to: &UserId) -> (u16, DeviceIndex, UserId) {
-    (origin.shard, origin.device, to.clone())
-}
-
 /// Frees what a device has not used for a while; a later replay may then be stored again, and is
 /// dropped by the receiver.
 pub(super) fn is_forgettable(memory: &SendMemory, idle_ms: u64) -> bool {
     memory.unanswered() == 0 && idle_ms >= crate::limits::SEND_MEMORY_MS
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MessageNumber};
-    use ringpost_protocol::message::SendBody;
-
-    use super::*;
-
-    fn request(send_seq: u64, after_reject: bool) -> StoreRequest {
-        let origin = Origin {
-            shard: 1,
-            device: DeviceIndex(7),
-            install_id: InstallId(1),
-            send_seq: SendSeq(send_seq),
-        };
-        let (user, device) = (UserId::new("eve").unwrap(), DeviceId::new("d").unwrap());
-        StoreRequest {
-            origin,
-            from: DeviceAddress { user, device },
-            to: UserId::new("bob").unwrap(),
-            message_number: MessageNumber(send_seq),
-            body: SendBody::Shared(Bytes::new()),
-            ttl_ms: 1,
-            urgent: false,
-            after_reject,
-        }
-    }
-
-    fn arm(blocks: &mut Blocks, send_seq: u64, refusal: Refusal) {
-        let request = request(send_seq, false);
-        blocks.arm(request.origin, &request.to, refusal);
-    }
-
-    fn note(blocks: &mut Blocks, send_seq: u64) {
-        let StoreRequest { origin, to, .. } = request(send_seq, false);
-        blocks.noted(&BlockArmed { origin, to });
-    }
-
-    fn full() -> Refusal {
-        let code = RejectCode::MailboxFull;
-        Refusal::Outcome(Outcome::Rejected { code, retry_after_ms: Some(1) })
-    }
-
-    #[test]
-    fn a_refusal_holds_until_after_reject_or_the_note_for_the_last_one() {
-        let mut blocks = Blocks::default();
-        arm(&mut blocks, 1, full());
-        assert!(matches!(blocks.check(&request(2, false)), Some(Refusal::Outcome(_))));
-        arm(&mut blocks, 2, full());
-        note(&mut blocks, 1);
-        assert!(blocks.check(&request(3, false)).is_some(), "2 is not known there yet");
-        note(&mut blocks, 2);
-        assert!(blocks.check(&request(4, false)).is_none());
-        arm(&mut blocks, 5, full());
-        assert!(blocks.check(&request(6, true)).is_none());
-        assert!(blocks.check(&request(7, false)).is_none());
-    }
-
-    #[test]
-    fn an_unknown_outcome_lets_nothing_pass_before_the_note() {
-        let mut blocks = Blocks::default();
-        arm(&mut blocks, 1, full());
-        arm(&mut blocks, 2, Refusal::Unknown);
-        for after_reject in [true, false] {
-            let refusal = blocks.check(&request(3, after_reject));
-            assert!(matches!(refusal, Some(Refusal::Unknown)), "{refusal:?}");
-        }
-        note(&mut blocks, 1);
-        assert!(blocks.check(&request(3, true)).is_some());
-        note(&mut blocks, 2);
-        assert!(blocks.check(&request(2, false)).is_none());
-    }
 }

@@ -110,6 +110,8 @@ pub struct SendRequest {
     /// Not zero: `send_seq` when the client gave none.
     pub message_number: MessageNumber,
     pub to: Recipient,
+    /// Of a group: the version that it is meant for; 0: whatever it is.
+    pub roster_version: u64,
     pub body: SendBody,
     /// 1 ..= TTL_MS_MAX.
     pub ttl_ms: u64,
@@ -177,7 +179,8 @@ impl RejectCode {
             | Self::TooLarge
             | Self::Unsupported
             | Self::Blocked
-            | Self::NotAMember => false,
+            | Self::NotAMember
+            | Self::StaleRoster => false,
         }
     }
 }

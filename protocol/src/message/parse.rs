@@ -84,7 +84,7 @@ fn checked_token(token: String) -> Result<String, PeerFault> {
 
 fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
     let (mut send_seq, mut ttl_ms, mut urgent, mut after_reject) = (0, 0, false, false);
-    let (mut to, mut content, mut message_number) = (None, None, 0);
+    let (mut to, mut content, mut message_number, mut roster_version) = (None, None, 0, 0);
     let mut fields = Fields::new(body);
     while let Some((number, value)) = fields.next()? {
         match number {
@@ -105,6 +105,7 @@ fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
             }
             8 => content = Some(SendBody::Shared(envelope(frame, value.bytes()?)?)),
             9 => message_number = value.varint()?,
+            10 => roster_version = value.varint()?,
             _ => {}
         }
     }
@@ -124,7 +125,16 @@ fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
     let ttl_ms = if ttl_ms == 0 { TTL_MS_MAX } else { ttl_ms.min(TTL_MS_MAX) };
     let message_number = MessageNumber(if message_number == 0 { send_seq } else { message_number });
     let send_seq = SendSeq(send_seq);
-    Ok(SendRequest { send_seq, message_number, to, body, ttl_ms, urgent, after_reject })
+    Ok(SendRequest {
+        send_seq,
+        message_number,
+        to,
+        roster_version,
+        body,
+        ttl_ms,
+        urgent,
+        after_reject,
+    })
 }
 
 fn parse_envelopes(

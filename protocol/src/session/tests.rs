@@ -137,6 +137,7 @@ fn client_send<'a>(send_seq: u64, to: &'a Recipient, body: SendContent<'a>) -> C
         send_seq,
         message_number: crate::id::MessageNumber::default(),
         to,
+        roster_version: 300,
         body,
         ttl_ms: 0,
         urgent: true,

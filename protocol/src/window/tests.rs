@@ -68,6 +68,22 @@ fn a_replay_is_answered_without_a_second_delivery() {
 }
 
 #[test]
+fn what_has_no_outcome_is_found_by_its_recipient() {
+    let mut case = Case::new();
+    let awaits = |case: &Case, send_seq, to| case.0.awaits_other(SendSeq(send_seq), &user(to));
+    case.admit(1, "bob", false);
+    assert!(awaits(&case, 2, "bob") && !awaits(&case, 2, "carol"));
+    assert!(!awaits(&case, 1, "bob"), "its replay waits for nothing");
+    let group = Recipient::Group(UserId::new("bob").unwrap());
+    assert!(!case.0.awaits_other(SendSeq(2), &group));
+    case.settle(1, &accepted(9));
+    assert!(!awaits(&case, 2, "bob"));
+    case.admit(2, "bob", false);
+    case.forget(2);
+    assert!(!awaits(&case, 3, "bob"));
+}
+
+#[test]
 fn numbers_that_are_zero_or_in_a_gap_are_faults() {
     let mut case = Case::new();
     assert_eq!(case.fault(0), PeerFault::SendSeqZero);

@@ -10,6 +10,7 @@ pub mod key_server;
 pub mod keys;
 pub mod netns;
 pub mod load;
+pub mod member;
 pub mod peer;
 pub mod quic;
 pub mod raw;

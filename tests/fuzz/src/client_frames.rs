@@ -53,6 +53,7 @@ pub(crate) fn send(script: &mut Script<'_>, send_seq: u64) -> Frame {
         urgent: script.flag(),
         after_reject: script.flag(),
         message_number: script.number(),
+        roster_version: script.number(),
         to,
         body,
     })
@@ -148,6 +149,7 @@ fn meaning_of_send(send: wire::Send) -> Option<SendRequest> {
         send_seq: SendSeq(send.send_seq),
         message_number: MessageNumber(number),
         to,
+        roster_version: send.roster_version,
         body,
         ttl_ms: if (1..=TTL_MS_MAX).contains(&send.ttl_ms) { send.ttl_ms } else { TTL_MS_MAX },
         urgent: send.urgent,

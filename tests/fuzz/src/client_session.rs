@@ -245,6 +245,7 @@ impl World {
             send_seq: SendSeq(number),
             message_number: MessageNumber(script.number()),
             to: &to,
+            roster_version: script.number(),
             body: content,
             ttl_ms: script.number(),
             urgent: script.flag(),

@@ -27,6 +27,7 @@ FINAL = {
     RejectCode.UNSUPPORTED,
     RejectCode.BLOCKED,
     RejectCode.NOT_A_MEMBER,
+    RejectCode.STALE_ROSTER,
 }
 RETRY_SECONDS_MIN = 0.5
 RETRY_SECONDS_MAX = 60.0

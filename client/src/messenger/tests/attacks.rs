@@ -191,21 +191,3 @@ fn disk_shows_nothing_and_opens_with_its_key_only() {
     assert_eq!(alice.reopen_with([8; 32]), Some(Fault::SealBroken));
     assert_eq!(alice.reopen_with([7; 32]), None);
 }
-
-/// A contact with an app of its own making.
-#[test]
-fn contact_cannot_speak_in_a_group_or_a_conversation_of_others() {
-    let mut world = World::of(&["alice", "bob", "carol"]);
-    world.settle();
-    world.phone("alice").desk.create_group(&id("group"), vec![id("bob")]).unwrap();
-    world.settle();
-    let now_ms = world.now_ms;
-    for about in [Conversation::Group(id("group")), with("alice")] {
-        let text = crate::e2ee::Content::Text("I am Alice".into());
-        world.phone("carol").desk.instruct(now_ms, &id("bob"), about, text).unwrap();
-    }
-    world.settle();
-    assert_eq!(world.phone("bob").read_texts(), Vec::<&str>::new());
-    let altered = Fault::Altered.to_string();
-    assert_eq!(world.phone("bob").reasons(), [altered.clone(), altered]);
-}
