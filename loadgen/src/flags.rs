@@ -1,6 +1,7 @@
 //! The flags of the scenarios, and the plans that they make.
 
 pub(crate) mod app;
+pub(crate) mod group;
 pub(crate) mod handover;
 
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 //! Modules in the order in which a run passes them: [`scenario`], what is run, with a server from
 //! [`gateway`], which [`scrape`] asks for its numbers, users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
 //! thread's connections, from the addresses of [`addr`]; [`traffic`], what they say; [`client`],
-//! one of them; [`attack`], those that mean no good; [`durable`], apps that are killed; [`measure`]
+//! one of them; [`attack`], those that mean no good; [`durable`], apps that are killed; [`group`], who talk to all; [`measure`]
 //! and [`timeline`], what was seen; [`sample`], what it cost; [`report`], how it is told, with facts
 //! from [`host`]; [`cores`], who runs where.
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ pub mod traffic;
 pub mod client;
 pub mod attack;
 pub mod durable;
+pub mod group;
 pub mod measure;
 pub mod timeline;
 pub mod sample;

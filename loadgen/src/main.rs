@@ -14,9 +14,10 @@ use ringpost_loadgen::durable;
 use ringpost_loadgen::gateway::Stop;
 use ringpost_loadgen::measure::Measure;
 use ringpost_loadgen::plan::pressure::PressurePlan;
-use ringpost_loadgen::scenario::{chat, churn, handover, handshake, offline, pressure};
+use ringpost_loadgen::scenario::{chat, churn, group, handover, handshake, offline, pressure};
 
 use flags::app::DurableAppFlags;
+use flags::group::GroupFlags;
 use flags::handover::HandoverFlags;
 use flags::{
     AbuseFlags, ChatFlags, ChurnFlags, CommonFlags, HandshakeFlags, OfflineFlags, SlowFlags,
@@ -50,6 +51,8 @@ enum Scenario {
     /// change cuts the connection at a random byte of what the client sends. A change is over with the
     /// first frame that comes after it.
     Handover(HandoverFlags),
+    /// Random members of one group send; all others get everything, in one order.
+    Group(GroupFlags),
     /// Nothing but logins: full and resumed handshakes, with and without ML-KEM.
     Handshake(HandshakeFlags),
     /// Well-behaved users beside others that abuse the gateway.
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
             durable::app::run(&flags.plan(), flags.process).map(|()| ExitCode::SUCCESS)
         }
         Scenario::Handover(flags) => run_handover(flags),
+        Scenario::Group(flags) => run_group(flags),
         Scenario::Handshake(flags) => run_handshake(flags),
         Scenario::Abuse(flags) => run_pressure(&flags.plan(), &flags.common),
     };
@@ -127,6 +131,16 @@ fn run_handover(flags: &HandoverFlags) -> Result<ExitCode> {
     let result = handover::run(&plan, &options)?;
     flags.common.publish(&result.story(), &result.report)?;
     explain(&result.measure, result.unanswered);
+    Ok(verdict(result.is_clean()))
+}
+
+fn run_group(flags: &GroupFlags) -> Result<ExitCode> {
+    let (plan, options) = (flags.plan(), flags.common.options());
+    if let Err(error) = plan.check().and_then(|()| options.check()) {
+        return Ok(usage(&error));
+    }
+    let result = group::run(&plan, &options)?;
+    flags.common.publish(&result.story(), &result.report)?;
     Ok(verdict(result.is_clean()))
 }
 

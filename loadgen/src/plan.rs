@@ -2,6 +2,7 @@
 //! leave. Pure and seeded: one plan and one seed give the same messages on any number of threads.
 
 pub mod churn;
+pub mod group;
 pub mod handover;
 pub mod pressure;
 

@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod churn;
+pub mod group;
 pub mod handover;
 pub mod handshake;
 pub mod offline;

@@ -4,6 +4,7 @@
 pub mod charts;
 pub mod chat;
 pub mod churn;
+pub mod group;
 pub mod handover;
 pub mod handshake;
 pub mod offline;
