@@ -186,9 +186,18 @@ impl<R: Ring> Shard<R> {
         }
         let walk = device.ack.get_or_insert_with(|| Box::new(AckWalk::new(acked)));
         walk.wanted = walk.wanted.max(up_to);
+        self.walk_on(index);
+    }
+
+    /// Takes the walk of a device further. What it passes leaves the window of unacknowledged
+    /// messages, and nothing else may come to hand out the next ones: the device has acknowledged
+    /// all it got, and waits.
+    fn walk_on(&mut self, index: DeviceIndex) {
         self.drive_ack(index);
-        // The window of unacknowledged messages may have opened.
-        self.deliver(index);
+        let home = self.home.as_ref().expect("devices live at home");
+        if home.state.is_open() {
+            self.deliver(index);
+        }
     }
 
     /// Takes the walk of a device as far as it goes now. While the store is not open it waits.
@@ -222,7 +231,7 @@ impl<R: Ring> Shard<R> {
         if let Some(walk) = home.device_mut(index).ack.as_mut() {
             walk.waiting = false;
         }
-        self.drive_ack(index);
+        self.walk_on(index);
     }
 
     fn send_receipt(&mut self, index: DeviceIndex, source: Source) {
@@ -275,7 +284,7 @@ impl<R: Ring> Shard<R> {
 
     pub(super) fn handle_receipt_stored(&mut self, index: DeviceIndex) {
         self.receipt_settled(index);
-        self.drive_ack(index);
+        self.walk_on(index);
     }
 
     pub(super) fn receipt_settled(&mut self, index: DeviceIndex) {
@@ -307,7 +316,7 @@ impl<R: Ring> Shard<R> {
                 {
                     walk.owe(source);
                 }
-                self.drive_ack(index);
+                self.walk_on(index);
             }
         }
     }
