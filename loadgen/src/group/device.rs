@@ -57,7 +57,8 @@ pub struct Seen {
 
 impl Seen {
     fn new(messages: usize) -> Self {
-        let histogram = || Histogram::new(3).expect("3 digits are legal");
+        let histogram =
+            || Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("the bounds are legal");
         Self {
             order: Vec::new(),
             accepted: 0,
@@ -271,6 +272,8 @@ fn now_ms() -> u64 {
     monotonic_ns() / 1_000_000
 }
 
+/// Longer ones count as so long.
+const LATENCY_US_MAX: u64 = 600_000_000;
 /// How long a device looks at its socket before it looks at what the others do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
