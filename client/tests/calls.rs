@@ -172,7 +172,7 @@ async fn a_lost_connection_ends_a_change_and_repeats_a_question() {
 #[tokio::test]
 async fn a_call_without_a_connection_waits_for_one() {
     let gateway = Gateway::start(b"ringpost/1").await;
-    gateway.order(Order::Drop);
+    gateway.order(Order::Refuse(ErrorCode::HelloTimeout));
     let store = tempfile::tempdir().unwrap();
     let client = open(&gateway, store.path()).await;
     answer(&gateway, Ok(Reply::Done));
