@@ -250,7 +250,7 @@ fn one_send_too_many_without_an_answer() {
 fn a_known_frame_that_is_not_built_yet_is_not_fatal() {
     let mut bystander = Bystander::start();
     let mut raw = Raw::open(&bystander.gateway, "alice", "phone");
-    raw.send(Frame::KeyCount(wire::KeyCount { request_id: 42 }));
+    raw.send(Frame::PresenceSet(wire::PresenceSet { request_id: 42, hidden: true }));
     let error = raw.expect(|frame| match frame {
         server_frame::Frame::Error(error) => Some(error),
         _ => None,
