@@ -478,6 +478,7 @@ pub fn seeds() -> Vec<Seed> {
             urgent: true,
             after_reject: true,
             message_number: 77,
+            roster_version: 300,
         })
     };
     let envelope = |device: &str| wire::DeviceEnvelope {
