@@ -1,10 +1,15 @@
 //! What waits for absent devices survives the gateway's end.
 
 use ringpost_client::Status;
+use ringpost_protocol::limits::DELIVERS_UNACKED_MAX;
+use ringpost_protocol::wire::Ack;
+use ringpost_protocol::wire::client_frame::Frame;
 
+use crate::support::frames;
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
 use crate::support::peer::{Peer, Place, Seen};
+use crate::support::raw::{Raw, framed, send_frame};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_wait_through_a_restart() {
@@ -35,6 +40,33 @@ async fn messages_wait_through_a_restart() {
     let phone = Peer::connect(&gateway, &bob, "phone", &place.file("another")).await;
     phone.wait("caught up", |seen| seen.count(&Status::CaughtUp) > 0).await;
     assert_eq!(phone.close().await.texts(), Vec::<String>::new());
+}
+
+/// The second acknowledgement comes while the receipt of the first is under way: the window opens
+/// when that is stored, and by then the device has nothing left to acknowledge.
+#[test]
+fn delivery_goes_on_when_a_receipt_holds_up_what_was_acknowledged() {
+    const EACH: u64 = 200;
+    let gateway = Gateway::start(Settings::default());
+    drop(Raw::open(&gateway, "bob", "phone"));
+    for user in ["alice", "carol"] {
+        let mut sender = Raw::open(&gateway, user, "phone");
+        for number in 1..=EACH {
+            sender.send(Frame::Send(send_frame(number, "bob", "waits")));
+        }
+        for _ in 1..=EACH {
+            sender.expect_answer().1.unwrap();
+        }
+    }
+    let mut bob = Raw::open(&gateway, "bob", "phone");
+    let seqs: Vec<u64> =
+        (0..DELIVERS_UNACKED_MAX).map(|_| bob.expect(frames::message).seq).collect();
+    let (first, last) = (seqs[0], seqs[DELIVERS_UNACKED_MAX - 1]);
+    let acks = [first, last].map(|up_to_seq| framed(Frame::Ack(Ack { up_to_seq })));
+    bob.send_bytes(&acks.concat());
+    for _ in DELIVERS_UNACKED_MAX..2 * EACH as usize {
+        bob.expect(frames::message);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -245,7 +245,7 @@ class BadInput(unittest.TestCase):
 
     def test_frame_that_is_not_served(self):
         raw = self.welcomed()
-        raw.send_frame(key_count={"request_id": 42})
+        raw.send_frame(presence_set={"request_id": 42, "hidden": True})
         error = raw.expect("error")
         self.assertEqual((error.code, error.text), (64, "not served"))
         self.assertEqual((error.request_id, error.fatal), (42, False))
