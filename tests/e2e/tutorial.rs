@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::process::Command;
 
 use crate::support::peer::Place;
 use crate::support::terminal::{Terminal, chat_command, start_development_gateway};
@@ -100,13 +101,7 @@ fn a_script_says_whether_the_conversation_went_as_written() {
     let place = Place::new();
     let data = place.file("data");
     let (_gateway, gateway) = start_development_gateway(&data);
-    let script = |user: &str, text: &str| {
-        let path = place.file(&format!("{user}.script"));
-        std::fs::write(&path, text).unwrap();
-        let mut command = chat_command(user, gateway, &data, &place.file(user));
-        command.arg("--script").arg(path);
-        command
-    };
+    let script = |user, text| scripted(&place, gateway, user, text);
     // Bob exists from here on.
     Terminal::start(chat_command("bob", gateway, &data, &place.file("bob"))).quit();
     let alice = script("alice", "# a comment\nbob: hello\nexpect -- sent #1\nexpect bob: hi\n");
@@ -119,6 +114,66 @@ fn a_script_says_whether_the_conversation_went_as_written() {
     let mut never = chat_command("carol", gateway, &data, &wrong);
     never.arg("--script").arg(place.file("nowhere"));
     assert!(!never.output().unwrap().status.success(), "a script that is not there");
+}
+
+/// Three people and the real gateway: a group is made, talks, and goes on without one of them.
+#[test]
+fn a_group_talks_and_goes_on_without_who_was_taken_out() {
+    let place = Place::new();
+    let data = place.file("data");
+    let (_gateway, gateway) = start_development_gateway(&data);
+    for user in ["bob", "carol"] {
+        Terminal::start(chat_command(user, gateway, &data, &place.file(user))).quit();
+    }
+    let start =
+        |user, lines: &[&str]| Terminal::start(scripted(&place, gateway, user, &lines.join("\n")));
+    let bob = start(
+        "bob",
+        &[
+            "expect alice in group1: hello all",
+            "/name group1 friends",
+            "friends: hi from bob",
+            "expect alice in friends: and again",
+            "expect carol in friends: bye",
+            "expect alice in friends: two of us",
+        ],
+    );
+    let carol = start(
+        "carol",
+        &[
+            "expect bob in group1: hi from bob",
+            "expect alice in group1: and again",
+            "group1: bye",
+            "expect -- you are no longer in group1",
+        ],
+    );
+    let alice = start(
+        "alice",
+        &[
+            "/group friends bob carol",
+            "friends: hello all",
+            "expect bob in friends: hi from bob",
+            "friends: and again",
+            "expect carol in friends: bye",
+            "/remove friends carol",
+            "expect -- friends: alice, bob",
+            "friends: two of us",
+            "expect -- read #3 by bob",
+        ],
+    );
+    assert!(alice.wait().contains(&"-- friends: alice, bob, carol".to_owned()));
+    assert!(bob.wait().contains(&"alice in friends: two of us".to_owned()));
+    let seen = carol.wait();
+    assert!(!seen.iter().any(|line| line.contains("two of us")), "{seen:?}");
+}
+
+/// The chat of somebody who says what stands in `text`.
+fn scripted(place: &Place, gateway: SocketAddr, user: &str, text: &str) -> Command {
+    let path = place.file(&format!("{user}.script"));
+    std::fs::write(&path, text).unwrap();
+    let mut command = chat_command(user, gateway, &place.file("data"), &place.file(user));
+    command.arg("--script").arg(path);
+    command
 }
 
 const START: &str = "cargo run --release -p ringpost-client --bin ringpost-chat -- --user ";
