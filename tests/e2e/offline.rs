@@ -46,13 +46,13 @@ async fn messages_wait_through_a_restart() {
 /// when that is stored, and by then the device has nothing left to acknowledge.
 #[test]
 fn delivery_goes_on_when_a_receipt_holds_up_what_was_acknowledged() {
-    const EACH: u64 = 200;
+    const EACH: u32 = 200;
     let gateway = Gateway::start(Settings::default());
     drop(Raw::open(&gateway, "bob", "phone"));
     for user in ["alice", "carol"] {
         let mut sender = Raw::open(&gateway, user, "phone");
         for number in 1..=EACH {
-            sender.send(Frame::Send(send_frame(number, "bob", "waits")));
+            sender.send(Frame::Send(send_frame(number.into(), "bob", "waits")));
         }
         for _ in 1..=EACH {
             sender.expect_answer().1.unwrap();
