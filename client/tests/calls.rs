@@ -4,36 +4,22 @@
 mod support;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringpost_client::ledger::LedgerConfig;
 use ringpost_client::protocol::id::{DeviceId, UserId};
 use ringpost_client::protocol::message::{
-    Call, DeviceList, DeviceListPut, ErrorCode, GroupState, KeyBundle, KeysPublish, Mode,
-    PublicKey, Reply, put_device_list, put_group_changed, put_keys_low,
+    Call, DeviceList, DeviceListPut, ErrorCode, GroupState, KeyBundle, KeysPublish, PublicKey,
+    Reply, put_device_list, put_group_changed, put_keys_low,
 };
-use ringpost_client::reconnect::ReconnectConfig;
-use ringpost_client::{CallError, Client, ClientConfig, Event, Hint, PathConfig, Transports};
+use ringpost_client::{CallError, Client, Event, Hint, PathConfig, Transports};
 use support::app::wait_until;
 use support::gateway::{Gateway, Order};
 use tokio::time::timeout;
 
 async fn open(gateway: &Gateway, store: &Path) -> Client {
-    let config = ClientConfig {
-        addresses: vec![gateway.address.clone()],
-        server_name: "127.0.0.1".into(),
-        roots_pem: gateway.roots_pem.clone(),
-        database_path: store.join("client.redb"),
-        token_source: Arc::new(|| std::future::ready(Ok("token".to_owned()))),
-        device: DeviceId::new("d").unwrap(),
-        mode: Mode::Foreground,
-        path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
-        reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 0 },
-        ledger: LedgerConfig::default(),
-    };
-    Client::open(config).await.unwrap()
+    let path = PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() };
+    Client::open(gateway.client_config(store, path)).await.unwrap()
 }
 
 fn answer(gateway: &Gateway, answer: Result<Reply, (ErrorCode, &'static str)>) {

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use ringpost_client::ledger::LedgerConfig;
-use ringpost_client::protocol::id::{DeviceId, SendSeq};
-use ringpost_client::protocol::message::{ErrorCode, Mode};
+use ringpost_client::protocol::id::SendSeq;
+use ringpost_client::protocol::message::ErrorCode;
 use ringpost_client::reconnect::ReconnectConfig;
 use ringpost_client::{
     Client, ClientConfig, Closed, Event, EventId, News, PathConfig, SendOptions, Status,
@@ -53,18 +52,9 @@ async fn open(
     store: &Path,
     token_source: Arc<dyn TokenSource>,
 ) -> Client {
-    let config = ClientConfig {
-        addresses: vec![gateway.address.clone()],
-        server_name: "127.0.0.1".into(),
-        roots_pem: gateway.roots_pem.clone(),
-        database_path: store.join("client.redb"),
-        token_source,
-        device: DeviceId::new("d").unwrap(),
-        mode: Mode::Foreground,
-        path: PathConfig { transports, ..PathConfig::default() },
-        reconnect: ReconnectConfig { first_ms: 20, ..ReconnectConfig::default() },
-        ledger: LedgerConfig::default(),
-    };
+    let path = PathConfig { transports, ..PathConfig::default() };
+    let reconnect = ReconnectConfig { first_ms: 20, ..ReconnectConfig::default() };
+    let config = ClientConfig { token_source, reconnect, ..gateway.client_config(store, path) };
     Client::open(config).await.unwrap()
 }
 

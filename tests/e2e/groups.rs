@@ -184,25 +184,27 @@ fn whoever_was_removed_gets_nothing_that_was_sent_later() {
 /// The store of one shard holds what it holds for each mailbox: the others go on.
 #[test]
 fn a_full_mailbox_is_skipped_and_its_device_learns_of_it() {
-    let gateway = Gateway::start(Settings { mailbox_records_max: 8, ..Settings::default() });
+    let gateway = Gateway::start(Settings { mailbox_records_max: 32, ..Settings::default() });
     let names = users(&["alice", "bob", "carol"]);
     let mut alice = Member::open(&gateway, &names[0], "phone");
     let mut bob = Member::open(&gateway, &names[1], "phone");
     drop(Member::open(&gateway, &names[2], "phone"));
     alice.create("group", &[&names[1], &names[2]]).unwrap();
     let mut skipped = 0;
-    for number in 0..6 {
+    for number in 0..12 {
         let text = number.to_string();
         let devices = alice.send("group", &text).unwrap();
         assert_eq!(bob.message().2, text);
+        // What he has acknowledged takes no room any more.
+        alice.receipt(&names[1], "phone", number + 1);
         let expected = [(names[2].clone(), "phone".to_owned())];
         // A quarter of the mailbox is for one sender.
-        assert!(if number < 2 { devices.is_empty() } else { devices == expected }, "{devices:?}");
+        assert!(if number < 8 { devices.is_empty() } else { devices == expected }, "{devices:?}");
         skipped += devices.len();
     }
     assert_eq!(skipped, 4);
     let mut carol = Member::open(&gateway, &names[2], "phone");
-    assert_eq!(carol.texts(2), ["0", "1"]);
+    assert_eq!(carol.texts(8), ["0", "1", "2", "3", "4", "5", "6", "7"]);
     let gap = carol.gap();
     assert_eq!((gap.reason(), &*gap.group), (GapReason::Full, "group"));
     // Nobody takes it: then it is rejected, and what comes behind it too.

@@ -1,16 +1,9 @@
 //! An app that keeps and confirms what it is told, at once.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ringpost_client::ledger::LedgerConfig;
-use ringpost_client::protocol::id::DeviceId;
-use ringpost_client::protocol::message::Mode;
-use ringpost_client::reconnect::ReconnectConfig;
-use ringpost_client::{
-    Client, ClientConfig, Event, News, PathConfig, SendId, SendOptions, Status, Transport,
-};
+use ringpost_client::{Client, Event, News, PathConfig, SendId, SendOptions, Status, Transport};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -43,19 +36,8 @@ impl App {
         store: &Path,
         path: PathConfig,
     ) -> Self {
-        let config = ClientConfig {
-            addresses: vec![address.to_owned()],
-            server_name: "127.0.0.1".into(),
-            roots_pem: gateway.roots_pem.clone(),
-            database_path: store.join("client.redb"),
-            token_source: Arc::new(|| std::future::ready(Ok("token".to_owned()))),
-            device: DeviceId::new("d").unwrap(),
-            mode: Mode::Foreground,
-            path,
-            // Every connection counts as stable, so that many cuts do not add up to long waits.
-            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 0 },
-            ledger: LedgerConfig::default(),
-        };
+        let mut config = gateway.client_config(store, path);
+        config.addresses = vec![address.to_owned()];
         let client = Client::open(config).await.unwrap();
         let (seen_in, seen) = watch::channel(Seen::default());
         let events = client.clone();

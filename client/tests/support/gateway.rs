@@ -1,14 +1,18 @@
 //! The server in miniature on real sockets: TLS over TCP and QUIC, on one port number.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use ringpost_client::protocol::id::SendSeq;
-use ringpost_client::protocol::message::{ErrorCode, GoAwayReason, put_error, put_go_away};
+use ringpost_client::ledger::LedgerConfig;
+use ringpost_client::protocol::id::{DeviceId, SendSeq};
+use ringpost_client::protocol::message::{ErrorCode, GoAwayReason, Mode, put_error, put_go_away};
+use ringpost_client::reconnect::ReconnectConfig;
+use ringpost_client::{ClientConfig, PathConfig};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
@@ -92,6 +96,23 @@ impl Gateway {
         let tcp = tokio::spawn(service.clone().accept_tls(listener, acceptor));
         let address = udp.address().to_string();
         Self { address, roots_pem, state: service.state, orders, counts, udp, tcp }
+    }
+
+    /// Of a client that comes back at once. Every connection counts as stable, so that many cuts do
+    /// not add up to long waits.
+    pub(crate) fn client_config(&self, store: &Path, path: PathConfig) -> ClientConfig {
+        ClientConfig {
+            addresses: vec![self.address.clone()],
+            server_name: "127.0.0.1".into(),
+            roots_pem: self.roots_pem.clone(),
+            database_path: store.join("client.redb"),
+            token_source: Arc::new(|| std::future::ready(Ok("token".to_owned()))),
+            device: DeviceId::new("d").unwrap(),
+            mode: Mode::Foreground,
+            path,
+            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 0 },
+            ledger: LedgerConfig::default(),
+        }
     }
 
     pub(crate) fn order(&self, order: Order) {

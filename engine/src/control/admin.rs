@@ -1,25 +1,19 @@
 //! The admin endpoint: `/metrics`, `/healthz`, `/readyz` over HTTP/1, for machines on a private
 //! network. Requests, connections and waiting times are bounded.
 
-use std::convert::Infallible;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::net::TcpListener;
 
+use super::http::{self, Bounds, reply};
 use super::{Phase, State, reload};
 use crate::metrics::{ProcessMetrics, expose_gauge};
 
@@ -29,41 +23,17 @@ pub(super) fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpList
 }
 
 pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let permit =
-            Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let state = Rc::clone(&state);
-                tokio::task::spawn_local(async move {
-                    serve_connection(stream, state).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                // No descriptor left, usually: the next try may find one.
-                debug!("admin accept: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn serve_connection(stream: TcpStream, state: Rc<State>) {
-    let service = service_fn(move |request| {
+    let serve_connection = |stream| {
         let state = Rc::clone(&state);
-        async move { Ok::<_, Infallible>(respond(&state, &request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_MAX)
-        .max_headers(64)
-        .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_MAX, connection).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => debug!("admin connection: {error}"),
-    }
+        async move {
+            let answer = |request| {
+                let state = Rc::clone(&state);
+                async move { respond(&state, &request).await }
+            };
+            http::converse(TokioIo::new(stream), &BOUNDS, answer).await;
+        }
+    };
+    http::serve(listener, &BOUNDS, serve_connection).await;
 }
 
 async fn respond(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -132,19 +102,9 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     reply(status, "text/plain; charset=utf-8", body)
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-/// Connections of the admin endpoint at a time; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 32;
-/// Longest life of one of them.
-const CONNECTION_MAX: Duration = Duration::from_secs(600);
-/// Longest wait for a request.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+static BOUNDS: Bounds = Bounds {
+    interface: "admin",
+    connections_max: 32,
+    connection_max: Duration::from_secs(600),
+    idle_max: Duration::from_secs(60),
+};

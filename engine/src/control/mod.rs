@@ -30,6 +30,7 @@ pub mod admin;
 pub mod auth;
 mod counts;
 pub mod dev;
+mod http;
 pub mod keys;
 mod refusals;
 pub mod reload;

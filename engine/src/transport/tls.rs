@@ -118,7 +118,7 @@ fn provider() -> rustls::crypto::CryptoProvider {
 
 /// Gives none and takes none.
 #[derive(Debug)]
-struct NoTickets;
+pub(super) struct NoTickets;
 
 impl ProducesTickets for NoTickets {
     fn enabled(&self) -> bool {

@@ -10,13 +10,17 @@ fn linked() -> World {
     let mut world = World::of(&["alice", "bob"]);
     world.say("alice", with("bob"), "before");
     world.settle();
+    link_tablet(&mut world);
+    world
+}
+
+fn link_tablet(world: &mut World) {
     world.add("tablet", "alice", "tablet");
     world.settle();
     let code = world.phone("tablet").desk.link_code().unwrap();
     let now_ms = world.now_ms;
     world.phone("alice").desk.link_device(now_ms, &code).unwrap();
     world.settle();
-    world
 }
 
 /// The server tells a sender of a new list when it names stale devices; here at once.
@@ -55,12 +59,7 @@ fn both_devices_take_part_in_groups() {
     world.settle();
     world.phone("alice").desk.create_group(&id("group"), vec![id("bob")]).unwrap();
     world.settle();
-    world.add("tablet", "alice", "tablet");
-    world.settle();
-    let code = world.phone("tablet").desk.link_code().unwrap();
-    let now_ms = world.now_ms;
-    world.phone("alice").desk.link_device(now_ms, &code).unwrap();
-    world.settle();
+    link_tablet(&mut world);
     push_list(&mut world, "bob", "alice");
     let group = Conversation::Group(id("group"));
     world.say("bob", group.clone(), "to both");

@@ -6,7 +6,6 @@
 mod body;
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +13,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use ringpost_protocol::id::{DeviceAddress, UserId};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::auth::{AuthFault, Claims};
+use super::http::{self, Bounds, reply};
 use super::{State, reload};
 use crate::directory::{Answer, ControlPort, Handouts, Request as Wish};
 use crate::limits::{REST_BODY_BYTES_MAX, REST_CONNECTIONS_MAX, REST_REQUEST_MS_MAX};
@@ -46,25 +43,8 @@ struct Refusal(StatusCode, &'static str);
 /// Serves as long as the gateway runs.
 pub(super) async fn serve(listener: TcpListener, state: Rc<State>, directory: ControlPort) {
     let interface = Rc::new(Interface { state, directory, reads: RefCell::default() });
-    let permits = Arc::new(Semaphore::new(REST_CONNECTIONS_MAX));
-    loop {
-        let permit =
-            Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let interface = Rc::clone(&interface);
-                tokio::task::spawn_local(async move {
-                    serve_connection(stream, interface).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                // No descriptor left, usually: the next try may find one.
-                debug!("accept of the key interface: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    let serve_connection = |stream| serve_connection(stream, Rc::clone(&interface));
+    http::serve(listener, &BOUNDS, serve_connection).await;
 }
 
 async fn serve_connection(stream: TcpStream, interface: Rc<Interface>) {
@@ -76,7 +56,7 @@ async fn serve_connection(stream: TcpStream, interface: Rc<Interface>) {
         Ok(Err(error)) => return debug!("handshake of the key interface: {error}"),
         Err(_) => return,
     };
-    let service = service_fn(move |request| {
+    let answer = |request| {
         let interface = Rc::clone(&interface);
         async move {
             let deadline = Duration::from_millis(REST_REQUEST_MS_MAX);
@@ -84,18 +64,10 @@ async fn serve_connection(stream: TcpStream, interface: Rc<Interface>) {
                 Ok(answer) => answer,
                 Err(_) => Err(Refusal(StatusCode::REQUEST_TIMEOUT, "the request took too long")),
             };
-            Ok::<_, Infallible>(answer.map_or_else(Refusal::into_response, respond))
+            answer.map_or_else(Refusal::into_response, |body| respond(StatusCode::OK, &body))
         }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_MAX)
-        .max_headers(64)
-        .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_MAX, connection).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => debug!("connection of the key interface: {error}"),
-    }
+    };
+    http::converse(TokioIo::new(stream), &BOUNDS, answer).await;
 }
 
 impl Interface {
@@ -187,8 +159,7 @@ impl Interface {
 impl Refusal {
     fn into_response(self) -> Response<Full<Bytes>> {
         let Self(status, text) = self;
-        let mut response = respond(json!({ "error": text }));
-        *response.status_mut() = status;
+        let mut response = respond(status, &json!({ "error": text }));
         if status == StatusCode::METHOD_NOT_ALLOWED {
             let allowed = if text.starts_with("POST") { "POST" } else { "GET" };
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
@@ -197,19 +168,16 @@ impl Refusal {
     }
 }
 
-fn respond(body: Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+fn respond(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    reply(status, "application/json", body.to_string())
 }
 
 const BUSY: Refusal =
     Refusal(StatusCode::SERVICE_UNAVAILABLE, "the directory is busy or has failed: try again");
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Longest life of a connection.
-const CONNECTION_MAX: Duration = Duration::from_secs(60);
-/// Longest wait for a request.
-const IDLE_MAX: Duration = Duration::from_secs(20);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+static BOUNDS: Bounds = Bounds {
+    interface: "key",
+    connections_max: REST_CONNECTIONS_MAX,
+    connection_max: Duration::from_secs(60),
+    idle_max: Duration::from_secs(20),
+};

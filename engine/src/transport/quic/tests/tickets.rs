@@ -148,7 +148,7 @@ fn early_data_does_nothing() {
     let mut world = World::new(2);
     let eager = world.tls.changed(|config| {
         config.max_early_data_size = u32::MAX;
-        config.ticketer = Arc::new(NoTicketer);
+        config.ticketer = Arc::new(tls::NoTickets);
         config.session_storage = ServerSessionMemoryCache::new(8);
     });
     let (tls, config) = (Arc::new(client_tls(&world.certificate, tls::ALPN)), world.config.clone());
@@ -190,27 +190,5 @@ fn early_data_does_nothing() {
 fn swap(world: &mut World, config: &QuicConfig) {
     for shard in &mut world.shards {
         QuicEndpoint::set_config(&mut shard.endpoint, config);
-    }
-}
-
-/// rustls takes early data only without tickets that the client keeps.
-#[derive(Debug)]
-struct NoTicketer;
-
-impl ProducesTickets for NoTicketer {
-    fn enabled(&self) -> bool {
-        false
-    }
-
-    fn lifetime(&self) -> u32 {
-        0
-    }
-
-    fn encrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn decrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
-        None
     }
 }
