@@ -73,15 +73,21 @@ async fn carry_out(client: &Client, errand: &Errand) -> Answer {
         }
         .map(|()| Answer::Done),
     };
-    answered.unwrap_or_else(|fault| match fault {
+    answered.unwrap_or_else(|fault| unanswered(errand, &fault))
+}
+
+/// What a call that failed tells the desk.
+pub(super) fn unanswered(errand: &Errand, fault: &CallError) -> Answer {
+    match fault {
         CallError::Refused { code: ErrorCode::NotFound, .. }
             if matches!(errand, Errand::GetList(_)) =>
         {
             Answer::List(None)
         }
-        CallError::Refused { .. } if !fault.may_pass() => Answer::Refused(fault.to_string()),
-        _ => Answer::Failed,
-    })
+        fault if fault.may_pass() || *fault == CallError::Closed => Answer::Failed,
+        // The same call fails the same way each time.
+        fault => Answer::Refused(fault.to_string()),
+    }
 }
 
 /// Who is out of the group has left it, maybe before the answer to the first try got lost.

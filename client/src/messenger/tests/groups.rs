@@ -1,6 +1,10 @@
 //! Groups of phones.
 
 use super::world::{World, id};
+use crate::calls::CallError;
+use crate::messenger::directory::{Answer, Errand};
+use crate::messenger::errand::unanswered;
+use crate::messenger::row::Step;
 use crate::messenger::{Conversation, News};
 
 fn group() -> Conversation {
@@ -150,5 +154,30 @@ fn power_goes_at_any_time_and_the_group_reads_everything_once() {
             assert_eq!(texts.len(), count, "seed {seed} {name}");
             assert_eq!(world.phone(name).reasons(), Vec::<String>::new(), "seed {seed} {name}");
         }
+    }
+}
+
+/// A call that the server would end the connection for: it never goes out, however often it is tried.
+#[test]
+fn step_that_cannot_be_asked_for_is_told_and_blocks_nothing() {
+    let mut world = world();
+    world.settle();
+    world.phone("alice").desk.add_members(&id("group"), Vec::new()).unwrap();
+    world.say("alice", group(), "after it");
+    world.settle();
+    let is_refused = |news: &&News| matches!(news, News::GroupRefused { .. });
+    assert_eq!(world.phone("alice").news.iter().filter(is_refused).count(), 1);
+    assert_eq!(world.phone("bob").read_texts(), ["after it"]);
+}
+
+#[test]
+fn call_is_tried_again_only_when_another_try_may_go_better() {
+    let errand = Errand::Group(id("group"), Step::Leave);
+    for fault in [CallError::Unsupported, CallError::WrongReply] {
+        let reason = fault.to_string();
+        assert_eq!(unanswered(&errand, &fault), Answer::Refused(reason));
+    }
+    for fault in [CallError::ConnectionLost, CallError::TooMany, CallError::Closed] {
+        assert_eq!(unanswered(&errand, &fault), Answer::Failed);
     }
 }

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use redb::{Database, StorageBackend as _};
+use ringpost_protocol::fault::CallFault;
 use ringpost_protocol::frame::split_frame;
 use ringpost_protocol::id::{
     DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq, UserId,
@@ -17,12 +18,14 @@ use ringpost_protocol::message::{
 };
 use ringpost_protocol::session::{ClientHello, ClientSession, ServerSession};
 
+use crate::calls::CallError;
 use crate::e2ee::bundle::{OneTimePreKey, SignedPreKey};
 use crate::e2ee::{Bundle, Content, Fault, PublicIdentity};
 use crate::event::{Event as Raw, EventId, News as RawNews};
 use crate::ledger::{Ledger, LedgerConfig};
 use crate::messenger::desk::{Desk, open_news};
 use crate::messenger::directory::{Answer, Errand};
+use crate::messenger::errand::unanswered;
 use crate::messenger::row::Step;
 use crate::messenger::{Conversation, MessageId, News, Text};
 use crate::store::disk::MemoryDisk;
@@ -80,6 +83,8 @@ pub(super) struct Server {
     pub(super) groups: BTreeMap<UserId, BTreeSet<UserId>>,
     /// Everything that went through it.
     pub(super) seen: Vec<Bytes>,
+    /// Lists that it was asked for.
+    pub(super) asked_lists: usize,
 }
 
 #[derive(Default)]
@@ -243,7 +248,10 @@ impl World {
         }
         phone.commit(now_ms);
         self.server.exchange(phone, now_ms);
+        let mut errands = 0;
         while let Some((wish, errand)) = phone.desk.next_errand(now_ms) {
+            errands += 1;
+            assert!(errands < 100, "{name} asks without end: {errand:?}");
             if is_cut() {
                 return phone.crash(now_ms);
             }
@@ -313,10 +321,17 @@ impl Server {
                 self.lists.insert(from.user.clone(), signed.clone());
                 Answer::Done
             }
-            Errand::GetList(user) => Answer::List(self.lists.get(user).cloned()),
+            Errand::GetList(user) => {
+                self.asked_lists += 1;
+                Answer::List(self.lists.get(user).cloned())
+            }
             Errand::FetchKeys(user, devices) => {
                 let bundles = devices.iter().filter_map(|device| self.bundle(user, device));
                 Answer::Bundles(bundles.collect())
+            }
+            // Not sent: the server would end the connection.
+            Errand::Group(_, Step::Add(users)) if users.is_empty() => {
+                unanswered(errand, &CallError::Invalid(CallFault::Missing("users").into()))
             }
             Errand::Group(group, step) => {
                 self.change(from, group, step);
