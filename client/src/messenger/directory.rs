@@ -238,6 +238,11 @@ impl Desk {
             }
             (Errand::GetList(user), Answer::List(Some(list))) => {
                 self.handle_list(ledger, user, &list);
+                // It was of no use, and what waits for it would want it again at once.
+                if !self.contacts.contains_key(user) {
+                    self.wishes.put_off(wish, now_ms);
+                    return;
+                }
             }
             (Errand::FetchKeys(user, devices), Answer::Bundles(bundles)) => {
                 self.wishes.wanted.remove(wish);

@@ -191,3 +191,19 @@ fn disk_shows_nothing_and_opens_with_its_key_only() {
     assert_eq!(alice.reopen_with([8; 32]), Some(Fault::SealBroken));
     assert_eq!(alice.reopen_with([7; 32]), None);
 }
+
+/// A list that is no list: it is told, and asked for again only after a while.
+#[test]
+fn unusable_first_list_is_not_asked_for_without_end() {
+    let mut world = World::of(&["alice", "bob"]);
+    world.settle();
+    let good = world.server.lists.insert(id("bob"), vec![0]).unwrap();
+    world.server.asked_lists = 0;
+    world.say("alice", with("bob"), "hello");
+    world.visit("alice");
+    assert_eq!(world.server.asked_lists, 2, "in 1.5 s, with a second before the next try");
+    assert_eq!(world.phone("alice").reasons().len(), 1);
+    world.server.lists.insert(id("bob"), good);
+    world.settle();
+    assert_eq!(world.phone("bob").read_texts(), ["hello"]);
+}
