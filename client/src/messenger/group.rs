@@ -283,6 +283,7 @@ impl Desk {
         let added = |payload: usize| payload + ENVELOPE_ADDED_BYTES;
         let bytes = to.len() * added(key.len()) + added(waiting.payload.len());
         if !ledger.has_room(to.len() + 1, bytes) {
+            group.sender = Some(sender);
             return Err(Stop::NotYet);
         }
         let addresses: Vec<_> = to.iter().map(|device| device.party().address.clone()).collect();

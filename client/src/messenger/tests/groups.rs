@@ -181,3 +181,18 @@ fn call_is_tried_again_only_when_another_try_may_go_better() {
         assert_eq!(unanswered(&errand, &fault), Answer::Failed);
     }
 }
+
+#[test]
+fn group_key_outlives_a_full_outbox() {
+    let mut world = world();
+    world.say("alice", group(), "first");
+    world.settle();
+    let has_key =
+        |world: &mut World| world.phone("alice").desk.groups[&id("group")].sender.is_some();
+    assert!(has_key(&mut world));
+    let text = "x".repeat(40 * 1024);
+    while world.phone("alice").desk.waiting.is_empty() {
+        world.say("alice", group(), &text);
+    }
+    assert!(has_key(&mut world));
+}
