@@ -137,6 +137,12 @@ impl Desk {
                 if waiting.is_synced && *user != own {
                     devices.extend(self.partners(now_ms, &own)?);
                 }
+                // To oneself, who has no other device.
+                if devices.is_empty()
+                    && let Some(message) = waiting.message
+                {
+                    self.tell(ledger, &News::Sent { message });
+                }
                 let tracked = waiting.message.map(|message| (message, waiting.to.clone()));
                 self.post_to(ledger, &devices, &waiting.payload, tracked)
             }
@@ -201,12 +207,13 @@ impl Desk {
         }
         for (user, envelopes) in by_user {
             let is_recipient = |to: &Conversation| *to == Conversation::Direct(user.clone());
-            let tracked = tracked.clone().filter(|(_, to)| is_recipient(to));
+            let mut tracked = tracked.clone().filter(|(_, to)| is_recipient(to));
             for envelopes in fitting(envelopes) {
                 let to = Recipient::User(user.clone());
                 let body = SendBody::PerDevice(envelopes);
                 let id = enqueue(ledger, to, body);
-                self.track(id, tracked.clone());
+                // The parts are one message, of which the app is told once.
+                self.track(id, tracked.take());
             }
         }
         Ok(())

@@ -125,3 +125,20 @@ fn code_of_another_device_links_nothing() {
         assert!(world.phone("alice").desk.link_device(now_ms, bad).is_err());
     }
 }
+
+/// Envelopes for two devices that do not fit into one Send.
+#[test]
+fn long_text_to_several_devices_is_sent_and_delivered_once() {
+    let mut world = linked();
+    push_list(&mut world, "bob", "alice");
+    world.phone("bob").news.clear();
+    let text = "x".repeat(40 * 1024);
+    let message = world.say("bob", with("alice"), &text);
+    world.settle();
+    for name in ["alice", "tablet"] {
+        assert_eq!(world.phone(name).read_texts(), [&text], "{name}");
+    }
+    let by = id("alice");
+    let delivered = News::Delivered { conversation: with("alice"), messages: vec![message], by };
+    assert_eq!(world.phone("bob").news, [News::Sent { message }, delivered]);
+}

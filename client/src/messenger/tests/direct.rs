@@ -81,3 +81,12 @@ fn power_goes_at_any_time_and_everything_arrives_once() {
         }
     }
 }
+
+#[test]
+fn text_to_oneself_on_the_only_device_is_sent_at_once() {
+    let mut world = World::of(&["alice"]);
+    let message = world.say("alice", with("alice"), "buy milk");
+    world.visit("alice");
+    assert_eq!(world.phone("alice").news, [News::Sent { message }]);
+    assert!(world.server.seen.is_empty());
+}
