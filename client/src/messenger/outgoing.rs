@@ -257,6 +257,10 @@ impl Desk {
     }
 
     pub(super) fn note_delivered(&mut self, receipt: &Receipt) -> Option<News> {
+        // An own other device is none of the members that are waited for.
+        if receipt.group.is_some() && receipt.peer.user == *self.own_user() {
+            return None;
+        }
         let conversation = match &receipt.group {
             Some(group) => Conversation::Group(group.clone()),
             None => Conversation::Direct(receipt.peer.user.clone()),

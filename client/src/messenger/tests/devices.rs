@@ -142,3 +142,25 @@ fn long_text_to_several_devices_is_sent_and_delivered_once() {
     let delivered = News::Delivered { conversation: with("alice"), messages: vec![message], by };
     assert_eq!(world.phone("bob").news, [News::Sent { message }, delivered]);
 }
+
+/// The tablet is a reader too, but none of the members whose ticks are waited for.
+#[test]
+fn both_other_members_of_a_group_tick_when_the_own_tablet_was_first() {
+    let mut world = linked();
+    world.add("carol", "carol", "phone");
+    world.settle();
+    let alice = world.phone("alice");
+    alice.desk.create_group(&id("group"), vec![id("bob"), id("carol")]).unwrap();
+    world.settle();
+    push_list(&mut world, "bob", "alice");
+    let group = Conversation::Group(id("group"));
+    let message = world.say("alice", group.clone(), "hello");
+    for name in ["alice", "tablet", "bob", "alice", "carol", "alice"] {
+        world.visit(name);
+    }
+    let by = world.phone("alice").news.iter().filter_map(|news| match news {
+        News::Delivered { messages, by, .. } if *messages == [message] => Some(by.clone()),
+        _ => None,
+    });
+    assert_eq!(by.collect::<Vec<_>>(), [id("bob"), id("carol")]);
+}
