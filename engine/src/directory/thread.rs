@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::counts::DirectoryMetrics;
 use super::request::{Answer, Request};
@@ -42,6 +42,7 @@ pub struct ShardQueue {
 #[derive(Clone)]
 pub struct ControlPort {
     asked: SyncSender<Asked>,
+    permits: Arc<Semaphore>,
     metrics: Arc<DirectoryMetrics>,
 }
 
@@ -49,6 +50,8 @@ pub struct ControlPort {
 /// answered.
 pub struct Running {
     asked: SyncSender<Asked>,
+    /// For the requests of the control thread, each until it is answered: who asked may have left.
+    permits: Arc<Semaphore>,
     metrics: Arc<DirectoryMetrics>,
     thread: JoinHandle<()>,
 }
@@ -60,7 +63,7 @@ struct Asked {
 
 enum Asker {
     Shard { shard: u16, ticket: u32 },
-    Control(oneshot::Sender<Answer>),
+    Control(oneshot::Sender<Answer>, OwnedSemaphorePermit),
 }
 
 /// Starts the thread.
@@ -78,7 +81,8 @@ pub fn start(
         .name("directory".to_owned())
         .spawn(move || desk.run(reporter))
         .map_err(DirectoryFault::Thread)?;
-    Ok(Running { asked, metrics, thread })
+    let permits = Arc::new(Semaphore::new(DIRECTORY_CONTROL_REQUESTS_MAX));
+    Ok(Running { asked, permits, metrics, thread })
 }
 
 impl Running {
@@ -92,7 +96,11 @@ impl Running {
     }
 
     pub fn control_port(&self) -> ControlPort {
-        ControlPort { asked: self.asked.clone(), metrics: Arc::clone(&self.metrics) }
+        ControlPort {
+            asked: self.asked.clone(),
+            permits: Arc::clone(&self.permits),
+            metrics: Arc::clone(&self.metrics),
+        }
     }
 }
 
@@ -111,9 +119,12 @@ impl DirectoryPort for ShardQueue {
 impl ControlPort {
     /// The answer; [`Answer::Failed`] also when too many requests of the control thread wait.
     pub async fn ask(&self, request: Request) -> Answer {
-        let (reply, answer) = oneshot::channel();
         // What is full has room again in milliseconds; the caller's client can ask again.
-        if self.asked.try_send(Asked { request, asker: Asker::Control(reply) }).is_err() {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            return Answer::Failed;
+        };
+        let (reply, answer) = oneshot::channel();
+        if self.asked.try_send(Asked { request, asker: Asker::Control(reply, permit) }).is_err() {
             return Answer::Failed;
         }
         answer.await.unwrap_or(Answer::Failed)
@@ -173,7 +184,7 @@ impl Desk {
             Asker::Shard { shard, ticket } => {
                 self.queues.push_answer(shard, Answered { ticket, answer });
             }
-            Asker::Control(reply) => {
+            Asker::Control(reply, _permit) => {
                 let _ = reply.send(answer); // nobody waits any more
             }
         }

@@ -38,7 +38,7 @@ impl<R: Ring> Shard<R> {
             home.deposited = deposited;
             return self.refuse(&request, refusal);
         }
-        let skipped = self.await_deposit(deposited);
+        let skipped = self.await_deposit(deposited, true);
         let outcome = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
         let StoreRequest { origin, to, .. } = request;
         let reply = StoreReply { origin, to: Recipient::User(to), outcome };
@@ -63,7 +63,7 @@ impl<R: Ring> Shard<R> {
             self.metrics.bound_hits.add(bound_of(refusal));
         }
         self.metrics.group_mailboxes += deposited.fresh.len() as u64;
-        let skipped = self.await_deposit(deposited);
+        let skipped = self.await_deposit(deposited, has_appended);
         let outcome = match refusal {
             Some(Outcome::Rejected { code, retry_after_ms }) => {
                 PartOutcome::Refused { code, retry_after_ms, skipped }
@@ -79,12 +79,15 @@ impl<R: Ring> Shard<R> {
         home.state.open_mut().await_durable(awaiting);
     }
 
-    /// What was deposited is delivered once it is durable. Gives the devices that got nothing.
-    fn await_deposit(&mut self, mut deposited: Deposited) -> Skipped {
+    /// What was deposited is delivered once it is durable; if nothing was, nothing becomes durable.
+    /// Gives the devices that got nothing.
+    fn await_deposit(&mut self, mut deposited: Deposited, has_appended: bool) -> Skipped {
         let home = self.home.as_mut().expect("its store took something");
         let open = home.state.open_mut();
-        for &index in deposited.fresh.iter().chain(&deposited.full) {
-            open.await_durable(Awaiting::Fresh(index));
+        if has_appended {
+            for &index in deposited.fresh.iter().chain(&deposited.full) {
+                open.await_durable(Awaiting::Fresh(index));
+            }
         }
         for _ in &deposited.full {
             let full = deposited.any_mailbox_full;

@@ -117,7 +117,7 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn begin_inquiry(&mut self, key: ConnKey) {
+    pub(super) fn begin_inquiry(&mut self, key: ConnKey) {
         let conn = self.conns.get_mut(key).expect("its frame is being handled");
         conn.inquiries += 1;
     }
@@ -173,7 +173,7 @@ impl<R: Ring> Shard<R> {
             }
             Inquirer::List { reader, user } => self.handle_list(reader, user, answer),
             Inquirer::Reading { group } => self.roster_answered(&group, answer),
-            Inquirer::Writing { group } => self.roster_stored(&group, &answer),
+            Inquirer::Writing { group } => self.roster_written(&group, &answer),
             Inquirer::Welcomed { key } => {
                 if let Answer::Stock(Some(stock)) = answer {
                     self.warn_of_stock(key, stock);
@@ -262,7 +262,8 @@ impl<R: Ring> Shard<R> {
     /// A connection is welcomed: it hears of its stock if that is low. Left out when the directory is
     /// busy: the warnings as keys are taken come all the same.
     pub(super) fn count_keys(&mut self, key: ConnKey, device: DeviceIndex) {
-        if self.inquiries.port.is_some() {
+        let is_busy = self.inquiries.waiting.len() >= DIRECTORY_REQUESTS_MAX / 2;
+        if self.inquiries.port.is_some() && !is_busy {
             let home = self.home.as_ref().expect("an open connection is at home");
             let owner = home.device(device).address.clone();
             let _ = self.inquire(Inquirer::Welcomed { key }, Request::Count { owner });

@@ -24,7 +24,7 @@ use ringpost_ring::Ring;
 use super::Shard;
 use super::deposit::rejected;
 use super::fanout::GroupSend;
-use super::group_call::GroupCall;
+use super::group_call::{BUSY, GroupCall};
 use super::roster::Roster;
 use super::route::Waiter;
 use crate::limits::{OVERLOAD_RETRY_MS, ROSTER_MEMBERS_CACHED_MAX};
@@ -271,9 +271,12 @@ impl<R: Ring> Shard<R> {
                     let refusal = rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS));
                     self.answer_group_send(&send, Some(refusal));
                 }
-                GroupRequest::Call(call) => self.turn_call_away(&call),
+                GroupRequest::Call(call) => self.answer_call(&call, Err(BUSY)),
             }
         }
+        // Who names groups that do not exist leaves nothing behind, also while nobody can tell.
+        let home = self.home.as_mut().expect("groups live at home shards");
+        home.groups.trim(ROSTER_MEMBERS_CACHED_MAX);
     }
 
     pub(super) fn known(&self, roster: Roster) -> Known {

@@ -15,7 +15,8 @@ use super::conn::ConnKey;
 use super::group::{GroupRequest, Known, State};
 use super::message::{DeviceIndex, MeshMessage};
 use super::roster::{Change, Roster, RosterRefusal, by_home};
-use crate::limits::{GROUP_CALLS_MAX, OUTBOUND_BYTES_MAX};
+use crate::directory::Answer;
+use crate::limits::{CONNECTION_REQUESTS_MAX, GROUP_CALLS_MAX, OUTBOUND_BYTES_MAX};
 use crate::metrics::Bound;
 
 /// A request on its way to the home of its group.
@@ -86,6 +87,11 @@ impl<R: Ring> Shard<R> {
             let refusal = (ErrorCode::Unsupported, "not served");
             return self.put_group_answer(key, request_id, Err(refusal));
         }
+        let conn = self.conns.get(key).expect("its frame is being handled");
+        if conn.inquiries >= CONNECTION_REQUESTS_MAX {
+            self.metrics.bound_hits.add(Bound::DirectoryRequests);
+            return self.put_group_answer(key, request_id, Err(BUSY));
+        }
         if self.take_send(key, device).is_err() {
             return self.put_group_answer(key, request_id, Err(TOO_FAST));
         }
@@ -97,12 +103,14 @@ impl<R: Ring> Shard<R> {
         let home = self.home.as_ref().expect("an open connection is at home");
         let by = home.device(device).address.user.clone();
         let call = GroupCall { shard: self.id, conn: key, request_id, by, group, wish };
+        self.begin_inquiry(key); // it may be answered in the same call
         self.push_group(to_shard, GroupRequest::Call(Box::new(call)));
     }
 
     /// The answer has reached the connection's shard.
     pub(super) fn handle_group_answer(&mut self, from: u16, answer: GroupAnswer) {
         self.group_answered(from);
+        self.end_inquiry(answer.conn);
         self.put_group_answer(answer.conn, answer.request_id, answer.result);
     }
 
@@ -112,10 +120,10 @@ impl<R: Ring> Shard<R> {
         request_id: u64,
         result: Result<Reply, CallRefusal>,
     ) {
-        self.put(key, |out| match result {
-            Ok(reply) => message::put_reply(out, request_id, &reply),
-            Err((code, text)) => message::put_error(out, code, text, false, request_id),
-        });
+        match result {
+            Ok(reply) => self.put_reply(key, request_id, &reply),
+            Err((code, text)) => self.refuse_call(key, code, text, request_id),
+        }
     }
 
     /// A request whose turn it is.
@@ -141,33 +149,29 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// The directory has answered. `Some(false)`: it has another version than this shard thought;
-    /// `None`: it failed, and nobody knows what it has. Then it is asked what it has.
-    pub(super) fn roster_written(&mut self, group: &UserId, stored: Option<bool>) {
+    /// The directory has answered. Where it has another version than this shard thought, or failed
+    /// and nobody knows what it has, it is asked what it has.
+    pub(super) fn roster_written(&mut self, group: &UserId, answer: &Answer) {
         let home = self.home.as_mut().expect("groups live at home shards");
         let State::Writing { call, before, next } = home.groups.set(group, State::Unread) else {
             unreachable!("only what is being written can have been")
         };
-        match stored {
-            Some(true) => {
+        match answer {
+            Answer::Stored { .. } => {
                 home.groups.set(group, State::Known(Some(Arc::clone(&next))));
                 self.metrics.group_changes += 1;
                 let reply = reply_of(&call, &next.roster);
                 self.answer_call(&call, Ok(reply));
                 self.announce(&call.group, before.as_deref(), &next);
             }
-            Some(false) => self.answer_call(&call, Err(RosterRefusal::Conflict.into())),
-            None => self.answer_call(&call, Err(BUSY)),
+            Answer::Conflict { .. } => self.answer_call(&call, Err(RosterRefusal::Conflict.into())),
+            Answer::Failed => self.answer_call(&call, Err(BUSY)),
+            other => unreachable!("no answer of a request to store a roster: {other:?}"),
         }
         self.drive_group(group);
     }
 
-    /// The directory can take no more.
-    pub(super) fn turn_call_away(&mut self, call: &GroupCall) {
-        self.answer_call(call, Err(BUSY));
-    }
-
-    fn answer_call(&mut self, call: &GroupCall, result: Result<Reply, CallRefusal>) {
+    pub(super) fn answer_call(&mut self, call: &GroupCall, result: Result<Reply, CallRefusal>) {
         let GroupCall { shard, conn, request_id, .. } = *call;
         let answer = GroupAnswer { conn, request_id, result };
         if shard == self.id {
@@ -206,10 +210,9 @@ impl<R: Ring> Shard<R> {
         let attached = devices.filter_map(|&index| home.device(index).attached.as_ref());
         let keys: Vec<ConnKey> = attached.map(|attached| attached.conn).collect();
         for key in keys {
-            let Some(conn) = self.conns.get_mut(key) else { continue };
-            if conn.device().is_some() && conn.out.len() < OUTBOUND_BYTES_MAX {
-                message::put_group_changed(&mut conn.out, news.group.as_str(), news.version);
-                self.mark_dirty(key);
+            if self.conns.get(key).is_some_and(|conn| conn.out.len() < OUTBOUND_BYTES_MAX) {
+                let (group, version) = (news.group.as_str(), news.version);
+                self.put(key, |out| message::put_group_changed(out, group, version));
             }
         }
     }
@@ -248,5 +251,5 @@ impl From<RosterRefusal> for CallRefusal {
     }
 }
 
-const BUSY: CallRefusal = (ErrorCode::LimitReached, "too many requests are under way");
+pub(super) const BUSY: CallRefusal = (ErrorCode::LimitReached, "too many requests are under way");
 const TOO_FAST: CallRefusal = (ErrorCode::LimitReached, "this user asks too fast");

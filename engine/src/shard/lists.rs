@@ -11,6 +11,7 @@ use super::conn::ConnKey;
 use super::directory::{BUSY, Inquirer};
 use super::message::{ListReply, ListRequest, MeshMessage};
 use crate::directory::{Answer, Request};
+use crate::limits::MESH_CREDITS;
 use crate::metrics::Bound;
 
 /// The lists of users whose home this is. Of version 0: the user has none.
@@ -34,7 +35,9 @@ impl<R: Ring> Shard<R> {
             self.read_list(reader, user);
             return true;
         }
-        if self.mesh.reserve(to_shard).is_err() {
+        // The directory may take long to answer; half of the credits are never lent to that.
+        let is_short = self.mesh.credits(to_shard) <= MESH_CREDITS / 2;
+        if is_short || self.mesh.reserve(to_shard).is_err() {
             self.metrics.bound_hits.add(Bound::MeshCredits);
             return false;
         }

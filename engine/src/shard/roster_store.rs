@@ -8,7 +8,7 @@ use ringpost_ring::Ring;
 use super::Shard;
 use super::directory::Inquirer;
 use super::group::{Known, State};
-use super::group_call::GroupCall;
+use super::group_call::{BUSY, GroupCall};
 use super::roster::{Member, Roster};
 use crate::directory::{self, Answer, Request};
 
@@ -48,19 +48,10 @@ impl<R: Ring> Shard<R> {
             roster: next.roster.to_directory(),
         };
         if self.inquire(Inquirer::Writing { group: group.clone() }, request).is_err() {
-            return self.turn_call_away(&call);
+            return self.answer_call(&call, Err(BUSY));
         }
         let home = self.home.as_mut().expect("groups live at home shards");
         home.groups.set(&group, State::Writing { call, before, next });
-    }
-
-    pub(super) fn roster_stored(&mut self, group: &UserId, answer: &Answer) {
-        match answer {
-            Answer::Stored { .. } => self.roster_written(group, Some(true)),
-            Answer::Conflict { .. } => self.roster_written(group, Some(false)),
-            Answer::Failed => self.roster_written(group, None),
-            other => unreachable!("no answer of a request to store a roster: {other:?}"),
-        }
     }
 }
 

@@ -242,13 +242,7 @@ impl<R: Ring> Shard<R> {
         }
         let Some(attached) = &device.attached else { return };
         let key = attached.conn;
-        if let Some(conn) = self.conns.get_mut(key)
-            && conn.device().is_some()
-        {
-            self.spare_out.lend(&mut conn.out);
-            message::put_outcome(&mut conn.out, origin.send_seq, outcome);
-            self.mark_dirty(key);
-        }
+        self.put(key, |out| message::put_outcome(out, origin.send_seq, outcome));
     }
 
     /// The store failed before a Send was durable, or the Send came behind one of those: tells the

@@ -98,6 +98,10 @@ pub(super) fn decode_path(part: &str) -> Option<String> {
             b'/' => return None,
             b'%' => {
                 let (digits, behind) = rest.split_first_chunk::<2>()?;
+                // The parser would take a sign for a digit.
+                if !digits.iter().all(u8::is_ascii_hexdigit) {
+                    return None;
+                }
                 let digits = str::from_utf8(digits).ok()?;
                 bytes.push(u8::from_str_radix(digits, 16).ok()?);
                 rest = behind;
@@ -143,7 +147,7 @@ mod tests {
     fn paths_are_decoded() {
         assert_eq!(decode_path("bob").as_deref(), Some("bob"));
         assert_eq!(decode_path("b%C3%B6b%2F").as_deref(), Some("b\u{f6}b/"));
-        for malformed in ["a/b", "%", "%2", "%zz", "%ff"] {
+        for malformed in ["a/b", "%", "%2", "%zz", "%+f", "%ff"] {
             assert_eq!(decode_path(malformed), None, "{malformed}");
         }
     }

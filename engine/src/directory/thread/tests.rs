@@ -1,5 +1,6 @@
 use std::sync::{Arc, Mutex};
 
+use ringpost_protocol::id::UserId;
 use ringpost_ring::Group;
 
 use super::*;
@@ -123,4 +124,23 @@ fn what_waits_is_one_batch() {
     desk.run(DirectoryReporter::beside(&reporters[0]));
     assert_eq!(*batches.lock().unwrap(), [10]);
     assert_eq!(mesh.depth(), 10);
+}
+
+/// A request stays in the queue when who asked has left: it counts until it is answered, so that the
+/// control thread never takes the room of the shards.
+#[tokio::test]
+async fn requests_of_control_count_until_they_are_answered() {
+    let (asked, questions) = sync_channel(8);
+    let metrics = Arc::new(DirectoryMetrics::new(0));
+    let port = ControlPort { asked, permits: Arc::new(Semaphore::new(2)), metrics };
+    let ask = || port.ask(Request::GetList { user: UserId::new("alice").unwrap() });
+    for _ in 0..2 {
+        let left = tokio::time::timeout(Duration::from_millis(1), ask()).await;
+        assert!(left.is_err(), "nobody answers");
+    }
+    assert_eq!(ask().await, Answer::Failed);
+    assert_eq!(questions.try_iter().count(), 2);
+    // Both are gone, and with them what they had taken.
+    let left = tokio::time::timeout(Duration::from_millis(1), ask()).await;
+    assert!(left.is_err(), "there is room again");
 }
