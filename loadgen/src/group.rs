@@ -70,8 +70,9 @@ pub fn reordered(orders: &[&[u64]], messages: u64) -> u64 {
     count
 }
 
-/// Devices that all others are compared with: the first lacks its own messages, which the second has.
-const REFERENCES: usize = 2;
+/// Devices that all others are compared with. Each lacks its own messages; of any pair of messages
+/// one among three lacks neither.
+const REFERENCES: usize = 3;
 
 #[cfg(test)]
 mod tests {
@@ -83,5 +84,12 @@ mod tests {
         assert_eq!(reordered(&[&[1, 2], &[0, 2, 3], &[0, 1, 2, 3]], 4), 0);
         assert_eq!(reordered(&[&[1, 2], &[0, 2, 3], &[0, 2, 1, 3]], 4), 1);
         assert_eq!(reordered(&[&[1, 2], &[0, 2, 3], &[3, 1, 2, 0]], 4), 2);
+    }
+
+    /// Neither of those who sent them has both.
+    #[test]
+    fn messages_of_the_first_two_devices_are_compared_as_well() {
+        assert_eq!(reordered(&[&[1], &[0], &[0, 1], &[0, 1]], 2), 0);
+        assert_eq!(reordered(&[&[1], &[0], &[0, 1], &[1, 0]], 2), 1);
     }
 }
