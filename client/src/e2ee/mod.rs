@@ -37,4 +37,5 @@ pub use pair::{OwnKeys, Pair, PairState, Party};
 pub use payload::{Content, Payload};
 pub use prekey::PreKeys;
 pub use roster::Roster;
+pub(crate) use session::is_first;
 pub(crate) use wire::hex;

@@ -66,6 +66,11 @@ impl Envelope {
     }
 }
 
+/// Whether it may begin a session, which spends keys of the receiver.
+pub(crate) fn is_first(envelope: &[u8]) -> bool {
+    envelope.first() == Some(&FIRST)
+}
+
 impl Session {
     /// Begins as the initiator; it can encrypt at once.
     pub(super) fn begin(

@@ -11,7 +11,7 @@ use super::desk::Desk;
 use super::directory::Wish;
 use super::news::{Conversation, News, Text};
 use super::row::{Held, Row};
-use crate::e2ee::{Content, Fault, Pair, Payload};
+use crate::e2ee::{Content, Fault, Pair, Payload, is_first};
 use crate::event::Message;
 use crate::ledger::Ledger;
 use crate::limits::{HELD_MS_MAX, HELD_ROWS_MAX};
@@ -161,8 +161,9 @@ impl Desk {
         let pair = self.pairs.entry(address.clone()).or_insert_with(|| Pair::new(own, party));
         let plaintext = pair.decrypt(&mut self.own.keys, &held.bytes, now_ms, &mut rand::rng())?;
         self.dirty.insert(Row::Pair(address));
-        // A first message spends keys.
-        self.dirty.insert(Row::Own);
+        if is_first(&held.bytes) {
+            self.dirty.insert(Row::Own);
+        }
         Ok(plaintext)
     }
 

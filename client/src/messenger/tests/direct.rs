@@ -1,7 +1,11 @@
 //! Two people who are never online together.
 
-use super::world::{World, phone, with};
+use ringpost_protocol::id::{InstallId, SendSeq};
+
+use super::world::{World, id, phone, with};
+use crate::event::Message;
 use crate::messenger::News;
+use crate::messenger::row::Row;
 
 #[test]
 fn two_people_who_are_never_online_together_exchange_messages() {
@@ -89,4 +93,38 @@ fn text_to_oneself_on_the_only_device_is_sent_at_once() {
     world.visit("alice");
     assert_eq!(world.phone("alice").news, [News::Sent { message }]);
     assert!(world.server.seen.is_empty());
+}
+
+/// All secrets of the prekeys are in that row.
+#[test]
+fn own_keys_are_written_only_when_a_first_message_spends_some() {
+    let mut world = World::of(&["alice", "bob"]);
+    world.settle();
+    let list = world.server.lists[&id("alice")].clone();
+    let bob = world.phone("bob");
+    bob.desk.handle_list(&mut bob.ledger, &id("alice"), &list);
+    for is_first in [true, false] {
+        world.visit("bob");
+        world.say("alice", with("bob"), "hello");
+        world.visit("alice");
+        let envelope = world.server.envelopes(&phone("bob"))[0].clone();
+        let message = Message {
+            from: phone("alice"),
+            install_id: InstallId(1),
+            send_seq: SendSeq(1),
+            sent_at_ms: 1,
+            group: None,
+            urgent: false,
+            envelope,
+        };
+        let now_ms = world.now_ms;
+        let bob = world.phone("bob");
+        let news = bob.desk.receive(now_ms, &mut bob.ledger, message);
+        assert!(matches!(news, Some(News::Text(_))), "{news:?}");
+        assert!(bob.desk.dirty.contains(&Row::Pair(phone("alice"))));
+        assert_eq!(bob.desk.dirty.contains(&Row::Own), is_first);
+        // The answer ends the first messages.
+        world.say("bob", with("alice"), "hello");
+        world.settle();
+    }
 }
