@@ -128,9 +128,12 @@ impl Desk {
         Ok(())
     }
 
-    /// Keeps the first list of a user.
+    /// Keeps the first list of a user, or the first one of another identity: sessions with the
+    /// devices of the one before are bound to that.
     pub(super) fn meet(&mut self, user: &UserId, encoded: &[u8]) -> Result<(), Fault> {
         let contact = Contact::meet(user, encoded)?;
+        let devices = self.devices(user).unwrap_or_default();
+        self.forget_devices(user, devices);
         let encoded = encoded.to_vec();
         let stored = Acquaintance { encoded, offered: None, is_verified: false };
         self.contacts.insert(user.clone(), Known { contact, stored });

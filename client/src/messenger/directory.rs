@@ -345,8 +345,6 @@ impl Desk {
     pub(crate) fn accept_identity(&mut self, user: &UserId) -> Result<(), Fault> {
         let known = self.contacts.get_mut(user).ok_or(Fault::UnknownDevice)?;
         let Some(offered) = known.stored.offered.take() else { return Ok(()) };
-        let devices: Vec<DeviceId> = known.contact.list().devices.keys().cloned().collect();
-        self.forget_devices(user, devices);
         self.meet(user, &offered)?;
         self.note_looked_up(user);
         Ok(())

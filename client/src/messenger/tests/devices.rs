@@ -2,7 +2,8 @@
 
 use ringpost_protocol::id::DeviceId;
 
-use super::world::{World, id, with};
+use super::world::{World, id, phone, with};
+use crate::e2ee::{DeviceList, IdentityKey};
 use crate::messenger::{Conversation, News};
 
 /// Alice has a phone and a tablet, and has written to Bob.
@@ -163,4 +164,25 @@ fn both_other_members_of_a_group_tick_when_the_own_tablet_was_first() {
         _ => None,
     });
     assert_eq!(by.collect::<Vec<_>>(), [id("bob"), id("carol")]);
+}
+
+/// While nobody has linked it, a new device takes whatever list the server shows it of its user.
+#[test]
+fn device_that_saw_two_lists_before_it_was_linked_opens_again() {
+    let mut world = World::of(&["alice", "bob"]);
+    world.settle();
+    world.add("tablet", "alice", "tablet");
+    world.say("tablet", with("bob"), "hello");
+    world.settle();
+    let tablet = world.phone("tablet");
+    assert!(tablet.desk.pairs.contains_key(&phone("alice")));
+    let mallory = IdentityKey::from_seed([66; 32]);
+    let devices = [(phone("alice").device, mallory.public())].into();
+    let list = DeviceList { user: id("alice"), version: 1, devices }.sign(&mallory).unwrap();
+    tablet.desk.handle_list(&mut tablet.ledger, &id("alice"), &list);
+    world.say("tablet", with("bob"), "still here");
+    world.crash("tablet");
+    let tablet = world.phone("tablet");
+    let (_, seen) = tablet.desk.identities(&id("alice")).unwrap();
+    assert_eq!(seen, mallory.public());
 }
