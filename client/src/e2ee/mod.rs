@@ -38,4 +38,4 @@ pub use payload::{Content, Payload};
 pub use prekey::PreKeys;
 pub use roster::Roster;
 pub(crate) use session::is_first;
-pub(crate) use wire::hex;
+pub(crate) use wire::{hex, unhex};

@@ -14,7 +14,7 @@ use super::incoming::Outcome;
 use super::news::{Conversation, News};
 use super::outgoing::WriteFault;
 use super::row::{Held, Row};
-use crate::e2ee::{Content, DeviceList, Fault, IdentityKey, PublicIdentity, hex};
+use crate::e2ee::{Content, DeviceList, Fault, IdentityKey, PublicIdentity, hex, unhex};
 use crate::ledger::Ledger;
 use crate::limits::{LISTS_BYTES_MAX, WAITING_ROWS_MAX};
 
@@ -196,11 +196,6 @@ impl Code {
             secret,
         })
     }
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).ok());
-    digits.map(|two| u8::from_str_radix(two?, 16).ok()).collect()
 }
 
 const LINK: &str = "ringpost-link-1";

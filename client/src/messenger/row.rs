@@ -142,8 +142,6 @@ mod hex {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(d)?;
-        let digits = text.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).ok());
-        let bytes = digits.map(|two| u8::from_str_radix(two?, 16).ok());
-        bytes.collect::<Option<_>>().ok_or_else(|| D::Error::custom("not hexadecimal"))
+        crate::e2ee::unhex(&text).ok_or_else(|| D::Error::custom("not hexadecimal"))
     }
 }
