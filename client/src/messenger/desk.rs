@@ -134,8 +134,7 @@ impl Desk {
         let contact = Contact::meet(user, encoded)?;
         let devices = self.devices(user).unwrap_or_default();
         self.forget_devices(user, devices);
-        let encoded = encoded.to_vec();
-        let stored = Acquaintance { encoded, offered: None, is_verified: false };
+        let stored = Acquaintance { encoded: encoded.to_vec(), offered: None };
         self.contacts.insert(user.clone(), Known { contact, stored });
         self.dirty.insert(Row::Contact(user.clone()));
         Ok(())

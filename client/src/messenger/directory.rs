@@ -59,7 +59,6 @@ pub(super) struct Wishes {
     wanted: BTreeSet<Wish>,
     /// Something was wanted that the errands have not heard of.
     is_fresh: bool,
-    busy: BTreeSet<Wish>,
     /// Not before this time, after so many failures.
     put_off: BTreeMap<Wish, (u64, u32)>,
     /// Devices that had published nothing, and when to ask again.
@@ -98,7 +97,7 @@ impl Wishes {
 
     fn is_due(&self, wish: &Wish, now_ms: u64) -> bool {
         let is_put_off = self.put_off.get(wish).is_some_and(|(until_ms, _)| now_ms < *until_ms);
-        !self.busy.contains(wish) && !is_put_off
+        !is_put_off
     }
 }
 
@@ -115,10 +114,8 @@ impl Desk {
         }
     }
 
-    /// A new connection: what was asked on the last one has no answer any more, and what was put off
-    /// because there was none is due.
+    /// A new connection: what was put off because there was none is due.
     pub(crate) fn handle_connected(&mut self) {
-        self.wishes.busy.clear();
         self.wishes.put_off.clear();
         self.wishes.keyless.clear();
         self.wishes.want(Wish::CountKeys);
@@ -178,7 +175,6 @@ impl Desk {
                 continue;
             }
             if let Some(errand) = self.errand(&wish) {
-                self.wishes.busy.insert(wish.clone());
                 return Some((wish, errand));
             }
         }
@@ -223,7 +219,6 @@ impl Desk {
         errand: &Errand,
         answer: Answer,
     ) {
-        self.wishes.busy.remove(wish);
         match (errand, answer) {
             (Errand::CountKeys, Answer::KeyCount(count)) => self.handle_key_count(count),
             (Errand::PublishKeys { keys, .. }, Answer::Done) => self.note_published(keys),
