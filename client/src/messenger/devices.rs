@@ -37,7 +37,8 @@ impl Desk {
     /// The old device has read the code of a new one.
     pub(crate) fn link_device(&mut self, now_ms: u64, code: &str) -> Result<(), WriteFault> {
         let code = Code::read(code).ok_or(Fault::Malformed(CODE))?;
-        if code.user != *self.own_user() || self.own.link.is_some() {
+        let is_own_user = code.user == *self.own_user();
+        if !is_own_user || self.own.address.device == code.device || self.own.link.is_some() {
             return Err(Fault::UnknownDevice.into());
         }
         if self.waiting.len() * 2 > WAITING_ROWS_MAX {
@@ -61,7 +62,8 @@ impl Desk {
         Ok(())
     }
 
-    /// A device that was lost, or is not used any more: nobody writes to it from the next list on.
+    /// A device that was lost, or is not used any more: nobody writes to it from the next list on. It
+    /// still knows the user's identity key.
     pub(crate) fn remove_device(
         &mut self,
         now_ms: u64,
@@ -72,7 +74,10 @@ impl Desk {
             return Err(Fault::UnknownDevice.into());
         }
         self.sign_list(list)?;
-        self.send_lists(now_ms)
+        let own = self.own_user().clone();
+        let known = self.contacts.get(&own).ok_or(Fault::UnknownDevice)?;
+        let lists = vec![known.contact.encoded().to_vec()];
+        self.instruct(now_ms, &own, Conversation::Direct(own.clone()), Content::Lists(lists))
     }
 
     pub(crate) fn devices(&self, user: &UserId) -> Option<Vec<DeviceId>> {

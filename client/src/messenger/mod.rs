@@ -195,7 +195,8 @@ impl Messenger {
     }
 
     /// A device of this user that was lost, or is not used any more. Those who know that write nothing
-    /// to it; group keys that it has are replaced.
+    /// to it; group keys that it has are replaced. It still knows the user's identity key, and can
+    /// sign lists with it until the user has another identity.
     pub async fn remove_device(&self, device: &DeviceId) -> Result<(), MessengerFault> {
         let device = device.clone();
         let work =

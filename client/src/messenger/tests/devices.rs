@@ -3,7 +3,7 @@
 use ringpost_protocol::id::DeviceId;
 
 use super::world::{World, id, phone, with};
-use crate::e2ee::{DeviceList, IdentityKey};
+use crate::e2ee::{Content, DeviceList, IdentityKey, Payload, hex};
 use crate::messenger::{Conversation, News};
 
 /// Alice has a phone and a tablet, and has written to Bob.
@@ -78,7 +78,16 @@ fn removed_device_gets_nothing_more() {
     push_list(&mut world, "bob", "alice");
     let now_ms = world.now_ms;
     let tablet = DeviceId::new("tablet").unwrap();
-    world.phone("alice").desk.remove_device(now_ms, &tablet).unwrap();
+    let alice = world.phone("alice");
+    alice.desk.remove_device(now_ms, &tablet).unwrap();
+    // Only this list has changed.
+    let waiting: Vec<_> = alice.desk.waiting.values().collect();
+    let [waiting] = waiting[..] else { panic!("{} rows", waiting.len()) };
+    let Content::Lists(lists) = Payload::decode(&waiting.payload).unwrap().content else {
+        panic!("no lists");
+    };
+    assert_eq!(lists.len(), 1);
+    assert_eq!(DeviceList::user_of(&lists[0]), Ok(id("alice")));
     world.settle();
     push_list(&mut world, "bob", "alice");
     world.say("bob", with("alice"), "for the phone");
@@ -124,6 +133,9 @@ fn code_of_another_device_links_nothing() {
     assert!(world.phone("bob").desk.link_device(now_ms, &code).is_err(), "another user");
     // The last byte of the secret by one digit, or with a sign.
     let (short, signed) = (&code[..code.len() - 1], format!("{}+f", &code[..code.len() - 2]));
+    let own_id = code.replacen(&hex(b"tablet"), &hex(b"phone"), 1);
+    let alice = world.phone("alice");
+    assert!(alice.desk.link_device(now_ms, &own_id).is_err(), "the old device itself");
     for bad in ["", "ringpost-link-1", "ringpost-link-1:00", &code[1..], short, &signed] {
         assert!(world.phone("alice").desk.link_device(now_ms, bad).is_err());
     }
