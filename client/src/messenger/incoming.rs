@@ -3,7 +3,7 @@
 //! What cannot be opened yet, as the sender's devices, a group key or a roster have not come, is held
 //! in a bounded durable queue and tried again when one of them has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringpost_protocol::id::{DeviceAddress, UserId};
 
@@ -56,12 +56,24 @@ impl Desk {
         self.held.insert(row, held);
         self.dirty.insert(Row::Held(row));
         if self.held.len() > HELD_ROWS_MAX
-            && let Some((oldest, held)) = self.held.pop_first()
+            && let Some(oldest) = self.oldest_of_the_greediest()
+            && let Some(held) = self.held.remove(&oldest)
         {
             self.dirty.insert(Row::Held(oldest));
             let news = undecryptable(held.from, held.group, &Fault::NoSession);
             self.tell(ledger, &news);
         }
+    }
+
+    /// Of the user who holds most rows: nobody drives out what others have sent.
+    fn oldest_of_the_greediest(&self) -> Option<u64> {
+        let mut counts: BTreeMap<&UserId, usize> = BTreeMap::new();
+        for held in self.held.values() {
+            *counts.entry(&held.from.user).or_default() += 1;
+        }
+        let (user, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        let oldest = self.held.iter().find(|(_, held)| held.from.user == *user);
+        oldest.map(|(row, _)| *row)
     }
 
     /// In the order in which they came, as often as one of them makes another one readable.

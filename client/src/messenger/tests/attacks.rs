@@ -1,8 +1,13 @@
 //! What one who owns the server and the network can try, and what the people are told.
 
+use bytes::Bytes;
+use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, SendSeq};
+
 use super::world::{World, id, phone, with};
 use crate::e2ee::bundle::SignedPreKey;
 use crate::e2ee::{DeviceList, Fault, IdentityKey};
+use crate::event::Message;
+use crate::limits::HELD_ROWS_MAX;
 use crate::messenger::{Conversation, News, WriteFault};
 
 /// Alice and Bob have written to each other.
@@ -206,4 +211,42 @@ fn unusable_first_list_is_not_asked_for_without_end() {
     world.server.lists.insert(id("bob"), good);
     world.settle();
     assert_eq!(world.phone("bob").read_texts(), ["hello"]);
+}
+
+/// Messages of people whose devices are not known yet are held; one of them sends without end.
+#[test]
+fn who_sends_without_end_drives_out_nothing_of_others() {
+    let mut world = World::of(&["alice"]);
+    world.settle();
+    let now_ms = world.now_ms;
+    let alice = world.phone("alice");
+    let mut receive = |user: &str, device: usize| {
+        let message = Message {
+            from: DeviceAddress {
+                user: id(user),
+                device: DeviceId::new(&format!("device{device}")).unwrap(),
+            },
+            install_id: InstallId(1),
+            send_seq: SendSeq(1),
+            sent_at_ms: 1,
+            group: None,
+            urgent: false,
+            envelope: Bytes::from_static(b"for later"),
+        };
+        assert_eq!(alice.desk.receive(now_ms, &mut alice.ledger, message), None);
+    };
+    receive("carol", 0);
+    for n in 0..HELD_ROWS_MAX + 10 {
+        receive("mallory", n % 16);
+    }
+    world.visit("alice");
+    world.crash("alice");
+    let alice = world.phone("alice");
+    assert_eq!(alice.desk.held.len(), HELD_ROWS_MAX);
+    assert!(alice.desk.held.values().any(|held| held.from.user == id("carol")));
+    let of_mallory = alice.news.iter().filter(|news| match news {
+        News::Undecryptable { from, .. } => from.user == id("mallory"),
+        _ => false,
+    });
+    assert_eq!(of_mallory.count(), 11, "each is told");
 }
