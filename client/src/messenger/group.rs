@@ -134,10 +134,13 @@ impl Desk {
     }
 
     fn pop_step(&mut self, id: &UserId) {
-        if let Some(group) = self.groups.get_mut(id) {
-            group.steps.pop_front();
-            self.dirty.insert(Row::Group(id.clone()));
+        let Some(group) = self.groups.get_mut(id) else { return };
+        group.steps.pop_front();
+        // It was never made, and will not be: what waits for it is never sent.
+        if group.roster.is_none() && group.steps.is_empty() {
+            self.groups.remove(id);
         }
+        self.dirty.insert(Row::Group(id.clone()));
     }
 
     /// Signs the roster that follows and sends it to all whom it concerns.

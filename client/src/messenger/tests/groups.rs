@@ -196,3 +196,25 @@ fn group_key_outlives_a_full_outbox() {
     }
     assert!(has_key(&mut world));
 }
+
+#[test]
+fn texts_to_a_group_that_was_never_made_are_told_not_to_be_sent() {
+    let mut world = world();
+    world.server.is_full = true;
+    let message = world.say("alice", group(), "anybody here?");
+    world.settle();
+    let news = &world.phone("alice").news;
+    let is_refused = |news: &News| matches!(news, News::GroupRefused { .. });
+    assert!(news.iter().any(is_refused), "{news:?}");
+    let is_not_sent =
+        |news: &News| matches!(news, News::NotSent { message: of, .. } if *of == message);
+    assert!(news.iter().any(is_not_sent), "{news:?}");
+    // Also after a restart the same id is free for another try.
+    world.crash("alice");
+    assert!(world.phone("alice").desk.groups.is_empty());
+    world.server.is_full = false;
+    world.phone("alice").desk.create_group(&id("group"), vec![id("bob")]).unwrap();
+    world.say("alice", group(), "now");
+    world.settle();
+    assert_eq!(world.phone("bob").read_texts(), ["now"]);
+}

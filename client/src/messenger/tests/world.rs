@@ -83,6 +83,8 @@ pub(super) struct Server {
     pub(super) groups: BTreeMap<UserId, BTreeSet<UserId>>,
     /// Everything that went through it.
     pub(super) seen: Vec<Bytes>,
+    /// Makes no more groups.
+    pub(super) is_full: bool,
     /// Lists that it was asked for.
     pub(super) asked_lists: usize,
 }
@@ -333,6 +335,7 @@ impl Server {
             Errand::Group(_, Step::Add(users)) if users.is_empty() => {
                 unanswered(errand, &CallError::Invalid(CallFault::Missing("users").into()))
             }
+            Errand::Group(_, Step::Create(_)) if self.is_full => Answer::Refused("full".into()),
             Errand::Group(group, step) => {
                 self.change(from, group, step);
                 Answer::Done
