@@ -177,7 +177,8 @@ impl FragileDisk {
         self.state().sync_delay_us_max = delay_us_max;
     }
 
-    /// Syncs of files that begin from now on do not end until [`Self::release_syncs`].
+    /// From now on no sync of a file that was written to ends until [`Self::release_syncs`], not
+    /// even one under way: it would leave nothing to do for those that began after it.
     pub fn hold_syncs(&self) {
         self.state().holds_syncs = true;
     }

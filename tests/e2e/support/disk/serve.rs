@@ -54,6 +54,18 @@ impl BegunSync {
     }
 }
 
+impl Shared {
+    /// Ends `sync`, or holds it; one with nothing to do is not worth holding.
+    fn end(&self, sync: BegunSync, state: &mut State) {
+        if state.holds_syncs && !sync.sectors.is_empty() {
+            state.held.push(sync);
+            self.changed.notify_all();
+        } else {
+            sync.finish(state);
+        }
+    }
+}
+
 impl Served {
     /// Runs `call` on the state; for a handle from before a power failure everything fails.
     fn with<T>(
@@ -293,21 +305,17 @@ impl Filesystem for Served {
         if state.is_off || state.fault(Operation::Sync).is_err() {
             return sync.fail(&mut state);
         }
-        if state.holds_syncs {
-            state.held.push(sync);
-            self.0.changed.notify_all();
-            return;
-        }
         let delay_us_max = state.sync_delay_us_max;
         if delay_us_max == 0 {
-            return sync.finish(&mut state);
+            return self.0.end(sync, &mut state);
         }
         let delay = Duration::from_micros(state.random.random_range(0..=delay_us_max));
         drop(state);
         let shared = Arc::clone(&self.0);
         thread::spawn(move || {
             thread::sleep(delay);
-            sync.finish(&mut shared.state.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.end(sync, &mut state);
         });
     }
 
