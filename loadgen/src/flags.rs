@@ -3,6 +3,7 @@
 pub(crate) mod app;
 pub(crate) mod group;
 pub(crate) mod handover;
+pub(crate) mod keys;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

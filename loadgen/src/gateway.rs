@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::{self, sleep};
@@ -86,6 +87,12 @@ impl Gateway {
     /// Bytes of the store on disk.
     pub fn store_bytes(&self) -> u64 {
         allocated_bytes(&self.data().join(STORE_DIRECTORY))
+    }
+
+    /// Bytes of the directory's file on disk.
+    pub fn directory_bytes(&self) -> u64 {
+        let file = self.data().join(STORE_DIRECTORY).join("directory.redb");
+        fs::metadata(file).map_or(0, |metadata| blocks_bytes(&metadata))
     }
 
     /// Ends the process and says how long that took.
@@ -308,16 +315,19 @@ fn free_port() -> Result<SocketAddr> {
 
 /// Bytes that the files below `path` occupy, not their length: segments are preallocated.
 fn allocated_bytes(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
     let Ok(entries) = fs::read_dir(path) else { return 0 };
     entries
         .flatten()
         .map(|entry| match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => allocated_bytes(&entry.path()),
-            Ok(metadata) => metadata.blocks() * 512,
+            Ok(metadata) => blocks_bytes(&metadata),
             Err(_) => 0,
         })
         .sum()
+}
+
+fn blocks_bytes(metadata: &fs::Metadata) -> u64 {
+    metadata.blocks() * 512
 }
 
 const CONFIG_FILE: &str = "ringpost.toml";

@@ -4,7 +4,8 @@
 //! Modules in the order in which a run passes them: [`scenario`], what is run, with a server from
 //! [`gateway`], which [`scrape`] asks for its numbers, users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
 //! thread's connections, from the addresses of [`addr`]; [`traffic`], what they say; [`client`],
-//! one of them; [`attack`], those that mean no good; [`durable`], apps that are killed; [`group`], who talk to all; [`measure`]
+//! one of them; [`attack`], those that mean no good; [`durable`], apps that are killed; [`group`], who talk to all, and [`keys`], who publish and take keys, each on a
+//! [`line`] of its own, together on a [`stage`]; [`measure`]
 //! and [`timeline`], what was seen; [`sample`], what it cost; [`report`], how it is told, with facts
 //! from [`host`]; [`cores`], who runs where.
 #![forbid(unsafe_code)]
@@ -22,7 +23,10 @@ pub mod traffic;
 pub mod client;
 pub mod attack;
 pub mod durable;
+pub mod line;
+pub mod stage;
 pub mod group;
+pub mod keys;
 pub mod measure;
 pub mod timeline;
 pub mod sample;

@@ -14,11 +14,14 @@ use ringpost_loadgen::durable;
 use ringpost_loadgen::gateway::Stop;
 use ringpost_loadgen::measure::Measure;
 use ringpost_loadgen::plan::pressure::PressurePlan;
-use ringpost_loadgen::scenario::{chat, churn, group, handover, handshake, offline, pressure};
+use ringpost_loadgen::scenario::{
+    chat, churn, group, handover, handshake, keys, offline, pressure,
+};
 
 use flags::app::DurableAppFlags;
 use flags::group::GroupFlags;
 use flags::handover::HandoverFlags;
+use flags::keys::KeysFlags;
 use flags::{
     AbuseFlags, ChatFlags, ChurnFlags, CommonFlags, HandshakeFlags, OfflineFlags, SlowFlags,
 };
@@ -53,6 +56,12 @@ enum Scenario {
     Handover(HandoverFlags),
     /// Random members of one group send; all others get everything, in one order.
     Group(GroupFlags),
+    /// Users publish keys, others take them; stocks run low, are refilled, and run out.
+    ///
+    /// Every one-time key is looked at: none may go to two, none may be lost, and an empty stock gives
+    /// the signed prekey alone. A gateway of one's own needs user_key_reads_per_hour and
+    /// device_one_time_keys_per_hour to be 0, as the one that is started has them.
+    Keys(KeysFlags),
     /// Nothing but logins: full and resumed handshakes, with and without ML-KEM.
     Handshake(HandshakeFlags),
     /// Well-behaved users beside others that abuse the gateway.
@@ -73,6 +82,7 @@ fn main() -> ExitCode {
         }
         Scenario::Handover(flags) => run_handover(flags),
         Scenario::Group(flags) => run_group(flags),
+        Scenario::Keys(flags) => run_keys(flags),
         Scenario::Handshake(flags) => run_handshake(flags),
         Scenario::Abuse(flags) => run_pressure(&flags.plan(), &flags.common),
     };
@@ -140,6 +150,16 @@ fn run_group(flags: &GroupFlags) -> Result<ExitCode> {
         return Ok(usage(&error));
     }
     let result = group::run(&plan, &options)?;
+    flags.common.publish(&result.story(), &result.report)?;
+    Ok(verdict(result.is_clean()))
+}
+
+fn run_keys(flags: &KeysFlags) -> Result<ExitCode> {
+    let (plan, options) = (flags.plan(), flags.common.options());
+    if let Err(error) = plan.check().and_then(|()| options.check()) {
+        return Ok(usage(&error));
+    }
+    let result = keys::run(&plan, &options)?;
     flags.common.publish(&result.story(), &result.report)?;
     Ok(verdict(result.is_clean()))
 }

@@ -117,10 +117,6 @@ pub struct Measure {
 
 impl Measure {
     pub fn new() -> Self {
-        let histogram = || {
-            Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
-                .expect("the bounds are constant and legal")
-        };
         Self {
             sent: 0,
             accepted: 0,
@@ -134,8 +130,8 @@ impl Measure {
             gaps: 0,
             reconnects: 0,
             vanished: 0,
-            accepted_us: histogram(),
-            delivered_us: histogram(),
+            accepted_us: latencies_us(),
+            delivered_us: latencies_us(),
             timeline: Timeline::default(),
         }
     }
@@ -271,6 +267,11 @@ impl PayloadPattern {
         let offset = usize::try_from(offset).expect("below PATTERN_OFFSETS");
         &self.block[offset..offset + self.payload_bytes - PAYLOAD_BYTES_MIN]
     }
+}
+
+/// An empty histogram of latencies.
+pub fn latencies_us() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("the bounds are constant and legal")
 }
 
 /// Bytes of a payload's head, and so the shortest payload.

@@ -4,6 +4,7 @@
 pub mod churn;
 pub mod group;
 pub mod handover;
+pub mod keys;
 pub mod pressure;
 
 use std::time::Duration;

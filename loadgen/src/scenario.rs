@@ -5,13 +5,16 @@ pub mod churn;
 pub mod group;
 pub mod handover;
 pub mod handshake;
+pub mod keys;
 pub mod offline;
 pub mod pressure;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,6 +30,7 @@ use crate::plan::mix;
 use crate::report::ServerUse;
 use crate::sample::{Sample, Sampler};
 use crate::scrape;
+use crate::stage::Stage;
 use crate::swarm::SwarmConfig;
 use crate::tokens::{self, KeyExchange, TokenMint, tls_config_of};
 
@@ -268,6 +272,34 @@ fn allow_connections(connections: u32) -> Result<()> {
     Ok(())
 }
 
+/// Waits until it is over; false when nothing has moved for a long time. `expected`: what the
+/// progress will be, as far as that is known.
+fn await_stage(
+    stage: &Stage,
+    expected: u64,
+    is_over: impl Fn() -> bool,
+    server: &mut Server,
+) -> Result<bool> {
+    let progress = bar(expected, "done");
+    let (mut moved, mut last) = (Instant::now(), 0);
+    while !is_over() {
+        anyhow::ensure!(!stage.has_failed(), "a connection has failed");
+        let done = stage.progress.load(Ordering::Relaxed);
+        let now = done + u64::from(stage.through());
+        if now != last {
+            (moved, last) = (Instant::now(), now);
+        }
+        if moved.elapsed() > STALL_TIME_MAX {
+            return Ok(false);
+        }
+        progress.set_position(done);
+        server.watch(Totals::default());
+        thread::sleep(STAGE_INTERVAL);
+    }
+    progress.finish_and_clear();
+    Ok(true)
+}
+
 /// A bar on a terminal, nothing elsewhere.
 fn bar(length: u64, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:>10} {wide_bar} {pos}/{len} {per_sec} {eta}")
@@ -301,4 +333,8 @@ impl Options {
 
 /// Rings, logs, the standard streams.
 const FILES_BESIDE_CONNECTIONS: u64 = 64;
+/// Without any movement for so long, a phase has ended.
+const STALL_TIME_MAX: Duration = Duration::from_secs(20);
+/// Between two looks at a stage.
+const STAGE_INTERVAL: Duration = Duration::from_millis(2);
 const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);

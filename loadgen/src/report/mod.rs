@@ -7,6 +7,7 @@ pub mod churn;
 pub mod group;
 pub mod handover;
 pub mod handshake;
+pub mod keys;
 pub mod offline;
 pub mod page;
 pub mod pressure;
