@@ -258,11 +258,30 @@ impl Client {
         sequence: u64,
         intended_ns: u64,
     ) {
+        let send_seq = self.next_send(stream, sequence, intended_ns);
+        let after_reject = std::mem::take(&mut self.after_reject);
+        self.put_send(send_seq, (to, 0), envelope, after_reject);
+    }
+
+    /// The same to a group, whose roster is meant to have this version.
+    pub fn send_as_of(
+        &mut self,
+        roster_version: u64,
+        group: &Recipient,
+        envelope: &[u8],
+        sequence: u64,
+        intended_ns: u64,
+    ) {
+        let send_seq = self.next_send(0, sequence, intended_ns);
+        let after_reject = std::mem::take(&mut self.after_reject);
+        self.put_send(send_seq, (group, roster_version), envelope, after_reject);
+    }
+
+    fn next_send(&mut self, stream: u32, sequence: u64, intended_ns: u64) -> SendSeq {
         assert!(self.is_ready(), "the caller asks first");
         self.last_send_seq += 1;
         self.unanswered.push_back(Unanswered { stream, sequence, intended_ns, answered: false });
-        let after_reject = std::mem::take(&mut self.after_reject);
-        self.put_send(SendSeq(self.last_send_seq), to, envelope, after_reject);
+        SendSeq(self.last_send_seq)
     }
 
     /// After Welcome: the unanswered Sends, with their numbers, to be sent again in this order.
@@ -277,7 +296,7 @@ impl Client {
 
     /// Sends one of [`Client::replays`] again.
     pub fn replay(&mut self, send_seq: SendSeq, to: &Recipient, envelope: &[u8]) {
-        self.put_send(send_seq, to, envelope, false);
+        self.put_send(send_seq, (to, 0), envelope, false);
     }
 
     /// Asks for something; the answer is an event.
@@ -329,13 +348,19 @@ impl Client {
         }
     }
 
-    fn put_send(&mut self, send_seq: SendSeq, to: &Recipient, envelope: &[u8], after_reject: bool) {
+    fn put_send(
+        &mut self,
+        send_seq: SendSeq,
+        (to, roster_version): (&Recipient, u64),
+        envelope: &[u8],
+        after_reject: bool,
+    ) {
         let Some(conn) = self.conn.as_deref_mut() else { return };
         let send = ClientSend {
             send_seq,
             message_number: MessageNumber::default(),
             to,
-            roster_version: 0,
+            roster_version,
             body: SendContent::Shared(envelope),
             ttl_ms: 0,
             urgent: false,

@@ -12,6 +12,8 @@ pub struct GroupPlan {
     pub devices_per_member: u32,
     pub messages: u64,
     pub payload_bytes: usize,
+    /// Of the roster, while members talk: one is taken out, or comes back.
+    pub changes: u32,
     pub seed: u64,
 }
 
@@ -25,13 +27,17 @@ impl GroupPlan {
         let devices_max = u32::try_from(DEVICES_PER_USER_MAX).expect("a small constant");
         ensure!(
             (1..=devices_max).contains(&self.devices_per_member),
-            "--devices must be 1 to {devices_max}: a user has no more"
+            "--devices-per-member must be 1 to {devices_max}: a user has no more"
         );
         ensure!(self.messages >= 1, "--messages must be at least 1");
         ensure!(
             (GROUP_PAYLOAD_BYTES_MIN..=ENVELOPE_BYTES_MAX).contains(&self.payload_bytes),
             "--payload must be {GROUP_PAYLOAD_BYTES_MIN} to {ENVELOPE_BYTES_MAX} bytes: it carries \
-             the message's number and the time at which it left"
+             the message's number, the version of the roster and the time at which it left"
+        );
+        ensure!(
+            u64::from(self.changes) <= self.messages,
+            "--changes must be at most --messages: they are spread over these"
         );
         Ok(())
     }
@@ -53,15 +59,22 @@ impl GroupPlan {
     }
 }
 
-/// Number and time.
-pub const GROUP_PAYLOAD_BYTES_MIN: usize = 16;
+/// Number, version and time.
+pub const GROUP_PAYLOAD_BYTES_MIN: usize = 24;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn plan(members: u32, devices_per_member: u32) -> GroupPlan {
-        GroupPlan { members, devices_per_member, messages: 1_000, payload_bytes: 200, seed: 7 }
+        GroupPlan {
+            members,
+            devices_per_member,
+            messages: 1_000,
+            payload_bytes: 200,
+            changes: 20,
+            seed: 7,
+        }
     }
 
     #[test]
@@ -80,7 +93,8 @@ mod tests {
         for wrong in [plan(101, 1), plan(1, 1), plan(2, 17), plan(2, 0)] {
             assert!(wrong.check().is_err(), "{wrong:?}");
         }
-        assert!(GroupPlan { payload_bytes: 15, ..plan(2, 1) }.check().is_err());
+        assert!(GroupPlan { payload_bytes: 23, ..plan(2, 1) }.check().is_err());
         assert!(GroupPlan { messages: 0, ..plan(2, 1) }.check().is_err());
+        assert!(GroupPlan { changes: 1_001, ..plan(2, 1) }.check().is_err());
     }
 }

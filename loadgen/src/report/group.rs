@@ -13,14 +13,22 @@ pub struct GroupReport {
     pub devices: u32,
     pub messages: u64,
     pub accepted: u64,
+    /// Of the roster, while members sent.
+    pub changes: u32,
+    /// Sends that were meant for an older roster (STALE_ROSTER), and went out again.
+    pub stale: u64,
+    /// Sends of somebody who was no member then; they went out again when the sender was.
+    pub outside: u64,
     pub rejected: u64,
     /// Devices that answers named as skipped, all answers together.
     pub skipped: u64,
     /// Messages that reached a device, each counted once there.
     pub delivered: u64,
     pub lost: u64,
+    /// Messages at devices of users who were no members when they were accepted.
+    pub leaked: u64,
     pub duplicated: u64,
-    /// Neighbours that two devices saw in different orders.
+    /// Messages that two devices saw in different orders, or on the wrong side of a change.
     pub reordered: u64,
     pub corrupted: u64,
     pub gaps: u64,
@@ -42,6 +50,7 @@ impl GroupReport {
             self.rejected,
             self.skipped,
             self.lost,
+            self.leaked,
             self.duplicated,
             self.reordered,
             self.corrupted,
@@ -57,6 +66,11 @@ impl GroupReport {
         rows.add("accepted / rejected", format!("{} / {}", self.accepted, self.rejected));
         rows.add("delivered", format!("{} ({}/s)", self.delivered, self.deliveries_per_second));
         rows.add_verdict(self.lost, self.duplicated, self.reordered);
+        rows.add("leaked", self.leaked);
+        rows.add(
+            "changes / stale / outside",
+            format!("{} / {} / {}", self.changes, self.stale, self.outside),
+        );
         rows.add_latency("accepted", &self.accepted_after_us);
         rows.add_latency("delivered", &self.delivered_after_us);
         rows.add_known("server CPU per delivery", self.server_cpu_us_per_delivery, "us");

@@ -11,15 +11,16 @@ use rand::random;
 use ringpost_protocol::id::UserId;
 
 use crate::client::Identity;
-use crate::fleet::Totals;
-use crate::group::{Device, Door, Phase, Seen, Stage, reordered};
+use crate::group::{Device, Findings, Phase, Seen, Tally, verify};
 use crate::host::Settings;
+use crate::line::{Door, Line};
 use crate::plan::group::GroupPlan;
 use crate::plan::mix;
 use crate::report::group::GroupReport;
 use crate::report::page::Story;
 use crate::report::{Percentiles, round};
-use crate::scenario::{Options, Server, allow_connections, bar};
+use crate::scenario::{Options, Server, allow_connections, await_stage};
+use crate::stage::Stage;
 
 /// The report, which is all there is.
 pub struct GroupResult {
@@ -55,16 +56,28 @@ struct Spent {
 pub fn run(plan: &GroupPlan, options: &Options) -> Result<GroupResult> {
     allow_connections(plan.devices())?;
     let mut server = Server::reach(options)?;
-    let stage = Arc::new(Stage::default());
-    let devices = gather(plan, &server, &stage)?;
-    wait(plan, &stage, Phase::Login, &mut server)?;
-    stage.begin(Phase::Create);
-    wait(plan, &stage, Phase::Create, &mut server)?;
+    let (stage, tally) = (Arc::new(Stage::default()), Arc::new(Tally::default()));
+    let devices = gather(plan, &server, &stage, &tally)?;
+    for phase in [Phase::Login, Phase::Create, Phase::Read] {
+        stage.begin(phase);
+        let is_over = await_stage(&stage, 0, || stage.through() >= plan.devices(), &mut server)?;
+        ensure!(is_over, "{phase:?} did not end");
+    }
     let before = spent(&server);
     let started = Instant::now();
     stage.begin(Phase::Talk);
-    let done = wait(plan, &stage, Phase::Talk, &mut server)?;
-    let seconds = (done - started).as_secs_f64().max(f64::EPSILON);
+    // What is lost is counted when nothing moves any more.
+    await_stage(
+        &stage,
+        plan.messages * u64::from(plan.devices() - 1),
+        || {
+            let is_said = stage.through() >= plan.devices();
+            let delivered = stage.progress.load(Ordering::Relaxed);
+            is_said && delivered >= tally.expected.load(Ordering::Acquire)
+        },
+        &mut server,
+    )?;
+    let seconds = started.elapsed().as_secs_f64().max(f64::EPSILON);
     // Receipts and acknowledgements of the last ones; and a doubled message comes after the first.
     thread::sleep(LINGER);
     let after = spent(&server);
@@ -83,12 +96,12 @@ fn gather(
     plan: &GroupPlan,
     server: &Server,
     stage: &Arc<Stage>,
+    tally: &Arc<Tally>,
 ) -> Result<Vec<JoinHandle<Result<Seen>>>> {
     let run = random::<u32>();
-    let user = |member: u32| format!("loadgen-{run:08x}-member-{member}");
     let group = UserId::new(&format!("loadgen-{run:08x}-group")).context("a name of a group")?;
-    let others: Vec<UserId> = (1..plan.members)
-        .map(|member| UserId::new(&user(member)))
+    let users: Vec<UserId> = (0..plan.members)
+        .map(|member| UserId::new(&format!("loadgen-{run:08x}-member-{member}")))
         .collect::<Result<_, _>>()
         .context("a name of a user")?;
     let door = Door { target: server.target(), tls: server.tls(), name: server.server_name() };
@@ -98,36 +111,14 @@ fn gather(
             let (member, device) =
                 (index / plan.devices_per_member, index % plan.devices_per_member);
             let install_id = mix(u64::from(run) << 32 | u64::from(index));
-            let name = format!("device-{device}");
-            let identity = Identity::of_device(&user(member), &name, install_id, &mint)?;
-            let who = (identity, group.clone(), others.clone());
-            let device = Device::connect(plan, index, who, &door, Arc::clone(stage))?;
+            let (user, name) = (users[member as usize].as_str(), format!("device-{device}"));
+            let identity = Identity::of_device(user, &name, install_id, &mint)?;
+            let line = Line::connect(identity, &door)?;
+            let together = (Arc::clone(stage), Arc::clone(tally));
+            let device = Device::new(plan, index, (group.clone(), &users), line, together)?;
             thread::Builder::new().spawn(move || device.run()).context("start a thread")
         })
         .collect()
-}
-
-/// Waits until all devices are through with a phase, or nothing moves any more. Gives the time.
-fn wait(plan: &GroupPlan, stage: &Stage, phase: Phase, server: &mut Server) -> Result<Instant> {
-    let expected = plan.messages * u64::from(plan.devices() - 1);
-    let progress = bar(expected, "deliver");
-    let (mut moved, mut last) = (Instant::now(), 0);
-    while stage.through() < plan.devices() {
-        ensure!(!stage.has_failed(), "a connection has failed");
-        let delivered = stage.delivered.load(Ordering::Relaxed);
-        if delivered + u64::from(stage.through()) > last {
-            (moved, last) = (Instant::now(), delivered + u64::from(stage.through()));
-        }
-        if moved.elapsed() > STALL_TIME_MAX {
-            ensure!(phase == Phase::Talk, "{phase:?} did not end");
-            break; // what is lost is counted
-        }
-        progress.set_position(delivered);
-        server.watch(Totals::default());
-        thread::sleep(Duration::from_millis(2));
-    }
-    progress.finish_and_clear();
-    Ok(Instant::now())
 }
 
 fn spent(server: &Server) -> Option<Spent> {
@@ -141,6 +132,7 @@ fn settings(plan: &GroupPlan, options: &Options) -> Settings {
     settings.extend([
         ("payload_bytes", plan.payload_bytes.into()),
         ("devices_per_member", plan.devices_per_member.into()),
+        ("changes", plan.changes.into()),
     ]);
     settings
 }
@@ -159,21 +151,23 @@ fn report(
         seen.iter().for_each(|seen| all.add(of(seen)).expect("of the same kind"));
         Percentiles::of(&all)
     };
-    let orders: Vec<&[u64]> = seen.iter().map(|seen| &seen.order[..]).collect();
-    let delivered = sum(|seen| seen.order.len() as u64);
-    let accepted = sum(|seen| seen.accepted);
+    let Findings { accepted, delivered, lost, leaked, reordered } = verify(plan, seen);
     let per_delivery = |amount: f64| (delivered > 0).then(|| round(amount / delivered as f64));
     GroupReport {
         members: plan.members,
         devices: plan.devices(),
         messages: plan.messages,
         accepted,
+        changes: seen[0].changes,
+        stale: sum(|seen| seen.stale),
+        outside: sum(|seen| seen.outside),
         rejected: sum(|seen| seen.rejected),
         skipped: sum(|seen| seen.skipped),
         delivered,
-        lost: (accepted * u64::from(plan.devices() - 1)).saturating_sub(delivered),
+        lost,
+        leaked,
         duplicated: sum(|seen| seen.duplicated),
-        reordered: reordered(&orders, plan.messages),
+        reordered,
         corrupted: sum(|seen| seen.corrupted),
         gaps: sum(|seen| seen.gaps),
         seconds: round(seconds),
@@ -189,6 +183,4 @@ fn report(
     }
 }
 
-/// Without any movement for so long, a phase has ended.
-const STALL_TIME_MAX: Duration = Duration::from_secs(20);
 const LINGER: Duration = Duration::from_millis(500);
