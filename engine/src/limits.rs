@@ -158,6 +158,8 @@ pub const REST_BODY_BYTES_MAX: usize = 64 << 10;
 pub const REST_REQUEST_MS_MAX: u64 = 10_000;
 /// Devices whose one-time keys handed out of late are counted.
 pub const HANDOUTS_TRACKED_MAX: usize = 1 << 16;
+/// While so many are counted, those that may be forgotten are looked for at most so often.
+pub const HANDOUTS_SWEEP_MS: u64 = 1_000;
 
 /// Bytes of a QUIC stream that were written and not acknowledged by the client; no more is taken.
 pub const QUIC_SEND_WINDOW_BYTES: u64 = 128 * 1024;

@@ -3,12 +3,14 @@
 
 use hashbrown::HashMap;
 
-use crate::limits::{Bucket, HANDOUTS_TRACKED_MAX, PerHour};
+use crate::limits::{Bucket, HANDOUTS_SWEEP_MS, HANDOUTS_TRACKED_MAX, PerHour};
 
 /// Keyed by the device's key in the tables, or by a user.
 #[derive(Debug, Default)]
 pub(crate) struct Handouts {
     buckets: HashMap<Vec<u8>, Bucket>,
+    /// When it was last looked through for what can be forgotten; monotonic.
+    swept_ms: u64,
 }
 
 impl Handouts {
@@ -17,14 +19,22 @@ impl Handouts {
         if rate == PerHour::UNLIMITED {
             return true;
         }
-        if !self.buckets.contains_key(name) && self.buckets.len() >= HANDOUTS_TRACKED_MAX {
-            self.buckets.retain(|_, bucket| !bucket.is_full(now_ms));
-            if self.buckets.len() >= HANDOUTS_TRACKED_MAX {
-                return false; // whoever is not counted could be drained
-            }
+        if !self.buckets.contains_key(name) && !self.has_room(now_ms) {
+            return false; // whoever is not counted could be drained
         }
         let bucket = self.buckets.entry(name.to_vec()).or_default();
         bucket.take_of_hour(rate, now_ms, 1).is_ok()
+    }
+
+    /// Whether another name can be counted. Who asks for many names when there is none must not have
+    /// the whole table looked through each time.
+    fn has_room(&mut self, now_ms: u64) -> bool {
+        let is_full = self.buckets.len() >= HANDOUTS_TRACKED_MAX;
+        if is_full && now_ms >= self.swept_ms + HANDOUTS_SWEEP_MS {
+            self.swept_ms = now_ms;
+            self.buckets.retain(|_, bucket| !bucket.is_full(now_ms));
+        }
+        self.buckets.len() < HANDOUTS_TRACKED_MAX
     }
 }
 
@@ -49,6 +59,21 @@ mod tests {
         }
         assert!(!handouts.take(b"one more", rate, 0));
         assert!(handouts.take(b"one more", rate, 3_600_000));
+        assert_eq!(handouts.buckets.len(), 1);
+    }
+
+    #[test]
+    fn a_full_table_is_looked_through_once_in_a_while() {
+        let (mut handouts, rate) = (Handouts::default(), PerHour(60));
+        for device in 0..HANDOUTS_TRACKED_MAX {
+            assert!(handouts.take(&device.to_le_bytes(), rate, 0));
+        }
+        // A bucket is full again after a minute.
+        let last_ms = 60_000 - 1;
+        assert!(!handouts.take(b"one more", rate, last_ms));
+        assert!(!handouts.take(b"one more", rate, last_ms + HANDOUTS_SWEEP_MS - 1));
+        assert_eq!(handouts.buckets.len(), HANDOUTS_TRACKED_MAX, "not looked through again");
+        assert!(handouts.take(b"one more", rate, last_ms + HANDOUTS_SWEEP_MS));
         assert_eq!(handouts.buckets.len(), 1);
     }
 }

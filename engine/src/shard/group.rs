@@ -208,48 +208,29 @@ impl<R: Ring> Shard<R> {
     fn serve_next(&mut self, group: &UserId, known: Option<Arc<Known>>) -> bool {
         let home = self.home.as_mut().expect("groups live at home shards");
         let slot = home.groups.slot(group).expect("the caller has it");
-        let refusal = match slot.queue.front().expect("checked by the caller") {
-            GroupRequest::Send(send) => refusal(send, known.as_deref()),
-            GroupRequest::Call(_) => None,
+        let send = match slot.queue.pop_front().expect("checked by the caller") {
+            GroupRequest::Send(send) => send,
+            GroupRequest::Call(call) => {
+                self.serve_call(call, known);
+                return true;
+            }
         };
-        let is_send = matches!(slot.queue.front(), Some(GroupRequest::Send(_)));
-        if is_send
-            && refusal.is_none()
-            && let Some(lacking) = known.as_deref().and_then(|known| self.lacks_room(known))
-        {
+        if let Some(refusal) = refusal(&send, known.as_deref()) {
+            self.answer_group_send(&send, Some(refusal));
+            return true;
+        }
+        let known = known.expect("else it would be refused");
+        let mut parts = known.parts.iter();
+        if let Some(&(full, _)) = parts.find(|&&(shard, _)| self.is_full(shard)) {
             let home = self.home.as_mut().expect("groups live at home shards");
             let slot = home.groups.slot(group).expect("the caller has it");
+            slot.queue.push_front(GroupRequest::Send(send));
             slot.waits_for_room = true;
-            self.wait_for_room(lacking, Waiter::Group(group.clone()));
+            self.wait_for_room(full, Waiter::Group(group.clone()));
             return false;
         }
-        let home = self.home.as_mut().expect("groups live at home shards");
-        let slot = home.groups.slot(group).expect("the caller has it");
-        match (slot.queue.pop_front().expect("checked by the caller"), refusal, known) {
-            (GroupRequest::Send(send), Some(refusal), _) => {
-                self.answer_group_send(&send, Some(refusal));
-            }
-            (GroupRequest::Send(send), None, known) => {
-                let known = known.expect("else it would be refused");
-                self.fan_out(*send, &known);
-            }
-            (GroupRequest::Call(call), _, known) => self.serve_call(call, known),
-        }
+        self.fan_out(*send, &known);
         true
-    }
-
-    /// A shard that has no room for its part of a Send.
-    fn lacks_room(&self, known: &Known) -> Option<u16> {
-        let lacks = |shard: u16| {
-            if shard == self.id {
-                // While the store is not open, parts wait in its backlog.
-                let home = self.home.as_ref().expect("groups live at home shards");
-                home.state.is_open() && !home.has_room()
-            } else {
-                self.mesh.credits(shard) == 0
-            }
-        };
-        known.parts.iter().map(|&(shard, _)| shard).find(|&shard| lacks(shard))
     }
 
     /// The directory has answered; `None`: there is no such group.

@@ -190,11 +190,11 @@ impl Home {
         index
     }
 
-    /// Whether the log takes more: it is open, and not too far ahead of the disk.
-    pub(super) fn has_room(&self) -> bool {
+    /// Whether the log is open, and too far ahead of the disk to take more.
+    pub(super) fn is_full(&self) -> bool {
         self.state.is_open()
-            && self.state.open().unsynced_records() < UNSYNCED_RECORDS_MAX
-            && (self.store().queued_bytes() as u64) < UNSYNCED_BYTES_MAX
+            && (self.state.open().unsynced_records() >= UNSYNCED_RECORDS_MAX
+                || self.store().queued_bytes() as u64 >= UNSYNCED_BYTES_MAX)
     }
 }
 

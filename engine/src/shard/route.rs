@@ -46,7 +46,7 @@ use crate::transport::quic::StreamKey;
 /// Who goes on when a shard has room again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
-    /// It has a Send.
+    /// It has a Send to a user.
     Send(ConnKey),
     /// It has requests, the first of which is a Send.
     Group(UserId),
@@ -66,6 +66,8 @@ pub(super) struct Lane {
     /// A connection stands here at most once for its Send or its move, once for its link, and a
     /// stream once.
     conns: VecDeque<Waiter>,
+    /// Connections with a Send to a group there. What they wait for is not what the others do.
+    group_sends: VecDeque<ConnKey>,
     /// Devices whose receipts must be stored; each stands in at most one lane.
     receipts: VecDeque<DeviceIndex>,
     /// Receipts on the mesh. They wait as long as the destination's store is not open, so they leave
@@ -81,7 +83,7 @@ pub(super) struct Lane {
 impl Lane {
     /// Who waits for credits, receipts aside.
     pub(super) fn len(&self) -> usize {
-        self.conns.len()
+        self.conns.len() + self.group_sends.len()
     }
 }
 
@@ -97,11 +99,13 @@ impl<R: Ring> Shard<R> {
         let to_shard = self.home_of(to);
         let awaits_other = self.awaits_other(device, &send);
         if awaits_other || !self.has_room_for_send(to_shard, &send.to) {
+            match &send.to {
+                _ if awaits_other => {}
+                Recipient::User(_) => self.wait_for_room(to_shard, Waiter::Send(key)),
+                Recipient::Group(_) => self.wait_with_group_send(to_shard, key),
+            }
             let conn = self.conns.get_mut(key).expect("its frame is being handled");
             conn.blocked = Some(Box::new(send));
-            if !awaits_other {
-                self.wait_for_room(to_shard, Waiter::Send(key));
-            }
             return Ok(());
         }
         let now_ms = self.time.now_ms;
@@ -286,19 +290,29 @@ impl<R: Ring> Shard<R> {
         self.push_mesh(to_shard, MeshMessage::BlockArmed(Box::new(note)));
     }
 
-    /// Whether a request to `shard` can be made now.
-    pub(super) fn has_room(&self, shard: u16) -> bool {
+    /// Whether a request to `shard` must wait. Not for a store here that is not open: what comes for
+    /// it is kept in the backlog, which has bounds of its own.
+    pub(super) fn is_full(&self, shard: u16) -> bool {
         if shard == self.id {
             let home = self.home.as_ref().expect("requests go to home shards");
-            home.has_room()
+            home.is_full()
         } else {
-            self.mesh.credits(shard) > 0
+            self.mesh.credits(shard) == 0
         }
     }
 
-    /// Whether a receipt can be stored at `shard` now.
+    /// Whether a request to `shard` can be made now.
+    pub(super) fn has_room(&self, shard: u16) -> bool {
+        !self.is_full(shard)
+    }
+
+    /// Whether a receipt can be stored at `shard` now. None is made for a store here that is not open:
+    /// the acknowledgement goes on when it is.
     pub(super) fn has_room_for_receipt(&self, shard: u16) -> bool {
-        self.has_room(shard)
+        let is_here = shard == self.id;
+        let is_closed = is_here && self.home.as_ref().is_none_or(|home| !home.state.is_open());
+        !is_closed
+            && self.has_room(shard)
             && self.lanes[usize::from(shard)].receipts_unanswered < RECEIPTS_UNANSWERED_MAX
     }
 
@@ -356,6 +370,16 @@ impl<R: Ring> Shard<R> {
         self.lanes[usize::from(shard)].conns.push_back(waiter);
     }
 
+    fn wait_with_group_send(&mut self, shard: u16, key: ConnKey) {
+        let lane = &mut self.lanes[usize::from(shard)];
+        lane.group_sends.push_back(key);
+        if lane.groups_unanswered >= GROUP_REQUESTS_MAX {
+            self.metrics.bound_hits.add(Bound::GroupRequests);
+        } else {
+            self.metrics.mesh_credit_waits += 1;
+        }
+    }
+
     pub(super) fn wait_with_receipt(&mut self, shard: u16, device: DeviceIndex) {
         self.count_wait(shard);
         self.lanes[usize::from(shard)].receipts.push_back(device);
@@ -394,6 +418,13 @@ impl<R: Ring> Shard<R> {
                 }
                 let Some(device) = self.lanes[index].receipts.pop_front() else { break };
                 self.resume_ack(device);
+            }
+            for _ in 0..self.lanes[index].group_sends.len() {
+                if !self.has_room_for_group(shard, GROUP_REQUESTS_MAX) {
+                    break;
+                }
+                let Some(key) = self.lanes[index].group_sends.pop_front() else { break };
+                self.resume_send(key);
             }
             // Links take their credits at the end of the turn, so no more of them are woken than can.
             let mut links = self.mesh.credits(shard);
