@@ -9,6 +9,8 @@
 mod support;
 
 mod messenger;
+mod linked;
+mod tampering;
 mod exchange;
 mod groups;
 mod offline;

@@ -1,115 +1,11 @@
 //! People who use the messenger: everything encrypted, nothing set up by hand.
 
-use std::path::Path;
+use ringpost_client::messenger::{Conversation, News};
 
-use ringpost_client::ledger::LedgerConfig;
-use ringpost_client::messenger::{Conversation, Event, Messenger, MessengerConfig, News, Text};
-use ringpost_client::reconnect::ReconnectConfig;
-use ringpost_client::{ClientConfig, PathConfig, Transports};
-use ringpost_protocol::id::{DeviceId, UserId};
-use ringpost_protocol::message::Mode;
-use tokio::time::timeout;
-
-use crate::support::PATIENCE;
+use crate::support::app::{App, id, register};
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
 use crate::support::peer::Place;
-
-struct App {
-    messenger: Messenger,
-    news: Vec<News>,
-}
-
-impl App {
-    async fn open(gateway: &Gateway, user: &str, device: &str, database: &Path) -> Self {
-        let client = ClientConfig {
-            addresses: vec![gateway.address().to_string()],
-            server_name: "localhost".to_owned(),
-            roots_pem: gateway.keys.roots_pem.clone(),
-            database_path: database.to_owned(),
-            token_source: gateway.keys.token_source(user, device),
-            device: DeviceId::new(device).unwrap(),
-            mode: Mode::Foreground,
-            path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
-            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 1_000 },
-            ledger: LedgerConfig::default(),
-        };
-        let config = MessengerConfig { client, user: id(user), store_key: [7; 32].into() };
-        Self { messenger: Messenger::open(config).await.unwrap(), news: Vec::new() }
-    }
-
-    /// Takes news until one is as wanted.
-    async fn wait(&mut self, what: &str, mut is_it: impl FnMut(&News) -> bool) -> News {
-        let found = async {
-            loop {
-                let event = self.messenger.next_event().await.expect("it is open");
-                let Event::News { id, news } = event else { continue };
-                self.messenger.confirm(id).await.unwrap();
-                self.news.push(news.clone());
-                if is_it(&news) {
-                    return news;
-                }
-            }
-        };
-        match timeout(PATIENCE, found).await {
-            Ok(news) => news,
-            Err(_) => panic!("{what}: {:?}", self.news),
-        }
-    }
-
-    async fn read(&mut self, text: &str) -> Text {
-        let is_it = |news: &News| matches!(news, News::Text(it) if it.text == text);
-        match self.wait(text, is_it).await {
-            News::Text(text) => text,
-            news => unreachable!("{news:?} is no text"),
-        }
-    }
-
-    async fn send(&self, to: &str, text: &str) {
-        self.messenger.send(&id(to), text).await.unwrap();
-    }
-
-    async fn sent(&mut self) {
-        self.wait("sent", |news| matches!(news, News::Sent { .. })).await;
-    }
-
-    async fn close(self) {
-        self.messenger.close().await;
-    }
-
-    fn refusals(&self) -> usize {
-        let is_refusal = |news: &&News| {
-            matches!(news, News::Undecryptable { .. } | News::Refused { .. } | News::NotSent { .. })
-        };
-        self.news.iter().filter(is_refusal).count()
-    }
-}
-
-fn id(name: &str) -> UserId {
-    UserId::new(name).unwrap()
-}
-
-/// Opens it until its keys are at the server.
-async fn register(gateway: &Gateway, user: &str, database: &Path) {
-    let app = App::open(gateway, user, "phone", database).await;
-    wait_published(user, &app).await;
-    app.close().await;
-}
-
-async fn wait_published(user: &str, app: &App) {
-    let published = async {
-        let client = app.messenger.client();
-        loop {
-            let list = client.device_list(id(user)).await;
-            let count = client.key_count().await;
-            if list.is_ok_and(|list| list.version > 0) && count == Ok(100) {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, published).await.expect("keys and list are published by themselves");
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_people_who_are_never_online_together_talk() {
@@ -196,6 +92,6 @@ async fn first_message_without_a_one_time_key_is_read() {
     app.close().await;
     let mut app = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
     app.read("hello").await;
-    wait_published(&bob, &app).await;
+    app.published().await;
     app.close().await;
 }

@@ -55,7 +55,7 @@ pub enum Content {
     Renewed,
     /// To a new device of the own user: the secret of its code, and the user's identity.
     Link(Vec<u8>),
-    /// To own other devices: signed [device lists](super::device_list).
+    /// To own other devices: signed [device lists](super::device_list). To others: the own one.
     Lists(Vec<Vec<u8>>),
     /// Of a later version of the app; keep it until that is here.
     Unknown,

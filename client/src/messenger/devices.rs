@@ -4,6 +4,11 @@
 //! the new one knows by the secret in it who answers. The old one signs a list with both, and sends
 //! the user's identity and the known contacts and groups over a session between the two. Until that
 //! has come the new device believes no list of the own user.
+//!
+//! Everybody with whom there is a session is told of a change as well: else a server that keeps the
+//! new list to itself could have them write on to a device that was removed.
+
+use std::collections::BTreeSet;
 
 use ringpost_protocol::id::{DeviceId, UserId};
 use ringpost_protocol::limits::DEVICES_PER_USER_MAX;
@@ -59,10 +64,10 @@ impl Desk {
         for (id, roster) in rosters {
             self.instruct(now_ms, &own, Conversation::Group(id), Content::Roster(roster))?;
         }
-        Ok(())
+        self.announce_list(now_ms)
     }
 
-    /// A device that was lost, or is not used any more: nobody writes to it from the next list on. It
+    /// A device that was lost, or is not used any more: nobody who has the next list writes to it. It
     /// still knows the user's identity key.
     pub(crate) fn remove_device(
         &mut self,
@@ -77,7 +82,24 @@ impl Desk {
         let own = self.own_user().clone();
         let known = self.contacts.get(&own).ok_or(Fault::UnknownDevice)?;
         let lists = vec![known.contact.encoded().to_vec()];
-        self.instruct(now_ms, &own, Conversation::Direct(own.clone()), Content::Lists(lists))
+        self.instruct(now_ms, &own, Conversation::Direct(own.clone()), Content::Lists(lists))?;
+        self.announce_list(now_ms)
+    }
+
+    /// The own list to all others with whom there is a session. Of very many the last ones hear of it
+    /// only from the server.
+    fn announce_list(&mut self, now_ms: u64) -> Result<(), WriteFault> {
+        let own = self.contacts.get(self.own_user()).ok_or(Fault::UnknownDevice)?;
+        let lists = Content::Lists(vec![own.contact.encoded().to_vec()]);
+        let users: BTreeSet<UserId> = self.pairs.keys().map(|device| device.user.clone()).collect();
+        let own = self.own_user().clone();
+        for user in users.iter().filter(|user| **user != own) {
+            if self.waiting.len() * 2 > WAITING_ROWS_MAX {
+                break;
+            }
+            self.instruct(now_ms, user, Conversation::Direct(user.clone()), lists.clone())?;
+        }
+        Ok(())
     }
 
     pub(crate) fn devices(&self, user: &UserId) -> Option<Vec<DeviceId>> {
@@ -164,12 +186,14 @@ impl Desk {
         held: &Held,
         lists: &[Vec<u8>],
     ) -> Outcome {
-        if held.from.user != *self.own_user() {
-            return Outcome::Refuse(Fault::Altered);
-        }
+        let from = &held.from.user;
+        let is_own = from == self.own_user();
         for list in lists {
-            if let Ok(user) = DeviceList::user_of(list) {
-                self.handle_list(ledger, &user, list);
+            match DeviceList::user_of(list) {
+                // Others speak for themselves alone.
+                Ok(user) if is_own || user == *from => self.handle_list(ledger, &user, list),
+                Ok(_) => return Outcome::Refuse(Fault::Altered),
+                Err(_) => {}
             }
         }
         Outcome::Done(None)

@@ -131,7 +131,10 @@ impl Desk {
                 }
                 Err(fault) => Outcome::Refuse(fault),
             },
-            Err(fault) if self.may_come(&held, &fault) => Outcome::Hold(held, fault),
+            Err(fault) if self.may_come(&held, &fault) => {
+                self.report_ghost(ledger, &held, &fault);
+                Outcome::Hold(held, fault)
+            }
             Err(fault) => Outcome::Refuse(fault),
         }
     }
@@ -163,6 +166,15 @@ impl Desk {
     fn is_roster_awaited(&self, held: &Held) -> bool {
         let group = held.group.as_ref().and_then(|id| self.groups.get(id));
         group.is_none_or(|group| group.roster.is_none() || group.is_member)
+    }
+
+    /// The server takes somebody for a member of a group of ours whom no roster names. Maybe the one
+    /// that does is under way; maybe the server has added them by itself.
+    fn report_ghost(&mut self, ledger: &mut Ledger, held: &Held, fault: &Fault) {
+        let group = held.group.as_ref().and_then(|id| self.groups.get(id));
+        if *fault == Fault::NotMember && group.is_some_and(|group| group.roster.is_some()) {
+            self.refuse(ledger, &held.from.user, GHOST.into());
+        }
     }
 
     fn open_pair(&mut self, now_ms: u64, held: &Held) -> Result<Vec<u8>, Fault> {
@@ -286,3 +298,6 @@ impl Desk {
 fn undecryptable(from: DeviceAddress, group: Option<UserId>, fault: &Fault) -> News {
     News::Undecryptable { from, group, reason: fault.to_string() }
 }
+
+const GHOST: &str = "Somebody whom the group's administrator has not added writes to it. Nothing of \
+                     it is shown unless a signed list of the members says otherwise.";

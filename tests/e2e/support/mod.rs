@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+pub mod app;
 pub mod binaries;
 pub mod disk;
 pub mod frames;
@@ -9,6 +10,7 @@ pub mod gateway;
 pub mod key_server;
 pub mod keys;
 pub mod netns;
+pub mod operator;
 pub mod load;
 pub mod member;
 pub mod peer;

@@ -167,6 +167,19 @@ fn message_delivered_into_another_conversation_is_not_shown_there() {
 }
 
 #[test]
+fn who_was_added_to_a_group_by_the_server_is_reported() {
+    let mut world = World::of(&["alice", "bob", "mallory"]);
+    world.settle();
+    world.phone("alice").desk.create_group(&id("group"), vec![id("bob")]).unwrap();
+    world.settle();
+    world.server.inject(&phone("bob"), &phone("mallory"), Some("group"), b"let me in");
+    world.settle();
+    let reasons = world.phone("bob").reasons();
+    assert!(matches!(&reasons[..], [one] if one.contains("has not added")), "{reasons:?}");
+    assert_eq!(world.phone("bob").read_texts(), Vec::<&str>::new());
+}
+
+#[test]
 fn device_that_lost_its_sessions_says_so_and_is_written_to_anew() {
     let mut world = acquainted();
     world.phone("bob").desk.pairs.clear();

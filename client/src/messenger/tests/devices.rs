@@ -37,8 +37,9 @@ fn new_device_is_linked_by_its_code_and_reads_and_writes() {
     assert!(world.phone("tablet").news.contains(&News::Linked));
     assert_eq!(world.phone("tablet").desk.link_code(), None);
     let of_alice = |world: &mut World, name: &str| world.phone(name).desk.devices(&id("alice"));
-    assert_eq!(of_alice(&mut world, "tablet").unwrap().len(), 2);
-    push_list(&mut world, "bob", "alice");
+    for name in ["tablet", "bob"] {
+        assert_eq!(of_alice(&mut world, name).unwrap().len(), 2, "{name}");
+    }
     world.say("bob", with("alice"), "to both");
     world.settle();
     for name in ["alice", "tablet"] {
@@ -81,15 +82,17 @@ fn removed_device_gets_nothing_more() {
     let alice = world.phone("alice");
     alice.desk.remove_device(now_ms, &tablet).unwrap();
     // Only this list has changed.
-    let waiting: Vec<_> = alice.desk.waiting.values().collect();
-    let [waiting] = waiting[..] else { panic!("{} rows", waiting.len()) };
-    let Content::Lists(lists) = Payload::decode(&waiting.payload).unwrap().content else {
-        panic!("no lists");
-    };
-    assert_eq!(lists.len(), 1);
-    assert_eq!(DeviceList::user_of(&lists[0]), Ok(id("alice")));
+    let to: Vec<_> = alice.desk.waiting.values().map(|waiting| &waiting.to).collect();
+    assert_eq!(to, [&with("alice"), &with("bob")]);
+    for waiting in alice.desk.waiting.values() {
+        let Content::Lists(lists) = Payload::decode(&waiting.payload).unwrap().content else {
+            panic!("no lists");
+        };
+        assert_eq!(lists.len(), 1);
+        assert_eq!(DeviceList::user_of(&lists[0]), Ok(id("alice")));
+    }
     world.settle();
-    push_list(&mut world, "bob", "alice");
+    // The server may keep it to itself: Bob has it from Alice.
     world.say("bob", with("alice"), "for the phone");
     world.settle();
     assert_eq!(world.phone("alice").read_texts(), ["for the phone"]);
