@@ -132,6 +132,14 @@ pub const DIRECTORY_RETRY_MS_MIN: u64 = 1_000;
 pub const DIRECTORY_RETRY_MS_MAX: u64 = 300_000;
 /// Time between two sessions begun anew with one device because a message of its did not open.
 pub const RENEW_MS_MIN: u64 = 600_000;
+/// Comparisons of short strings under way; beyond it the oldest is dropped.
+pub const VERIFICATIONS_MAX: usize = 16;
+/// Time between two hints that this user types in one conversation.
+pub const TYPING_MS_MIN: u64 = 4_000;
+/// Time after the last sign of others in a conversation during which they are told that one types.
+pub const HEARD_MS_MAX: u64 = 120_000;
+/// Conversations of which it is remembered when others were last heard of.
+pub const HEARD_MAX: usize = 256;
 /// Age at which a hint that somebody types is not shown any more.
 pub const TYPING_MS_MAX: u64 = 10_000;
 

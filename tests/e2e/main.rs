@@ -42,5 +42,6 @@ mod audit;
 mod admin;
 mod chat;
 mod tutorial;
+mod verify;
 mod visibility;
 mod check;

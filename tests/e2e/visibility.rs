@@ -4,10 +4,12 @@
 use bytes::Bytes;
 use rand::rng;
 use ringpost_client::e2ee::{Bundle, IdentityKey, OwnKeys, Pair, Party, PreKeys};
+use ringpost_client::messenger::{Conversation, News};
 use ringpost_client::{SendOptions, Status};
 use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 use ringpost_protocol::message::{Recipient, SendBody};
 
+use crate::support::app::{App, id};
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
 use crate::support::peer::{Peer, Place};
@@ -114,20 +116,101 @@ async fn the_operator_finds_no_word_of_what_is_encrypted_and_every_word_of_what_
     }
     alice.peer.wait_sent(3 * REPEATED).await;
     assert_eq!(search(&gateway, &secret), Traces::new(), "what is encrypted can be seen");
+    find_what_is_clear(&gateway, &alice.peer, &bob_user).await;
+    assert_eq!(alice.peer.seen().count(&Status::Connected), 1);
+}
 
-    // The control: the same way without encryption.
+/// The control: the same way without encryption, to somebody who is away.
+async fn find_what_is_clear(gateway: &Gateway, from: &Peer, to: &UserId) {
     let clear = [marker("clear")];
+    let sent_before = from.seen().sent.len();
     for _ in 0..REPEATED {
-        send(&alice.peer, &bob_user, Bytes::copy_from_slice(clear[0].as_bytes())).await;
+        send(from, to, Bytes::copy_from_slice(clear[0].as_bytes())).await;
     }
-    alice.peer.wait_sent(4 * REPEATED).await;
-    let found = search(&gateway, &clear);
+    from.wait_sent(sent_before + REPEATED).await;
+    let found = search(gateway, &clear);
     let places = found.get(&clear[0]).map_or(&[][..], Vec::as_slice);
     for kind in ["memory", "file"] {
         let is_there = places.iter().any(|place| place.starts_with(kind));
         assert!(is_there, "the search misses what is in the gateway's {kind}: {places:?}");
     }
-    assert_eq!(alice.peer.seen().count(&Status::Connected), 1);
+}
+
+/// Everything that the messenger does: with a marker in each text and name, and with what the devices
+/// tell each other by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operator_finds_nothing_of_what_people_do() {
+    let gateway = Gateway::start(Settings::default());
+    let place = Place::new();
+    let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
+    let mut a = App::open(&gateway, &alice, "phone", &place.file("alice")).await;
+    let mut b = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
+    b.published().await;
+    let kinds = ["pair", "answer", "tablet", "group", "groupname", "safety", "waiting", "left"];
+    let secret = kinds.map(marker);
+    let [pair, answer, on_tablet, in_group, group_name, safety, waiting, left] = &secret;
+
+    write(&mut a, &mut b, &Conversation::Direct(id(&bob)), pair).await;
+    write(&mut b, &mut a, &Conversation::Direct(id(&alice)), answer).await;
+    let mut tablet = App::open(&gateway, &alice, "tablet", &place.file("tablet")).await;
+    a.link(&mut tablet).await;
+    write(&mut tablet, &mut b, &Conversation::Direct(id(&bob)), on_tablet).await;
+    a.read(&last(on_tablet)).await;
+
+    // A group has a name for people; the server knows its id.
+    let group = id("group");
+    a.messenger.create_group(&group, vec![id(&bob)]).await.unwrap();
+    let to_group = Conversation::Group(group.clone());
+    write(&mut a, &mut b, &to_group, group_name).await;
+    write(&mut b, &mut a, &to_group, in_group).await;
+    tablet.read(&last(in_group)).await;
+
+    for conversation in [Conversation::Direct(id(&bob)), to_group] {
+        assert!(a.messenger.typing(conversation, true).await.unwrap());
+        b.wait("typing", |news| matches!(news, News::Typing { .. })).await;
+    }
+    let number = a.messenger.safety_number(&id(&bob)).await.unwrap().unwrap();
+    let said = format!("{safety} {number}");
+    write(&mut a, &mut b, &Conversation::Direct(id(&bob)), &said).await;
+    assert!(b.messenger.compare_safety_number(&id(&alice), &number).await.unwrap());
+    b.messenger.start_verification(&id(&alice)).await.unwrap();
+    a.wait("asked", |news| matches!(news, News::VerificationAsked { .. })).await;
+    a.messenger.start_verification(&id(&bob)).await.unwrap();
+    b.wait("numbers", |news| matches!(news, News::Compare { .. })).await;
+
+    a.messenger.remove_device(&DeviceId::new("tablet").unwrap()).await.unwrap();
+    b.wait_devices(&alice, 1).await;
+    write(&mut b, &mut a, &Conversation::Direct(id(&alice)), left).await;
+    b.close().await;
+    for number in 0..REPEATED {
+        let message = a.send(&bob, &format!("{number} {waiting}")).await;
+        a.wait("sent", |news| *news == News::Sent { message }).await;
+    }
+    assert_eq!(a.reasons(), [""; 0]);
+    assert_eq!(search(&gateway, &secret), Traces::new(), "what is encrypted can be seen");
+    let clear = Peer::connect(&gateway, "carol", "phone", &place.file("carol")).await;
+    find_what_is_clear(&gateway, &clear, &id(&bob)).await;
+    a.close().await;
+}
+
+/// Says it many times; the other one reads it and says so.
+async fn write(from: &mut App, to: &mut App, conversation: &Conversation, text: &str) {
+    for number in 0..REPEATED {
+        let text = format!("{number} {text}");
+        match conversation {
+            Conversation::Direct(user) => from.messenger.send(user, &text).await.unwrap(),
+            Conversation::Group(group) => from.messenger.send_group(group, &text).await.unwrap(),
+        };
+    }
+    let read = to.read(&last(text)).await;
+    to.messenger.mark_read(read.conversation, vec![read.id]).await.unwrap();
+    let is_tick =
+        |news: &News| matches!(news, News::Read { messages, .. } if messages == &[read.id]);
+    from.told("read", is_tick).await;
+}
+
+fn last(text: &str) -> String {
+    format!("{} {text}", REPEATED - 1)
 }
 
 /// Of each message, so that buffers which are used again do not hide it.

@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 use super::directory::Wishes;
 use super::news::{Conversation, News};
 use super::row::{Acquaintance, Group, Held, Own, Record, RecordRef, Row, Tracked, Waiting};
+use super::typing::Typing;
+use super::verify::Verification;
 use crate::e2ee::clock::CausalClock;
 use crate::e2ee::identity::Secret;
 use crate::e2ee::{
@@ -49,6 +51,9 @@ pub(crate) struct Desk {
     /// The same for [`Self::held`].
     pub(super) is_held_due: bool,
     pub(super) wishes: Wishes,
+    /// Under way; not kept.
+    pub(super) verifications: BTreeMap<UserId, Verification>,
+    pub(super) typing: Typing,
     /// Told when there is something to ask the directory for.
     errands: Arc<Notify>,
 }
@@ -113,6 +118,8 @@ impl Desk {
             is_drain_due: false,
             is_held_due: false,
             wishes: Wishes::default(),
+            verifications: BTreeMap::new(),
+            typing: Typing::default(),
             errands: Arc::default(),
         }
     }
@@ -134,7 +141,8 @@ impl Desk {
         let contact = Contact::meet(user, encoded)?;
         let devices = self.devices(user).unwrap_or_default();
         self.forget_devices(user, devices);
-        let stored = Acquaintance { encoded: encoded.to_vec(), offered: None };
+        self.verifications.remove(user);
+        let stored = Acquaintance { encoded: encoded.to_vec(), offered: None, is_verified: false };
         self.contacts.insert(user.clone(), Known { contact, stored });
         self.dirty.insert(Row::Contact(user.clone()));
         Ok(())
@@ -227,7 +235,7 @@ impl Desk {
             Raw::Message(message) => self.receive(now_ms, ledger, message),
             Raw::Sent(sent) => self.note_sent(sent),
             Raw::Refused(refused) => self.note_refused(&refused),
-            Raw::Delivered(receipt) => self.note_delivered(&receipt),
+            Raw::Delivered(receipt) => self.note_delivered(now_ms, &receipt),
             Raw::Gap(gap) => Some(News::Missing { group: gap.group, reason: gap.reason.into() }),
             // Never raw.
             Raw::Sealed(_) => None,

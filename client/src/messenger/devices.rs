@@ -175,6 +175,12 @@ impl Desk {
             return Outcome::Refuse(Fault::VerificationFailed);
         }
         (self.own.user, self.own.link) = (user, None);
+        // Whoever was compared with the identity of before.
+        let users: Vec<UserId> = self.contacts.keys().cloned().collect();
+        for user in users {
+            self.set_verified(&user, false);
+        }
+        self.verifications.clear();
         self.dirty.insert(Row::Own);
         self.is_held_due = true;
         Outcome::Done(Some(News::Linked))

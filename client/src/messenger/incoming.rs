@@ -215,6 +215,9 @@ impl Desk {
         if is_own && self.own.link.is_some() && !matches!(payload.content, Content::Link(_)) {
             return Outcome::Hold(held, Fault::UnknownDevice);
         }
+        if !is_own {
+            self.typing.note_heard(now_ms, &conversation);
+        }
         let by = held.from.user.clone();
         let news = match payload.content {
             Content::Text(text) => {
@@ -245,7 +248,8 @@ impl Desk {
             Content::Link(link) => return self.take_link(held, &link),
             Content::Lists(lists) => return self.take_lists(ledger, &held, &lists),
             Content::Left => return self.note_left(&conversation, &held.from.user),
-            Content::Verification(_) | Content::Renewed | Content::Unknown => None,
+            Content::Verification(step) => return self.take_step(now_ms, ledger, &held, &step),
+            Content::Renewed | Content::Unknown => None,
         };
         Outcome::Done(news)
     }

@@ -43,6 +43,8 @@ mod incoming;
 pub(crate) mod directory;
 mod group;
 mod devices;
+mod verify;
+mod typing;
 mod row;
 
 #[cfg(test)]
@@ -172,6 +174,74 @@ impl Messenger {
         let found = self.client.on_desk(move |desk, _, _| desk.identities(&other)).await?;
         // Milliseconds of hashing, which nobody else should wait for.
         Ok(found.map(|(own, other)| safety_number((&self.own, &own), (user, &other))))
+    }
+
+    /// The user has heard or read the other one's safety number, in digits with anything between them:
+    /// whether it is the one that is seen here. From then on the contact is verified, or not.
+    pub async fn compare_safety_number(
+        &self,
+        user: &UserId,
+        heard: &str,
+    ) -> Result<bool, MessengerFault> {
+        let other = user.clone();
+        let identities = self.client.on_desk(move |desk, _, _| desk.identities(&other)).await?;
+        let (own, peer) = identities.ok_or(WriteFault::Unacquainted)?;
+        let number = safety_number((&self.own, &own), (user, &peer));
+        let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+        let is_same = digits(&number) == digits(heard);
+        let user = user.clone();
+        self.change(move |desk| {
+            desk.note_compared(&user, (own, peer), is_same);
+            Ok(())
+        })
+        .await?;
+        Ok(is_same)
+    }
+
+    /// Whether the user has made sure, on this device, of the identity that this contact has now.
+    pub async fn is_verified(&self, user: &UserId) -> Result<bool, Closed> {
+        let user = user.clone();
+        self.client.on_desk(move |desk, _, _| desk.is_verified(&user)).await
+    }
+
+    /// Asks this contact to compare numbers, or agrees to what it has asked with
+    /// [`News::VerificationAsked`]. [`News::Compare`] follows at both when both are there. For a
+    /// contact whose devices are known: write to it first.
+    pub async fn start_verification(&self, user: &UserId) -> Result<(), MessengerFault> {
+        let user = user.clone();
+        let work =
+            move |desk: &mut Desk, _: &mut Ledger, now_ms| desk.start_verification(now_ms, &user);
+        Ok(self.client.on_desk(work).await??)
+    }
+
+    /// After [`News::Compare`]: whether the other person sees the same numbers. When both have said
+    /// so [`News::Verified`] follows; otherwise the contact is not verified, also if it was.
+    pub async fn finish_verification(
+        &self,
+        user: &UserId,
+        is_same: bool,
+    ) -> Result<(), MessengerFault> {
+        let user = user.clone();
+        let work = move |desk: &mut Desk, ledger: &mut Ledger, now_ms| {
+            desk.finish_verification(now_ms, ledger, &user, is_same)
+        };
+        Ok(self.client.on_desk(work).await??)
+    }
+
+    /// The user types, or has stopped without sending. Call it at every key: it tells the others of
+    /// the conversation at most every [`TYPING_MS_MIN`](crate::limits::TYPING_MS_MIN), and only if one
+    /// of them was heard of in the last [`HEARD_MS_MAX`](crate::limits::HEARD_MS_MAX). Gives whether
+    /// it did. They see [`News::Typing`], which counts for
+    /// [`TYPING_MS_MAX`](crate::limits::TYPING_MS_MAX).
+    pub async fn typing(
+        &self,
+        conversation: Conversation,
+        is_typing: bool,
+    ) -> Result<bool, MessengerFault> {
+        let work = move |desk: &mut Desk, ledger: &mut Ledger, now_ms| {
+            desk.tell_typing(now_ms, ledger, conversation, is_typing)
+        };
+        Ok(self.client.on_desk(work).await??)
     }
 
     /// After [`News::IdentityChanged`]: the user wants to go on with the new identity. Compare the

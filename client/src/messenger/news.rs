@@ -70,6 +70,27 @@ pub enum News {
         group: Option<UserId>,
         reason: Loss,
     },
+    /// This contact wants to compare numbers:
+    /// [`Messenger::start_verification`](super::Messenger::start_verification) agrees.
+    VerificationAsked {
+        user: UserId,
+    },
+    /// To be compared with those that `user` sees, side by side or by voice, and then
+    /// [`Messenger::finish_verification`](super::Messenger::finish_verification). Three numbers of
+    /// four digits. They are gone after a restart.
+    Compare {
+        user: UserId,
+        numbers: [u16; 3],
+    },
+    /// Both people saw the same numbers, and each device means the identities that the other one means.
+    Verified {
+        user: UserId,
+    },
+    /// The comparison has come to nothing; `reason` is a sentence for the user.
+    VerificationFailed {
+        user: UserId,
+        reason: String,
+    },
     /// This device is one of the user's now; contacts and groups follow.
     Linked,
     /// A group has these members now. `is_member` false: we are no longer one of them.

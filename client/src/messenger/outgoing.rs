@@ -30,6 +30,10 @@ pub enum WriteFault {
     QueueFull,
     #[error("This group is not known here.")]
     UnknownGroup,
+    #[error("Nothing is known of this contact yet. Write to it first.")]
+    Unacquainted,
+    #[error("There are no numbers to compare with this contact now.")]
+    NothingToCompare,
 }
 
 /// Why a message does not go out now.
@@ -125,7 +129,12 @@ impl Desk {
         }
     }
 
-    fn post(&mut self, now_ms: u64, ledger: &mut Ledger, waiting: &Waiting) -> Result<(), Stop> {
+    pub(super) fn post(
+        &mut self,
+        now_ms: u64,
+        ledger: &mut Ledger,
+        waiting: &Waiting,
+    ) -> Result<(), Stop> {
         match &waiting.to {
             Conversation::Group(group) => self.post_group(now_ms, ledger, group, waiting),
             Conversation::Direct(user) => {
@@ -256,7 +265,7 @@ impl Desk {
         Some(News::NotSent { message: tracked.message, reason: reason.into() })
     }
 
-    pub(super) fn note_delivered(&mut self, receipt: &Receipt) -> Option<News> {
+    pub(super) fn note_delivered(&mut self, now_ms: u64, receipt: &Receipt) -> Option<News> {
         // An own other device is none of the members that are waited for.
         if receipt.group.is_some() && receipt.peer.user == *self.own_user() {
             return None;
@@ -282,6 +291,7 @@ impl Desk {
         for id in done {
             self.tracked.remove(&id);
         }
+        self.typing.note_heard(now_ms, &conversation);
         let by = receipt.peer.user.clone();
         // Our own other devices are no reader.
         let is_told = !messages.is_empty() && by != *self.own_user();

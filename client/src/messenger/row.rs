@@ -71,6 +71,9 @@ pub(super) struct Acquaintance {
     pub(super) encoded: Vec<u8>,
     /// A list that another identity signed; the app has to say whether it is to be taken.
     pub(super) offered: Option<Vec<u8>>,
+    /// The person has compared this identity with the own one.
+    #[serde(default)]
+    pub(super) is_verified: bool,
 }
 
 /// A group as this device knows it.

@@ -265,6 +265,11 @@ impl Ledger {
         self.events.push(Event::Hint(hint));
     }
 
+    /// Whether the server has welcomed the present connection.
+    pub fn is_connected(&self) -> bool {
+        self.mailbox_id.is_some()
+    }
+
     pub fn connection_ended(&mut self) {
         self.is_moving = false;
         self.mailbox_id = None;

@@ -4,4 +4,5 @@ mod attacks;
 mod devices;
 mod direct;
 mod groups;
+mod verify;
 mod world;
