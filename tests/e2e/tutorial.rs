@@ -16,19 +16,35 @@ struct Reader {
     terminals: BTreeMap<String, Terminal>,
     /// The last one that somebody saw.
     safety_number: Option<String>,
+    /// Of the new device.
+    code: Option<String>,
+    /// What each saw in the short comparison.
+    short_numbers: Vec<String>,
 }
 
 #[test]
 fn the_tutorial_does_what_it_says() {
     let place = Place::new();
     let (_gateway, gateway) = start_development_gateway(&place.file("data"));
-    let mut reader = Reader { place, gateway, terminals: BTreeMap::new(), safety_number: None };
+    let mut reader = Reader {
+        place,
+        gateway,
+        terminals: BTreeMap::new(),
+        safety_number: None,
+        code: None,
+        short_numbers: Vec::new(),
+    };
     let blocks = blocks(include_str!("../../client/TUTORIAL.md"));
     assert!(blocks.len() >= 8, "{}", blocks.len());
     for (words, lines) in blocks {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words[..] {
             ["sh"] => assert_eq!(lines, ["cargo run --release"], "the gateway that runs here"),
+            ["sh", "tablet"] => {
+                let tablet = "alice --device tablet --store chat-data/tablet";
+                assert_eq!(lines, [format!("{START}{tablet}")]);
+                reader.start("tablet");
+            }
             ["sh", user] => {
                 assert_eq!(lines, [format!("{START}{user}")]);
                 reader.start(user);
@@ -42,12 +58,19 @@ fn the_tutorial_does_what_it_says() {
         }
     }
     assert!(reader.safety_number.is_some_and(|number| number.len() == 60));
+    let [first, second] = &reader.short_numbers[..] else { panic!("two people compare") };
+    assert_eq!(first, second);
 }
 
 impl Reader {
     fn start(&mut self, user: &str) {
         let (data, store) = (self.place.file("data"), self.place.file(user));
-        let terminal = Terminal::start(chat_command(user, self.gateway, &data, &store));
+        let person = if user == "tablet" { "alice" } else { user };
+        let mut command = chat_command(person, self.gateway, &data, &store);
+        if user == "tablet" {
+            command.args(["--device", "tablet"]);
+        }
+        let terminal = Terminal::start(command);
         let earlier = self.terminals.insert(user.to_owned(), terminal);
         assert!(earlier.is_none(), "{user} has left before");
     }
@@ -62,7 +85,8 @@ impl Reader {
                 Some(typed) => {
                     let number = self.safety_number.as_deref();
                     let number = number.unwrap_or("a number that nobody has read out");
-                    terminal.say(&typed.replace("NUMBER", number));
+                    let code = self.code.as_deref().unwrap_or("a code that nobody has shown");
+                    terminal.say(&typed.replace("NUMBER", number).replace("CODE", code));
                 }
                 None => {
                     let start = line.strip_suffix("...");
@@ -70,9 +94,13 @@ impl Reader {
                         Some(start) => shown.starts_with(start),
                         None => shown == line,
                     });
+                    let digits = || shown.chars().filter(char::is_ascii_digit).collect();
                     if shown.starts_with("-- safety number") {
-                        let digits = shown.chars().filter(char::is_ascii_digit);
-                        self.safety_number = Some(digits.collect());
+                        self.safety_number = Some(digits());
+                    } else if shown.starts_with("-- numbers of") {
+                        self.short_numbers.push(digits());
+                    } else if let Some((_, code)) = shown.split_once(": /link ") {
+                        self.code = Some(code.to_owned());
                     }
                 }
             }

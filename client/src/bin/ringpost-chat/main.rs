@@ -116,9 +116,10 @@ async fn run() -> anyhow::Result<()> {
     let names = Names::load(store.join("names"))?;
     let store_key = store_key(&config.database_path.with_extension("key"))?;
     let input = Input::open(options.script.as_deref())?;
-    let messenger = Messenger::open(MessengerConfig { client: config, user, store_key }).await?;
+    let messenger =
+        Messenger::open(MessengerConfig { client: config, user: user.clone(), store_key }).await?;
     say("-- /help tells what to type");
-    let mut talk = Talk::new(messenger, names, to);
+    let mut talk = Talk::new(messenger, user, names, to);
     let result = talk.run(input).await;
     talk.close().await;
     result

@@ -14,8 +14,11 @@ use crate::input::Input;
 use crate::names::Names;
 use crate::{ANSWERS_AFTER_INPUT, printable, say, show_status};
 
+mod trust;
+
 pub(crate) struct Talk {
     messenger: Messenger,
+    own: UserId,
     names: Names,
     to: Option<Conversation>,
     /// Written in this run, by the number that they are shown with.
@@ -29,9 +32,10 @@ pub(crate) struct Talk {
 }
 
 impl Talk {
-    pub(crate) fn new(messenger: Messenger, names: Names, to: Option<UserId>) -> Self {
+    pub(crate) fn new(messenger: Messenger, own: UserId, names: Names, to: Option<UserId>) -> Self {
         Self {
             messenger,
+            own,
             names,
             to: to.map(Conversation::Direct),
             written: BTreeMap::new(),
@@ -133,10 +137,8 @@ impl Talk {
                 let members = self.messenger.members(&self.names.group(group)?).await?;
                 self.show_members(group, &members.unwrap_or_default());
             }
-            ["verify", name, ref heard @ ..] => self.verify(name, &heard.concat()).await?,
-            ["accept", name] => {
-                self.messenger.accept_identity(&self.names.user(name)?).await?;
-                self.say(&format!("-- {name} is trusted again; compare with /verify {name}"));
+            ["typing", name] => {
+                self.messenger.typing(self.names.find(name)?, true).await?;
             }
             ["reconnect"] => self.messenger.client().reconnect().await?,
             ["network"] => self.messenger.client().network_changed().await?,
@@ -147,28 +149,8 @@ impl Talk {
                     None => self.say("-- not connected"),
                 }
             }
+            ref words if self.trust_command(words).await? => {}
             _ => self.say("-- unknown command; /help"),
-        }
-        Ok(())
-    }
-
-    /// Shows the safety number, or compares it with what the other one has read out.
-    async fn verify(&mut self, name: &str, heard: &str) -> anyhow::Result<()> {
-        let number = self.messenger.safety_number(&self.names.user(name)?).await?;
-        let number = number.with_context(|| format!("write to {name} first"))?;
-        let digits: String = number.chars().filter(char::is_ascii_digit).collect();
-        if heard.is_empty() {
-            let groups: Vec<&str> = (0..digits.len())
-                .step_by(GROUP_DIGITS)
-                .map(|at| &digits[at..digits.len().min(at + GROUP_DIGITS)])
-                .collect();
-            self.say(&format!("-- safety number with {name}: {}", groups.join(" ")));
-        } else if heard == digits {
-            self.say(&format!("-- the numbers are the same: nobody is between you and {name}"));
-        } else {
-            self.say(&format!(
-                "-- THE NUMBERS DIFFER: somebody may read what you and {name} write"
-            ));
         }
         Ok(())
     }
@@ -217,7 +199,7 @@ impl Talk {
     /// Gives what the user has read by it.
     fn show_news(&mut self, news: News) -> anyhow::Result<Option<(Conversation, MessageId)>> {
         match news {
-            News::Text(text) => return Ok(Some(self.show_text(text))),
+            News::Text(text) => return Ok(self.show_text(text)),
             News::Sent { message } => {
                 self.unanswered_count = self.unanswered_count.saturating_sub(1);
                 self.tick("sent", &[message], "");
@@ -260,22 +242,37 @@ impl Talk {
             News::Missing { reason, .. } => {
                 self.say(&format!("-- messages to you are missing: {reason:?}"));
             }
-            _ => {}
+            News::Typing { conversation, by, is_typing: true } => {
+                let by = printable(&self.names.of_user(&by));
+                match conversation {
+                    Conversation::Direct(_) => self.say(&format!("-- {by} is typing")),
+                    group @ Conversation::Group(_) => {
+                        let group = printable(&self.names.of(&group));
+                        self.say(&format!("-- {by} is typing in {group}"));
+                    }
+                }
+            }
+            news => self.show_trust(&news),
         }
         Ok(None)
     }
 
-    fn show_text(&mut self, text: Text) -> (Conversation, MessageId) {
+    fn show_text(&mut self, text: Text) -> Option<(Conversation, MessageId)> {
         let from = printable(&self.names.of_user(&text.from));
         let body = printable(&text.text);
         match &text.conversation {
+            // Written on another device of ours.
+            Conversation::Direct(to) if text.from == self.own => {
+                let to = printable(&self.names.of_user(to));
+                self.say(&format!("{from} to {to}: {body}"));
+            }
             Conversation::Direct(_) => self.say(&format!("{from}: {body}")),
             group @ Conversation::Group(_) => {
                 let group = printable(&self.names.of(group));
                 self.say(&format!("{from} in {group}: {body}"));
             }
         }
-        (text.conversation, text.id)
+        (text.from != self.own).then_some((text.conversation, text.id))
     }
 
     fn show_members(&mut self, group: &str, members: &[UserId]) {
@@ -320,8 +317,6 @@ impl Talk {
 }
 
 const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
-/// How the number is read out.
-const GROUP_DIGITS: usize = 5;
 const SHOWN_MAX: usize = 1_000;
 pub(crate) const HELP: &str = "\
   bob: hello           send \"hello\" to bob
@@ -333,7 +328,14 @@ pub(crate) const HELP: &str = "\
   /members GROUP       who is in it
   /verify NAME         the safety number: both of you must see the same
   /verify NAME DIGITS  compare it with what the other one reads to you
+  /verify NAME short   compare three short numbers, when the other one does so, too;
+                       then /same NAME or /differ NAME
   /accept NAME         go on after the identity of someone has changed
+  /devices             your devices; /devices NAME those of someone
+  /link                what to type on a device that you have, to make this one yours
+  /link CODE           takes in the new device that shows this
+  /unlink DEVICE       a device that you have no more
+  /typing NAME         tell NAME, or a group, that you are typing
   /reconnect           connect now
   /network             the network has changed: QUIC moves along, TLS connects again
   /how                 which transport the connection uses
