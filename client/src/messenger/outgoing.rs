@@ -143,6 +143,12 @@ impl Desk {
                     return Err(Stop::NotYet);
                 }
                 let own = self.own_user().clone();
+                // What own devices tell each other must not miss one that is about to publish its keys:
+                // a new device is linked by it.
+                let is_upkeep = waiting.message.is_none() && !waiting.is_synced;
+                if *user == own && is_upkeep && devices.len() < self.own_others() {
+                    return Err(Stop::NotYet);
+                }
                 if waiting.is_synced && *user != own {
                     devices.extend(self.partners(now_ms, &own)?);
                 }
@@ -156,6 +162,11 @@ impl Desk {
                 self.post_to(ledger, &devices, &waiting.payload, tracked)
             }
         }
+    }
+
+    fn own_others(&self) -> usize {
+        let devices = self.devices(self.own_user()).unwrap_or_default();
+        devices.iter().filter(|device| **device != self.own.address.device).count()
     }
 
     /// The devices of a user that can be written to now; all of them, but for those that have

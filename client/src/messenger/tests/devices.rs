@@ -55,6 +55,26 @@ fn new_device_is_linked_by_its_code_and_reads_and_writes() {
     assert_eq!(world.phone("bob").desk.identities(&id("alice")).unwrap(), (bob, alice));
 }
 
+/// The code is read before the new device has published anything.
+#[test]
+fn new_device_is_linked_before_its_keys_are_at_the_server() {
+    for others in [false, true] {
+        let mut world = World::of(&["alice", "bob"]);
+        world.say("alice", with("bob"), "before");
+        world.settle();
+        if others {
+            link_tablet(&mut world);
+        }
+        world.add("laptop", "alice", "laptop");
+        let code = world.phone("laptop").desk.link_code().unwrap();
+        let now_ms = world.now_ms;
+        world.phone("alice").desk.link_device(now_ms, &code).unwrap();
+        world.visit("alice");
+        world.settle();
+        assert!(world.phone("laptop").news.contains(&News::Linked), "{others}");
+    }
+}
+
 #[test]
 fn both_devices_take_part_in_groups() {
     let mut world = World::of(&["alice", "bob"]);
