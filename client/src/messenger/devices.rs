@@ -194,6 +194,7 @@ impl Desk {
     ) -> Outcome {
         let from = &held.from.user;
         let is_own = from == self.own_user();
+        let known = self.own_list().ok();
         for list in lists {
             match DeviceList::user_of(list) {
                 // Others speak for themselves alone.
@@ -201,6 +202,10 @@ impl Desk {
                 Ok(_) => return Outcome::Refuse(Fault::Altered),
                 Err(_) => {}
             }
+        }
+        // Each tells those it has sessions with: another of our devices may have others.
+        if is_own && self.own_list().ok() != known && self.announce_list(held.since_ms).is_err() {
+            tracing::debug!("no room to tell others of a new list; the server does");
         }
         Outcome::Done(None)
     }

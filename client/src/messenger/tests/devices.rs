@@ -68,10 +68,14 @@ fn new_device_is_linked_before_its_keys_are_at_the_server() {
         world.add("laptop", "alice", "laptop");
         let code = world.phone("laptop").desk.link_code().unwrap();
         let now_ms = world.now_ms;
-        world.phone("alice").desk.link_device(now_ms, &code).unwrap();
-        world.visit("alice");
+        let by = if others { "tablet" } else { "alice" };
+        world.phone(by).desk.link_device(now_ms, &code).unwrap();
+        world.visit(by);
         world.settle();
         assert!(world.phone("laptop").news.contains(&News::Linked), "{others}");
+        // Bob has no session with the tablet, but with the phone.
+        let known = world.phone("bob").desk.devices(&id("alice")).unwrap();
+        assert_eq!(known.len(), if others { 3 } else { 2 });
     }
 }
 
