@@ -237,6 +237,8 @@ shard_metrics! {
     groups: Gauge = "ringpost_groups", "Groups in the memory of their home shards.";
     group_changes: Counter = "ringpost_group_changes_total", "Changes of rosters.";
     group_sends: Counter = "ringpost_group_sends_total", "Sends that were given to the homes of members.";
+    group_requests_unanswered: Gauge = "ringpost_group_requests_unanswered",
+        "Requests to groups, Sends among them, that are not answered.";
     group_sends_open: Gauge =
         "ringpost_group_sends_open", "Sends to groups whose parts are not all stored or refused.";
     group_mailboxes: Counter =

@@ -51,6 +51,18 @@ mutants! {
     UnknownBlockMissing,
     /// The answer to a mesh request does not give its credit back.
     CreditLeaked,
+    /// A Send to a group that waits for the one before it is not told that its turn has come.
+    GroupWakeLost,
+    /// A Send for a version of the roster that is not in force is taken.
+    StaleRosterTaken,
+    /// A change of a roster is answered and served before it is durable.
+    RosterBeforeDurable,
+    /// Who was removed from a group gets its messages all the same.
+    RemovedMemberServed,
+    /// An answered request still counts as unanswered.
+    RequestSlotLeaked,
+    /// One-time keys that are published once more, after a crash, are handed out once more.
+    RepublishedKeysTaken,
     /// The bound of a mailbox is not looked at.
     MailboxBoundIgnored,
     /// A device that was skipped is never told.

@@ -18,6 +18,14 @@ pub struct InMemory {
 #[derive(Debug, Default)]
 pub(super) struct Tables(BTreeMap<(TableId, Vec<u8>), Vec<u8>>);
 
+impl InMemory {
+    /// As after a restart: what was applied, and nothing else.
+    #[must_use]
+    pub fn reopened(self) -> Self {
+        Self { tables: self.tables, handouts: Handouts::default() }
+    }
+}
+
 impl Directory for InMemory {
     fn apply(&mut self, now_ms: u64, requests: &[Request]) -> Result<Vec<Answer>, DirectoryFault> {
         let Self { tables, handouts } = self;

@@ -3,6 +3,7 @@
 use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 use ringpost_protocol::limits::DEVICES_PER_USER_MAX;
 use ringpost_protocol::message::{DeviceListPut, KeyBundle, KeysPublish};
+use ringpost_protocol::mutant::{Mutant, is_active};
 
 use super::handouts::Handouts;
 use super::record::{
@@ -127,7 +128,8 @@ fn publish<T: WriteTables>(
     let identity_key = new.identity_key.as_ref().filter(|&key| *key != keys.identity_key);
     let is_new_identity = identity_key.is_some();
     let kept = if is_new_identity { 0 } else { keys.stock() };
-    let key_id_min = if is_new_identity { 0 } else { keys.key_id_min };
+    let forgets = is_new_identity || is_active(Mutant::RepublishedKeysTaken);
+    let key_id_min = if forgets { 0 } else { keys.key_id_min };
     // What has been published before is a repetition after a lost answer.
     let fresh = new.one_time_keys.iter().filter(|key| u64::from(key.key_id) >= key_id_min);
     let fresh: Vec<_> = fresh.collect();

@@ -5,6 +5,7 @@
 
 use ringpost_protocol::id::{DeviceAddress, UserId};
 use ringpost_protocol::message::{self, Call, DeviceListPut, ErrorCode, GoAwayReason, Reply};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use slab::Slab;
 
@@ -183,7 +184,9 @@ impl<R: Ring> Shard<R> {
     }
 
     pub(super) fn end_inquiry(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conns.get_mut(key) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && !is_active(Mutant::RequestSlotLeaked)
+        {
             conn.inquiries -= 1;
         }
     }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use ringpost_protocol::id::UserId;
 use ringpost_protocol::message::{Outcome, RejectCode};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 
 use super::Shard;
@@ -162,6 +163,7 @@ fn refusal(send: &GroupSend, known: Option<&Known>) -> Option<Outcome> {
         return Some(rejected(RejectCode::NotAMember, None));
     }
     let is_stale = send.roster_version != 0 && send.roster_version != known.roster.version;
+    let is_stale = is_stale && !is_active(Mutant::StaleRosterTaken);
     is_stale.then(|| rejected(RejectCode::StaleRoster, None))
 }
 
@@ -263,6 +265,17 @@ impl<R: Ring> Shard<R> {
     pub(super) fn known(&self, roster: Roster) -> Known {
         let parts = roster.parts(|user| self.home_of(user));
         Known { roster, parts }
+    }
+
+    /// What a group is served by once a change is durable.
+    pub(super) fn installed(&self, before: Option<&Arc<Known>>, next: &Arc<Known>) -> Arc<Known> {
+        match before {
+            Some(before) if is_active(Mutant::RemovedMemberServed) => {
+                let (roster, parts) = (next.roster.clone(), before.parts.clone());
+                Arc::new(Known { roster, parts })
+            }
+            _ => Arc::clone(next),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ringpost_protocol::id::UserId;
 use ringpost_protocol::message::{self, Call, ErrorCode, GroupState, Reply};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 
 use super::Shard;
@@ -152,13 +153,18 @@ impl<R: Ring> Shard<R> {
     /// The directory has answered. Where it has another version than this shard thought, or failed
     /// and nobody knows what it has, it is asked what it has.
     pub(super) fn roster_written(&mut self, group: &UserId, answer: &Answer) {
+        if is_active(Mutant::RosterBeforeDurable) {
+            return; // it was answered when it was written
+        }
         let home = self.home.as_mut().expect("groups live at home shards");
         let State::Writing { call, before, next } = home.groups.set(group, State::Unread) else {
             unreachable!("only what is being written can have been")
         };
         match answer {
             Answer::Stored { .. } => {
-                home.groups.set(group, State::Known(Some(Arc::clone(&next))));
+                let installed = self.installed(before.as_ref(), &next);
+                let home = self.home.as_mut().expect("groups live at home shards");
+                home.groups.set(group, State::Known(Some(installed)));
                 self.metrics.group_changes += 1;
                 let reply = reply_of(&call, &next.roster);
                 self.answer_call(&call, Ok(reply));
@@ -225,7 +231,7 @@ fn show(call: &GroupCall, roster: Option<&Roster>) -> Result<Reply, CallRefusal>
     Ok(reply_of(call, roster))
 }
 
-fn reply_of(call: &GroupCall, roster: &Roster) -> Reply {
+pub(super) fn reply_of(call: &GroupCall, roster: &Roster) -> Reply {
     if call.wish == GroupWish::Change(Change::Leave) {
         return Reply::Done;
     }

@@ -440,6 +440,8 @@ impl<R: Ring> Shard<R> {
         metrics.timers.set(self.wheel.len() as u64);
         metrics.mesh_unanswered.set(self.mesh.unanswered());
         metrics.directory_unanswered.set(self.inquiries.unanswered() as u64);
+        let group_requests = self.lanes.iter().map(Lane::group_requests).sum();
+        metrics.group_requests_unanswered.set(group_requests);
         metrics.mesh_depth.set(self.mesh.depth() as u64);
         metrics.set_ring(&self.ring.counters());
         if let Some(edge) = &self.edge {

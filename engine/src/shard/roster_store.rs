@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use ringpost_protocol::id::UserId;
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 
 use super::Shard;
 use super::directory::Inquirer;
 use super::group::{Known, State};
-use super::group_call::{BUSY, GroupCall};
+use super::group_call::{BUSY, GroupCall, reply_of};
 use super::roster::{Member, Roster};
 use crate::directory::{self, Answer, Request};
 
@@ -51,6 +52,11 @@ impl<R: Ring> Shard<R> {
             return self.answer_call(&call, Err(BUSY));
         }
         let home = self.home.as_mut().expect("groups live at home shards");
+        if is_active(Mutant::RosterBeforeDurable) {
+            home.groups.set(&group, State::Known(Some(Arc::clone(&next))));
+            let reply = reply_of(&call, &next.roster);
+            return self.answer_call(&call, Ok(reply));
+        }
         home.groups.set(&group, State::Writing { call, before, next });
     }
 }

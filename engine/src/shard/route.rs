@@ -79,6 +79,13 @@ pub(super) struct Lane {
     pub(super) foreign_unanswered: u32,
 }
 
+impl Lane {
+    /// Requests to groups there that are not answered.
+    pub(super) fn group_requests(&self) -> u64 {
+        u64::from(self.groups_unanswered)
+    }
+}
+
 #[cfg(test)]
 impl Lane {
     /// Who waits for credits, receipts aside.
@@ -360,7 +367,8 @@ impl<R: Ring> Shard<R> {
         let Some(attached) = &home.device(device).attached else { return };
         let key = attached.conn;
         let blocked = self.conns.get(key).and_then(|conn| conn.blocked.as_ref());
-        if blocked.is_some_and(|send| send.to == *to) {
+        let is_next = blocked.is_some_and(|send| send.to == *to);
+        if is_next && !is_active(Mutant::GroupWakeLost) {
             self.woken.push(key);
         }
     }

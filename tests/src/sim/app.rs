@@ -2,8 +2,8 @@
 
 use ringpost_client::ledger::SendFault;
 use ringpost_client::{EventId, NewSend, News};
-use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq};
-use ringpost_protocol::message::{Delivery, SendBody};
+use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq, UserId};
+use ringpost_protocol::message::{Delivery, Recipient, SendBody};
 
 use super::client::Client;
 use super::oracle::{MessageIndex, Oracle, index_of};
@@ -15,6 +15,7 @@ pub struct Brought {
     mailbox: MailboxId,
     seq: Seq,
     from: DeviceAddress,
+    group: Option<UserId>,
     send_seq: SendSeq,
     message: Option<MessageIndex>,
 }
@@ -25,6 +26,7 @@ impl Brought {
             mailbox,
             seq: delivery.seq,
             from: delivery.from.clone(),
+            group: delivery.group.clone(),
             send_seq: delivery.send_seq,
             message: index_of(&delivery.envelope),
         }
@@ -35,15 +37,25 @@ impl Client {
     /// False: the outbox is full.
     pub fn app_sends(&mut self, host: &mut Host, oracle: &mut Oracle, draft: Draft) -> bool {
         let message = oracle.next_message();
-        let Draft { send, named, ttl_ms } = draft;
+        let Draft { send, named, ttl_ms, roster_version } = draft;
+        let group = match &send.to {
+            Recipient::Group(group) => Some(group.clone()),
+            Recipient::User(_) => None,
+        };
         let coverage = &mut host.coverage;
         coverage.sends_mortal += u64::from(ttl_ms > 0);
-        coverage.sends_to_unknown += u64::from(named.is_empty());
+        coverage.sends_to_unknown += u64::from(named.is_empty() && group.is_none());
         coverage.sends_per_device += u64::from(matches!(send.body, SendBody::PerDevice(_)));
         let to = send.to.clone();
         let Ok(id) = self.ledger_mut().enqueue(send) else { return false };
         let batch = self.ledger().last_batch();
-        oracle.sent(self.index, &named, id, ttl_ms, host.clock.now_ns());
+        let now_ns = host.clock.now_ns();
+        match group {
+            Some(group) => {
+                oracle.sent_to_group(self.index, (group, roster_version), id, ttl_ms, now_ns);
+            }
+            None => oracle.sent(self.index, &named, id, ttl_ms, now_ns),
+        }
         self.promised.push((batch, message));
         host.tell(|| format!("client {} sends message {message} to {to:?} as {id:?}", self.index));
         true
@@ -72,9 +84,9 @@ impl Client {
             match &news {
                 News::Message(message) => oracle.told(self.index, message),
                 News::Sent(sent) => oracle.accepted(self.index, sent, now_ns),
-                News::Refused(refused) => oracle.refused(self.index, refused),
+                News::Refused(refused) => oracle.refused(self.index, refused, now_ns),
                 News::Delivered(receipt) => {
-                    oracle.receipt(self.index, &receipt.peer, receipt.up_to_send_seq);
+                    oracle.receipt(self.index, receipt);
                 }
                 News::Gap(gap) => oracle.gap(self.index, gap.reason, now_ns),
                 News::Sealed(_) => unreachable!("only a messenger makes them"),
@@ -96,7 +108,8 @@ impl Client {
             let is_taken =
                 brought.mailbox == identity.mailbox_id && brought.seq <= identity.acked_up_to;
             if is_taken && let Some(message) = brought.message {
-                oracle.taken(index, &brought.from, brought.send_seq, message);
+                let Brought { from, group, send_seq, .. } = brought;
+                oracle.taken((index, from, group.as_ref()), *send_seq, message);
             }
             !is_taken
         });

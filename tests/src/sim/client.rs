@@ -16,6 +16,7 @@ use super::connection::{Connection, Login};
 use super::net::LinkId;
 use super::oracle::{MessageIndex, Oracle};
 use super::ring::Host;
+use super::scribe::Scribe;
 use super::shape::Shape;
 use super::world::Event;
 
@@ -46,6 +47,7 @@ pub struct Client {
     timer_ticket: u64,
     timer_at_ms: u64,
     pub(super) random: Stream,
+    pub(super) scribe: Scribe,
     /// Goodbye was said; it does not come back.
     retired: bool,
 }
@@ -58,6 +60,7 @@ impl Client {
         let is_late = shape.late && random.chance(300);
         Self {
             index,
+            scribe: Scribe::new(seed, index, address.clone()),
             address,
             disk,
             disk_ns: shape.client_disk_ns,
@@ -88,15 +91,17 @@ impl Client {
     pub fn is_idle(&self) -> bool {
         self.writing.is_none()
             && self.ledger().outbox_len() == 0
-            && self.conn.as_ref().is_some_and(|conn| conn.caught_up && conn.leaving.is_none())
+            && self.conn.as_ref().is_some_and(|conn| {
+                conn.caught_up && conn.leaving.is_none() && conn.calls.is_empty()
+            })
     }
 
     /// What it waits for, for the report of a world that does not settle.
     pub fn state(&self) -> String {
         let conn = self.conn.as_ref().map(|conn| {
             format!(
-                "link {} welcomed {} caught up {} {:?}",
-                conn.link, conn.welcomed, conn.caught_up, conn.session
+                "link {} welcomed {} caught up {} calls {:?} {:?}",
+                conn.link, conn.welcomed, conn.caught_up, conn.calls, conn.session
             )
         });
         format!("client {}: outbox {}, {conn:?}", self.index, self.ledger().outbox_len())
@@ -131,6 +136,7 @@ impl Client {
             let mut out = Vec::new();
             conn.session.poll_transmit(now_ms, &mut out);
             if !out.is_empty() {
+                let out = oracle.transmitted(out);
                 host.clock.note(&[1, self.index as u64, out.len() as u64]);
                 host.client_write(conn.link, &out);
             }
@@ -159,21 +165,25 @@ impl Client {
 
     pub fn handle_data(&mut self, host: &mut Host, oracle: &mut Oracle, link: LinkId, data: &[u8]) {
         if let Some(position) = self.left.iter().position(|conn| conn.link == link) {
-            let now_ms = host.clock.now_ms();
+            let (now_ms, now_ns) = (host.clock.now_ms(), host.clock.now_ns());
             let conn = &mut self.left[position];
             let index = self.index;
             conn.take(oracle, index, now_ms, data);
             while let Some(event) = conn.session.poll_event() {
-                conn.watch(oracle, index, &event);
+                conn.watch(oracle, (index, now_ns), &event);
+                conn.answered(oracle, (index, now_ns), &event);
             }
             return self.note_replaced(host);
         }
         let Some(conn) = self.conn.as_mut().filter(|conn| conn.link == link) else { return };
-        let now_ms = host.clock.now_ms();
+        let (now_ms, now_ns) = (host.clock.now_ms(), host.clock.now_ns());
         conn.take(oracle, self.index, now_ms, data);
         while let Some(conn) = &mut self.conn {
             let Some(event) = conn.session.poll_event() else { break };
-            conn.watch(oracle, self.index, &event);
+            conn.watch(oracle, (self.index, now_ns), &event);
+            if let Some(asked) = conn.answered(oracle, (self.index, now_ns), &event) {
+                self.scribe.hears(asked, &event);
+            }
             host.tell(|| format!("client {} link {link}: {event:?}", self.index));
             match &event {
                 ClientEvent::Welcome(_) => {

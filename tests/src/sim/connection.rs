@@ -1,10 +1,12 @@
 //! One connection of a client: the production session, watched by the oracle.
 
+use std::collections::BTreeMap;
+
 use bytes::BytesMut;
 use prost::Message as _;
 use ringpost_client::ledger::Identity;
 use ringpost_protocol::id::{DeviceId, MailboxId, Seq};
-use ringpost_protocol::message::{ClientEvent, Mode};
+use ringpost_protocol::message::{Call, ClientEvent, Mode};
 use ringpost_protocol::session::{ClientHello, ClientSession};
 use ringpost_protocol::wire::{self, client_frame::Frame};
 
@@ -19,6 +21,13 @@ pub struct Login {
     pub is_forged: bool,
     /// The token ends while the connection may still be used.
     pub is_short: bool,
+}
+
+/// A call that was made.
+#[derive(Debug)]
+pub struct Asked {
+    pub call: Call,
+    pub at_ns: u64,
 }
 
 pub struct Connection {
@@ -45,6 +54,8 @@ pub struct Connection {
     has_lied: bool,
     /// Sends that the session saw answered, and whose answers were not looked at yet.
     pub settled: usize,
+    /// Without an answer, by their request ids: each has one, or the connection ends.
+    pub calls: BTreeMap<u64, Asked>,
 }
 
 impl Connection {
@@ -82,6 +93,7 @@ impl Connection {
             replaced_ns: None,
             has_lied: false,
             settled: 0,
+            calls: BTreeMap::new(),
         }
     }
 
@@ -122,8 +134,43 @@ impl Connection {
         self.settled += before - self.session.unanswered();
     }
 
+    /// Shows the answer to a call to the oracle, and gives that call.
+    pub fn answered(
+        &mut self,
+        oracle: &mut Oracle,
+        (client, now_ns): (usize, u64),
+        event: &ClientEvent,
+    ) -> Option<Asked> {
+        let (ClientEvent::Replied { request_id, .. }
+        | ClientEvent::Error { fatal: false, request_id, .. }) = event
+        else {
+            return None;
+        };
+        if *request_id == 0 || self.has_lied && *request_id == REQUEST_AFTER_LIE {
+            return None;
+        }
+        let unanswered = self.calls.len();
+        let Some(asked) = self.calls.remove(request_id) else {
+            oracle.violated(format!("client {client} got an answer to no call: {event:?}"));
+            return None;
+        };
+        match event {
+            ClientEvent::Replied { reply, .. } => oracle.replied(client, &asked, reply, now_ns),
+            ClientEvent::Error { code, text, .. } => {
+                oracle.call_refused(client, (&asked, unanswered), (*code, text), now_ns);
+            }
+            _ => {}
+        }
+        Some(asked)
+    }
+
     /// Shows an event of the session to the oracle.
-    pub fn watch(&mut self, oracle: &mut Oracle, client: usize, event: &ClientEvent) {
+    pub fn watch(
+        &mut self,
+        oracle: &mut Oracle,
+        (client, now_ns): (usize, u64),
+        event: &ClientEvent,
+    ) {
         match event {
             ClientEvent::Welcome(welcome) => {
                 self.welcomed = true;
@@ -150,8 +197,12 @@ impl Connection {
             }
             ClientEvent::Deliver(delivery) => {
                 self.note_seq(oracle, client, delivery.seq);
-                oracle.delivered(client, self.mailbox, delivery, self.replaced_ns);
+                oracle.delivered((client, now_ns), self.mailbox, delivery, self.replaced_ns);
             }
+            ClientEvent::GroupChanged { group, version } => {
+                oracle.group_changed(client, group, *version);
+            }
+            ClientEvent::KeysLow { remaining_count } => oracle.keys_low(client, *remaining_count),
             ClientEvent::Error { fatal, code, request_id, .. } if self.has_lied => {
                 oracle.require(*fatal || *request_id != REQUEST_AFTER_LIE, || {
                     format!("client {client} acknowledged what it was never sent: {code:?}")

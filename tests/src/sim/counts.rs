@@ -70,6 +70,7 @@ counts! {
         misdirected_writes,
         flipped_bits,
         disk_full,
+        directory_failures,
     }
 }
 
@@ -93,6 +94,21 @@ counts! {
         sends_mortal,
         sends_to_unknown,
         sends_too_large,
+        // keys, device lists, groups
+        directory_commits,
+        calls_refused,
+        keys_published,
+        bundles_taken,
+        keys_handed_out,
+        keys_low_told,
+        lists_changed,
+        rosters_changed,
+        group_sends,
+        sends_stale,
+        sends_of_strangers,
+        group_messages_told,
+        group_orders_compared,
+        // what was stored
         gaps_full,
         gaps_expired,
         gaps_damaged,

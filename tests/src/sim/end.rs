@@ -19,6 +19,7 @@ impl World {
         }
         // Connections left without a word time out, those of background devices late.
         self.pass(if self.shape.background > 0 { BACKGROUND_MS_MAX } else { FOREGROUND_MS_MAX })?;
+        self.oracle.check_orders();
         self.check_leaks()?;
         self.check_durable()?;
         self.drain();
@@ -66,6 +67,9 @@ impl World {
                 ("queued records", metrics.queued_records.get()),
                 ("unanswered mesh requests", metrics.mesh_unanswered.get()),
                 ("mesh messages", metrics.mesh_depth.get()),
+                ("requests to the directory", metrics.directory_unanswered.get()),
+                ("requests to groups", metrics.group_requests_unanswered.get()),
+                ("Sends to groups", metrics.group_sends_open.get()),
                 ("read faults", metrics.read_faults.get()),
             ];
             for (what, count) in left {

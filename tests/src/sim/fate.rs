@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ringpost_engine::limits::SEND_MEMORY_MS;
-use ringpost_protocol::id::SendSeq;
+use ringpost_protocol::id::{SendSeq, UserId};
 use ringpost_protocol::message::{GapReason, RejectCode};
 
 use super::clock::MS;
@@ -14,6 +14,12 @@ use super::oracle::{MessageIndex, Oracle};
 #[derive(Debug)]
 pub struct Fate {
     pub from: usize,
+    /// That it was sent to.
+    pub group: Option<UserId>,
+    /// That it is meant for; 0: whatever it is.
+    pub roster_version: u64,
+    /// How often it left its sender.
+    pub transmitted: u32,
     /// Devices that were welcomed before it was sent, so that it must reach them.
     pub owed: Vec<usize>,
     /// Devices whose mailbox was full: each must be told of a gap.
@@ -57,6 +63,9 @@ impl Fate {
         let skipped_full = Vec::new();
         Self {
             from,
+            group: None,
+            roster_version: 0,
+            transmitted: 0,
             owed,
             skipped_full,
             ttl_ms,
@@ -125,12 +134,15 @@ impl Oracle {
                 Some(Ok(())) => self.missing_of(index, fate, &mut missing),
             }
         }
-        for (&(client, from), taken) in &self.taken {
-            let told = self.receipts.get(&(from, client)).copied().unwrap_or_default();
+        for ((client, from, group), taken) in &self.taken {
+            let (client, from) = (*client, *from);
+            let told = self.receipts.get(&(from, client, group.clone()));
+            let told = told.copied().unwrap_or_default();
             let is_excused = [client, from].iter().any(|end| self.excused.contains_key(end));
             let sure = self.receipted(client, taken);
             if told < sure && !is_excused && !self.is_unreadable(client, taken, sure) {
-                missing.push(format!("{from} has a receipt {told:?} of {client}, not {sure:?}"));
+                let text = format!("{from} has a receipt {told:?} of {client}, not {sure:?}");
+                missing.push(format!("{text} ({group:?})"));
             }
         }
         missing
@@ -171,7 +183,10 @@ impl Oracle {
     /// ones. The client takes it for one that it knows.
     fn came_too_late(&self, index: MessageIndex, fate: &Fate, to: usize) -> bool {
         let told = &self.told[to];
-        let overtaken = |&later: &MessageIndex| self.messages[later].from == fate.from;
+        let overtaken = |&later: &MessageIndex| {
+            let later = &self.messages[later];
+            later.from == fate.from && later.group == fate.group
+        };
         let was_forgotten = fate.accepted_ns - fate.sent_ns >= SEND_MEMORY_MS * MS;
         (self.answers_lost || was_forgotten)
             && told.has_gap_since(GapReason::Full, fate.sent_ns)

@@ -18,6 +18,7 @@ use ringpost_storage::limits::SEGMENT_BYTES_MIN;
 use ringpost_storage::{Current, FileId, Store, StoreConfig};
 
 use super::clock::Stream;
+use super::directory::SimDirectory;
 use super::oracle::Oracle;
 use super::reshard::{self, Ended};
 use super::ring::{Host, Rest, SimRing};
@@ -47,6 +48,8 @@ pub struct Gateway {
     floods: BTreeSet<u16>,
     /// Its storage shards are those of `CURRENT`.
     pub shape: Shape,
+    /// Public keys, device lists, rosters.
+    records: SimDirectory,
     shards: Vec<Shard<SimRing>>,
     group: Option<Group>,
     queues: Option<Queues>,
@@ -74,6 +77,7 @@ impl Gateway {
             quic: None,
             floods: BTreeSet::new(),
             shape,
+            records: SimDirectory::new(seed),
             shards: Vec::new(),
             group: None,
             queues: None,
@@ -107,6 +111,7 @@ impl Gateway {
             host.coverage.process_starts += 1;
         }
         self.begin_quic();
+        self.records.begin_process();
         self.events.lock().expect("one thread").clear();
         (self.finished, self.quiet_count) = (vec![false; usize::from(shards)], 0);
         (self.draining, self.failure) = (false, None);
@@ -227,7 +232,7 @@ impl Gateway {
             mesh: Mesh::new(shard, queues.clone()),
             settings: self.settings(),
             addresses: Arc::clone(addresses),
-            directory: None,
+            directory: Some(self.records.port(shard)),
             store,
             events: Box::new(move |event| events.lock().expect("one thread").push(event)),
         };
@@ -322,6 +327,7 @@ impl Gateway {
                 host.request_turn(shard, at_ns.max(now_ns + cost_ns));
             }
         }
+        self.records.drive(&mut self.host.borrow_mut());
         self.handle_events(oracle);
         self.turns += 1;
         if self.turns.is_multiple_of(TURNS_PER_CHECK) {
@@ -391,6 +397,23 @@ impl Gateway {
         let mut host = self.host.borrow_mut();
         let at_ns = host.clock.now_ns();
         host.request_turn(shard, at_ns);
+    }
+
+    /// What was asked of the directory becomes durable.
+    pub fn directory_commits(&mut self, process: u64, oracle: &mut Oracle) {
+        let host = &mut *self.host.borrow_mut();
+        if host.process == process && !self.shards.is_empty() {
+            self.records.commit(host, oracle);
+        }
+    }
+
+    /// The answers to that come.
+    pub fn directory_answers(&mut self, process: u64) {
+        let host = &mut *self.host.borrow_mut();
+        let Some(queues) = &self.queues else { return };
+        if host.process == process {
+            self.records.answer(host, queues);
+        }
     }
 
     pub fn drain(&mut self) {

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use ringpost_client::{Message, Refused, SendId, Sent};
-use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq};
+use ringpost_client::{Message, Receipt, Refused, SendId, Sent};
+use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq, UserId};
 use ringpost_protocol::message::{Delivery, GapReason, RejectCode, SkipReason};
 
+use super::counts::Coverage;
 use super::fate::{Excuse, Fate, Taken, Told};
+use super::groups;
 use super::injury::Damage;
+use super::registry::Registry;
 use super::stores::Floors;
 
 /// A promise that was broken.
@@ -17,6 +20,9 @@ pub struct Violation(pub String);
 
 /// Index of a message in the order in which apps sent them; the envelope begins with it.
 pub type MessageIndex = usize;
+
+/// What keeps its order: two clients, and the group through which one writes to the other, if to one.
+pub type Lane = (usize, usize, Option<UserId>);
 
 /// Remembers every message and what became of it.
 pub struct Oracle {
@@ -29,13 +35,17 @@ pub struct Oracle {
     /// By client.
     pub(super) told: Vec<Told>,
     /// Last message of a sender that a client's app was told.
-    last_told: BTreeMap<(usize, usize), MessageIndex>,
+    last_told: BTreeMap<Lane, MessageIndex>,
+    pub(super) orders: groups::Told,
     /// What each place of a mailbox held: it must never hold anything else.
     places: BTreeMap<(MailboxId, Seq), MessageIndex>,
     /// Highest number of a sender that a client has durably taken: (client, sender).
-    pub(super) taken: BTreeMap<(usize, usize), Taken>,
+    pub(super) taken: BTreeMap<Lane, Taken>,
     /// Highest receipt told to a sender: (sender, client).
-    pub(super) receipts: BTreeMap<(usize, usize), SendSeq>,
+    pub(super) receipts: BTreeMap<Lane, SendSeq>,
+    pub registry: Registry,
+    /// What only the oracle sees of it.
+    pub reached: Coverage,
     /// The wall clock was set: a restart may let the expiry clock run ahead by an hour.
     pub clock_was_set: bool,
     /// Answers to Sends may have been lost.
@@ -64,6 +74,9 @@ impl Oracle {
             messages: Vec::new(),
             by_send: BTreeMap::new(),
             last_told: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            registry: Registry::default(),
+            reached: Coverage::default(),
             places: BTreeMap::new(),
             taken: BTreeMap::new(),
             receipts: BTreeMap::new(),
@@ -121,7 +134,7 @@ impl Oracle {
     /// A connection brought a message. `replaced_ns`: since when its device has a newer one.
     pub fn delivered(
         &mut self,
-        client: usize,
+        (client, now_ns): (usize, u64),
         mailbox: MailboxId,
         delivery: &Delivery,
         replaced_ns: Option<u64>,
@@ -131,6 +144,7 @@ impl Oracle {
         self.require(place == message, || {
             format!("{:?} of client {client} held message {place}, now {message}", delivery.seq)
         });
+        self.group_delivered(client, message, delivery.group.as_ref(), now_ns);
         let sent_ns = self.messages[message].sent_ns;
         self.require(replaced_ns.is_none_or(|at_ns| sent_ns <= at_ns), || {
             format!("a replaced connection of client {client} got the later message {message}")
@@ -156,7 +170,12 @@ impl Oracle {
         let is_new = self.told[client].messages.insert(index);
         self.require(is_new, || format!("client {client} was told message {index} twice"));
         self.advances += u64::from(is_new);
-        let before = self.last_told.insert((client, from), index);
+        if let Some(group) = &message.group {
+            self.reached.group_messages_told += 1;
+            let told = self.orders.entry(group.clone()).or_default();
+            told.entry(client).or_default().push(index);
+        }
+        let before = self.last_told.insert((client, from, message.group.clone()), index);
         self.require(before.is_none_or(|before| before < index), || {
             format!("client {client} was told message {index} after {before:?}")
         });
@@ -172,6 +191,7 @@ impl Oracle {
         self.accepted_count += 1;
         let index = self.by_send[&(client, sent.id)];
         self.messages[index].accepted_ns = now_ns;
+        self.group_accepted(index, now_ns);
         for (user, device, reason) in &sent.skipped {
             let address = DeviceAddress { user: user.clone(), device: device.clone() };
             // One that does not exist is named too, and owed nothing.
@@ -192,7 +212,7 @@ impl Oracle {
         self.require(before.is_none(), || format!("message {index} was settled twice"));
     }
 
-    pub fn refused(&mut self, client: usize, refused: &Refused) {
+    pub fn refused(&mut self, client: usize, refused: &Refused, now_ns: u64) {
         self.refused_count += 1;
         let index = self.by_send[&(client, refused.id)];
         let fate = &mut self.messages[index];
@@ -202,6 +222,9 @@ impl Oracle {
         fate.owed.retain(|owed| !excused.contains_key(owed));
         let owed = fate.owed.clone();
         self.require(before.is_none(), || format!("message {index} was settled twice"));
+        if self.messages[index].group.is_some() {
+            return self.group_refused(index, refused.code, now_ns);
+        }
         self.require(refused.code == RejectCode::UnknownRecipient && owed.is_empty(), || {
             format!("message {index} was refused ({:?}) though {owed:?} exist", refused.code)
         });
@@ -210,23 +233,24 @@ impl Oracle {
     /// `client` holds a message of `from` durably, and has said so or may.
     pub fn taken(
         &mut self,
-        client: usize,
-        from: &DeviceAddress,
+        (client, from, group): (usize, &DeviceAddress, Option<&UserId>),
         send_seq: SendSeq,
         message: MessageIndex,
     ) {
         let is_mortal = self.messages.get(message).is_none_or(|fate| fate.ttl_ms > 0);
-        let key = (client, self.client_of(from));
+        let key = (client, self.client_of(from), group.cloned());
         self.taken.entry(key).or_default().note(send_seq, message, is_mortal);
     }
 
-    pub fn receipt(&mut self, client: usize, peer: &DeviceAddress, up_to: SendSeq) {
-        let peer = self.client_of(peer);
-        let taken = self.taken.get(&(peer, client)).map_or(SendSeq(0), |taken| taken.highest);
+    pub fn receipt(&mut self, client: usize, receipt: &Receipt) {
+        let Receipt { peer, group, up_to_send_seq: up_to } = receipt;
+        let (peer, up_to) = (self.client_of(peer), *up_to);
+        let taken = self.taken.get(&(peer, client, group.clone()));
+        let taken = taken.map_or(SendSeq(0), |taken| taken.highest);
         self.require(up_to <= taken, || {
             format!("client {client} has a receipt up to {up_to:?}, {peer} only took {taken:?}")
         });
-        let receipt = self.receipts.entry((client, peer)).or_default();
+        let receipt = self.receipts.entry((client, peer, group.clone())).or_default();
         self.advances += u64::from(*receipt < up_to);
         *receipt = (*receipt).max(up_to);
     }

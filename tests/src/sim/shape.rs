@@ -1,6 +1,6 @@
 //! What a world is made of: its shards, devices, bounds and times, all from the seed.
 
-use ringpost_engine::limits::{LimitSet, Rate};
+use ringpost_engine::limits::{LimitSet, PerHour, Rate};
 use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 
 use super::clock::Stream;
@@ -16,6 +16,8 @@ pub struct Shape {
     pub reshard: u64,
     /// Who the clients are: some users with one device, some with several.
     pub devices: Vec<DeviceAddress>,
+    /// Groups that they may make.
+    pub groups: Vec<UserId>,
     /// Time in which messages are sent and things go wrong.
     pub busy_ms: u64,
     /// A client's app does something after up to this time.
@@ -59,6 +61,7 @@ impl Shape {
             storage_shards,
             reshard: pick(&mut random, [0, 0, 400]),
             devices: devices(&mut random),
+            groups: groups(&mut Stream::new(seed, "groups")),
             busy_ms: random.between(8_000, 30_000),
             pause_ms_max: pick(&mut random, [800, 3_000, 6_000]),
             focus_ms: pick(&mut Stream::new(seed, "focus"), [0, 2_000, 8_000]),
@@ -69,7 +72,11 @@ impl Shape {
             background: pick(&mut random, [0, 0, 300]),
             mailbox_records_max: if tight { TIGHT_RECORDS } else { 100_000 },
             mailbox_bytes_max: AMPLE_BYTES,
-            limits: limits(&mut Stream::new(seed, "limits")),
+            limits: LimitSet {
+                user_key_reads: per_hour(&mut Stream::new(seed, "key reads"), 10),
+                device_one_time_keys: per_hour(&mut Stream::new(seed, "one-time keys"), 5),
+                ..limits(&mut Stream::new(seed, "limits"))
+            },
             cache_bytes: pick(&mut random, [4 << 10, 64 << 10, 256 << 10]),
             batch_bytes_max: pick(&mut random, [8 << 10, 32 << 10, 64 << 10]),
             checkpoint_log_bytes: pick(&mut random, [64, 256, 4_096]) << 10,
@@ -84,6 +91,7 @@ impl Shape {
         }
         if options.small {
             shape.devices.truncate(2);
+            shape.groups.truncate(1);
             (shape.shards, shape.storage_shards) = (2, 2);
             shape.late = false;
             shape.limits = LimitSet::default();
@@ -98,6 +106,14 @@ impl Shape {
 
     pub fn is_tight(&self) -> bool {
         self.mailbox_records_max == TIGHT_RECORDS
+    }
+
+    /// Each once.
+    pub fn users(&self) -> Vec<UserId> {
+        let mut users: Vec<UserId> =
+            self.devices.iter().map(|device| device.user.clone()).collect();
+        users.dedup(); // devices of a user stand together
+        users
     }
 
     /// Clients that are devices of this client's user, itself included.
@@ -138,6 +154,19 @@ fn limits(random: &mut Stream) -> LimitSet {
         receive_frames_per_turn: random.between(1, 6).try_into().expect("low"),
         ..LimitSet::default()
     }
+}
+
+/// Mostly without a limit, so that many keys are handed out; else one that is reached.
+fn per_hour(random: &mut Stream, low: u64) -> PerHour {
+    let limit = random.between(low, 4 * low).try_into().expect("low");
+    if random.chance(750) { PerHour::UNLIMITED } else { PerHour(limit) }
+}
+
+/// None, one or two, with names that decide where they are at home.
+fn groups(random: &mut Stream) -> Vec<UserId> {
+    let count = pick(random, [0, 1, 1, 2]);
+    let names = (0..count).map(|_| format!("group-{}", random.below(1_000_000)));
+    names.map(|name| UserId::new(&name).expect("a short name")).collect()
 }
 
 /// Three to eight devices of users with up to three.

@@ -90,9 +90,13 @@ impl World {
             return;
         }
         let worker = &mut self.clients[client];
+        let group = self.group_work.group(&self.shape, worker);
         for _ in 0..self.bursts.between(1, 12) {
             let message = self.oracle.next_message();
-            let draft = self.author.draft(&self.shape, client, Some(to), message);
+            let draft = match &group {
+                Some(group) => self.author.draft_to_group(&self.shape, group.clone(), message),
+                None => self.author.draft(&self.shape, client, Some(to), message),
+            };
             if !worker.app_sends(host, &mut self.oracle, draft) {
                 break; // the outbox is full
             }

@@ -24,6 +24,10 @@ pub struct Weights {
     pub slow_link: u64,
     pub completion_ns: u64,
     pub disk_ns: u64,
+    /// A commit of the directory takes up to this, and now and then much longer.
+    pub directory_ns: u64,
+    /// A commit of the directory fails, and nobody knows whether it took place.
+    pub directory_fault: u64,
     /// A shard's turn takes up to this; now and then much longer.
     pub turn_ns: u64,
     pub receive_buffers: u16,
@@ -145,6 +149,8 @@ impl Weights {
             slow_link: scale([1, 1, 20]),
             completion_ns: scale([1_000, 50_000, MS]),
             disk_ns: scale([50_000, MS, 20 * MS]),
+            directory_ns: [MS, 10 * MS, 300 * MS][Stream::new(seed, "directory ns").index(3)],
+            directory_fault: [0, 0, 30][Stream::new(seed, "weight of directory").index(3)],
             turn_ns: scale([5_000, 50_000, MS]),
             receive_buffers: u16::try_from(scale([2, 8, 64])).expect("small"),
             send_buffer_bytes: usize::try_from(scale([2_000, 16_000, 200_000])).expect("small"),
@@ -175,6 +181,8 @@ impl Weights {
             slow_link: 1,
             completion_ns: 50_000,
             disk_ns: MS,
+            directory_ns: 2 * MS,
+            directory_fault: 0,
             turn_ns: 50_000,
             receive_buffers: 64,
             send_buffer_bytes: 200_000,

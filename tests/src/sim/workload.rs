@@ -6,6 +6,7 @@ use ringpost_protocol::id::{DeviceId, UserId};
 use ringpost_protocol::limits::ENVELOPE_BYTES_MAX;
 use ringpost_protocol::message::{Mode, Recipient, SendBody};
 
+use super::client::Client;
 use super::clock::Stream;
 use super::oracle::{MessageIndex, envelope};
 use super::shape::Shape;
@@ -18,6 +19,8 @@ pub struct Draft {
     pub named: Vec<usize>,
     /// Zero: it lives longer than any world.
     pub ttl_ms: u64,
+    /// Of a message to a group: the version that it is meant for, 0: whatever it is.
+    pub roster_version: u64,
 }
 
 /// Draws drafts and modes.
@@ -50,7 +53,7 @@ impl Author {
             let user = UserId::new("nobody").expect("a short name");
             let body = SendBody::Shared(self.envelope(shape, message));
             let send = NewSend { to: Recipient::User(user), body, options };
-            return Draft { send, named: Vec::new(), ttl_ms };
+            return Draft { send, named: Vec::new(), ttl_ms, roster_version: 0 };
         };
         let others: Vec<usize> =
             shape.siblings(to).into_iter().filter(|&client| client != from).collect();
@@ -60,7 +63,22 @@ impl Author {
         } else {
             (SendBody::Shared(self.envelope(shape, message)), others)
         };
-        Draft { send: NewSend { to: Recipient::User(user), body, options }, named, ttl_ms }
+        let send = NewSend { to: Recipient::User(user), body, options };
+        Draft { send, named, ttl_ms, roster_version: 0 }
+    }
+
+    /// A message to a group.
+    pub fn draft_to_group(
+        &mut self,
+        shape: &Shape,
+        (group, roster_version): (UserId, u64),
+        message: MessageIndex,
+    ) -> Draft {
+        let ttl_ms = if self.random.chance(shape.mortal / 4) { 5_000 } else { 0 };
+        let body = SendBody::Shared(self.envelope(shape, message));
+        let options = SendOptions { ttl_ms, urgent: false };
+        let send = NewSend { to: Recipient::Group(group), body, options };
+        Draft { send, named: Vec::new(), ttl_ms, roster_version }
     }
 
     /// An envelope for each of some devices, and now and then for one that does not exist.
@@ -111,5 +129,34 @@ impl Author {
         } else {
             Mode::Foreground
         }
+    }
+}
+
+/// Decides which messages go to groups instead of users.
+#[derive(Debug)]
+pub struct GroupWork {
+    random: Stream,
+}
+
+impl GroupWork {
+    pub fn new(seed: u64) -> Self {
+        Self { random: Stream::new(seed, "group work") }
+    }
+
+    /// The group that `client` writes to now, if to one, and the version that it is for. Mostly one of
+    /// which the client believes to be a member.
+    pub fn group(&mut self, shape: &Shape, client: &Client) -> Option<(UserId, u64)> {
+        if shape.groups.is_empty() || !self.random.chance(400) {
+            return None;
+        }
+        let group = &shape.groups[self.random.index(shape.groups.len())];
+        let view = client.scribe.views.get(group);
+        let view = view.filter(|view| view.members.contains(&client.address().user));
+        if view.is_none() && !self.random.chance(200) {
+            return None;
+        }
+        let is_exact = self.random.chance(300);
+        let version = view.filter(|_| is_exact).map_or(0, |view| view.version);
+        Some((group.clone(), version))
     }
 }

@@ -22,7 +22,7 @@ use super::settle::Settled;
 use super::shape::Shape;
 use super::trace::Trace;
 use super::weights::{Fault, Weights};
-use super::workload::Author;
+use super::workload::{Author, GroupWork};
 
 /// What can happen.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ pub enum Event {
     GivesUp { client: usize },
     Fault(Fault),
     CrashInSync { process: u64, loses_power: bool },
+    DirectoryCommits { process: u64 },
+    DirectoryAnswers { process: u64 },
     GatewayStarts,
     DrainDue { process: u64 },
 }
@@ -122,6 +124,7 @@ pub struct World {
     keys: Keys,
     pub(super) author: Author,
     work: Stream,
+    pub(super) group_work: GroupWork,
     tokens: Stream,
     pub(super) bursts: Stream,
     /// Until then messages are sent and things go wrong.
@@ -165,6 +168,7 @@ impl World {
             keys: keys.clone(),
             author: Author::new(seed),
             work: Stream::new(seed, "work"),
+            group_work: GroupWork::new(seed),
             tokens: Stream::new(seed, "tokens"),
             bursts: Stream::new(seed, "bursts"),
             calm_ns,
@@ -255,6 +259,10 @@ impl World {
                     self.end_process(loses_power);
                 }
             }
+            Event::DirectoryCommits { process } => {
+                self.gateway.directory_commits(process, &mut self.oracle);
+            }
+            Event::DirectoryAnswers { process } => self.gateway.directory_answers(process),
             Event::GatewayStarts => {
                 if !self.gateway.is_up() {
                     self.start_gateway();
@@ -414,13 +422,20 @@ impl World {
                 to = usize::try_from(turn % self.shape.devices.len() as u64).expect("few devices");
             }
             let to = (!self.work.chance(20)).then_some(to);
+            let group = self.group_work.group(&self.shape, worker);
             for _ in 0..count {
                 let message = self.oracle.next_message();
-                let draft = self.author.draft(&self.shape, client, to, message);
+                let draft = match &group {
+                    Some(group) => self.author.draft_to_group(&self.shape, group.clone(), message),
+                    None => self.author.draft(&self.shape, client, to, message),
+                };
                 if !worker.app_sends(host, &mut self.oracle, draft) {
                     break; // the outbox is full
                 }
             }
+        }
+        if is_busy {
+            worker.app_asks(host, &mut self.oracle, &self.shape);
         }
         worker.confirm_all();
         worker.drive(host, &mut self.oracle);
@@ -517,6 +532,7 @@ impl World {
         self.gateway.count_stores();
         let host = self.host.borrow();
         let mut coverage = host.coverage;
+        coverage.add(&self.oracle.reached);
         coverage.gaps_full = self.oracle.gaps_told(GapReason::Full);
         coverage.gaps_expired = self.oracle.gaps_told(GapReason::Expired);
         coverage.gaps_damaged = self.oracle.gaps_told(GapReason::Damaged);
