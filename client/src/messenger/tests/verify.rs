@@ -182,7 +182,7 @@ fn only_the_device_where_the_person_agrees_compares() {
 #[test]
 fn hints_that_one_types_are_few_and_only_for_who_is_there() {
     let mut world = acquainted();
-    let mut say = |world: &mut World, is_typing: bool| {
+    let say = |world: &mut World, is_typing: bool| {
         world.step("alice");
         let now_ms = world.now_ms;
         let Phone { desk, ledger, .. } = world.phone("alice");
