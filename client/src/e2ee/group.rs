@@ -171,10 +171,11 @@ impl GroupReceiver {
         if group != roster.members().group {
             return Err(Fault::NotMember);
         }
-        roster.admits(sender)?;
+        // Before all else: who is not a member yet may be one of that roster.
         if theirs > ours {
             return Err(Fault::RosterBehind { theirs, ours });
         }
+        roster.admits(sender)?;
         if roster.hash_of(theirs) != Some(&roster_hash) {
             return Err(Fault::RosterDiffers { theirs, ours });
         }

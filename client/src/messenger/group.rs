@@ -372,6 +372,9 @@ impl Desk {
             }
             // Of a roster that is under way.
             Err(fault @ Fault::RosterBehind { .. }) => Outcome::Hold(held, fault),
+            // Sent before its sender knew that it is out. What it then wrote the server has refused,
+            // so nothing is missed; what it had written before came in front of the roster.
+            Err(Fault::NotMember) => Outcome::Done(None),
             Err(fault) => Outcome::Refuse(fault),
         }
     }
