@@ -62,7 +62,7 @@ impl Scribe {
             let count = usize::from(CONNECTION_REQUESTS_MAX) + 8;
             calls.extend(std::iter::repeat_n(Call::KeyCount, count));
         }
-        if !shape.groups.is_empty() && self.random.chance(350) {
+        if !shape.groups.is_empty() && self.random.chance(600) {
             let group = shape.groups[self.random.index(shape.groups.len())].clone();
             calls.extend(self.group_call(shape, group));
         }

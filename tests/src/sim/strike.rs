@@ -75,22 +75,26 @@ impl World {
             return;
         }
         let to = self.bursts.index(self.clients.len());
+        let group = self.group_work.burst(&self.shape);
         // At once, or so that some are under way all the time.
         let (rounds, within_ns) =
             if self.bursts.chance(500) { (1, 20 * MS) } else { (6, 600 * MS) };
         for client in (0..self.clients.len()).flat_map(|client| [client].repeat(rounds)) {
             let delay_ns = self.bursts.below(within_ns);
-            self.host.borrow_mut().clock.plan_in(delay_ns, Event::Burst { client, to });
+            self.host.borrow_mut().clock.plan_in(delay_ns, Event::Burst { client, to, group });
         }
     }
 
-    pub(super) fn burst(&mut self, client: usize, to: usize) {
+    pub(super) fn burst(&mut self, client: usize, to: usize, group: Option<usize>) {
         let host = &mut *self.host.borrow_mut();
         if host.clock.now_ns() >= self.calm_ns {
             return;
         }
         let worker = &mut self.clients[client];
-        let group = self.group_work.group(&self.shape, worker);
+        let group = match group {
+            Some(group) => Some((self.shape.groups[group].clone(), 0)),
+            None => self.group_work.group(&self.shape, worker),
+        };
         for _ in 0..self.bursts.between(1, 12) {
             let message = self.oracle.next_message();
             let draft = match &group {

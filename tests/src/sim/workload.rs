@@ -143,6 +143,12 @@ impl GroupWork {
         Self { random: Stream::new(seed, "group work") }
     }
 
+    /// The group that all write to now, if to one.
+    pub fn burst(&mut self, shape: &Shape) -> Option<usize> {
+        let is_one = !shape.groups.is_empty() && self.random.chance(500);
+        is_one.then(|| self.random.index(shape.groups.len()))
+    }
+
     /// The group that `client` writes to now, if to one, and the version that it is for. Mostly one of
     /// which the client believes to be a member.
     pub fn group(&mut self, shape: &Shape, client: &Client) -> Option<(UserId, u64)> {

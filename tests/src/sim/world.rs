@@ -47,7 +47,7 @@ pub enum Event {
     ClientReads { client: usize },
     RogueLeaves { link: LinkId },
     Work { client: usize },
-    Burst { client: usize, to: usize },
+    Burst { client: usize, to: usize, group: Option<usize> },
     GivesUp { client: usize },
     Fault(Fault),
     CrashInSync { process: u64, loses_power: bool },
@@ -248,7 +248,7 @@ impl World {
                 }
             }
             Event::Work { client } => self.work(client),
-            Event::Burst { client, to } => self.burst(client, to),
+            Event::Burst { client, to, group } => self.burst(client, to, group),
             Event::GivesUp { client } => self.give_up(client),
             Event::Fault(fault) => self.strike(fault),
             Event::CrashInSync { process, loses_power } => {
