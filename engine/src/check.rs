@@ -221,15 +221,16 @@ impl Report {
 
     fn check_quic(&mut self, config: &Config) {
         const SUBJECT: &str = "quic";
+        // Tickets need the secret without QUIC too.
+        if let Err(fault) = data_dir::existing_quic_secret(&config.data_dir) {
+            return self.problem(SUBJECT, &fault, fault.fix());
+        }
         if !config.serves_quic() {
             let why =
                 if config.quic.enabled { "proxy_protocol is set" } else { "it is not enabled" };
             return self.ok(SUBJECT, format!("not served: {why}"));
         }
-        match data_dir::existing_quic_secret(&config.data_dir) {
-            Ok(_) => self.ok(SUBJECT, "served on the address and port of listen".to_owned()),
-            Err(fault) => self.problem(SUBJECT, &fault, fault.fix()),
-        }
+        self.ok(SUBJECT, "served on the address and port of listen".to_owned());
     }
 
     /// Opening it makes it, so only its directory is looked at when it is not there.

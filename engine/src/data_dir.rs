@@ -7,7 +7,7 @@
 //! DATA/directory.redb            public keys, device lists, rosters of groups
 //! DATA/jwks-last-good.json       the last key set from a URL
 //! DATA/audit-salt                makes the names of users in the audit log
-//! DATA/quic-secret               the keys of QUIC come from it
+//! DATA/quic-secret               the keys of QUIC and of TLS tickets come from it
 //! ```
 //!
 //! It makes directories, and touches what is inside a shard's only to re-shard.

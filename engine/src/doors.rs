@@ -2,7 +2,9 @@
 //! each per shard.
 //!
 //! Bound in the order of the shards by one thread and kept until the process ends: the kernel numbers
-//! the sockets of an address in that order, and the steering program names them by it.
+//! the sockets of an address in that order, and the steering program names them by it. A parent that
+//! outlives the process may have bound them and handed them over: then the kernel keeps whoever comes
+//! while one gateway ends and the next one starts.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashSet;
-use ringpost_ring::net::{ListenFault, ListenOptions, ListenerGroup, UdpGroup, UdpOptions};
+use ringpost_ring::net::{
+    Handed, Inherited, ListenFault, ListenOptions, ListenerGroup, UdpGroup, UdpOptions,
+};
 use ringpost_ring::steering::Program;
 use ringpost_ring::{Listener, UdpSocket};
 use tracing::{error, info, warn};
@@ -37,12 +41,17 @@ struct DatagramDoor {
 }
 
 impl Doors {
-    /// Opens them. The kernel closes the sockets of a killed gateway's rings a moment after its process
-    /// is gone, so a supervisor's restart gets a short second chance.
+    /// Opens them, or takes those that were handed over. The kernel closes the sockets of a killed
+    /// gateway's rings a moment after its process is gone, so a supervisor's restart gets a short second
+    /// chance.
     pub(crate) fn open(plan: &ShardPlan) -> Result<Self, ShardStartFault> {
         let started = Instant::now();
+        let mut inherited = Inherited::take()?;
+        if let Some(inherited) = &inherited {
+            info!("sockets were handed over: {inherited}");
+        }
         loop {
-            match Self::try_open(plan) {
+            match Self::try_open(plan, inherited.take()) {
                 Err(ShardStartFault::Listen(ListenFault::InUse { .. }))
                     if started.elapsed() < LISTEN_RETRY_MAX =>
                 {
@@ -55,20 +64,27 @@ impl Doors {
 
     /// With port 0 the kernel chooses one for TCP, which somebody else may have for UDP: then another
     /// try finds another one.
-    fn try_open(plan: &ShardPlan) -> Result<Self, ShardStartFault> {
+    fn try_open(plan: &ShardPlan, inherited: Option<Inherited>) -> Result<Self, ShardStartFault> {
         let limits = &plan.config.limits;
         let options = ListenOptions {
             backlog: LISTEN_BACKLOG,
             send_buffer_bytes: limits.send_buffer_bytes,
             receive_buffer_bytes: limits.receive_buffer_bytes,
         };
-        let listeners = ListenerGroup::bind(plan.config.listen, plan.shards, &options)?;
+        let (handed, datagrams) = inherited
+            .map_or_else(Default::default, |inherited| (inherited.listeners, inherited.datagrams));
+        let (address, shards) = (plan.config.listen, plan.shards);
+        let listeners = match handed.is_empty() {
+            true => ListenerGroup::bind(address, shards, &options)?,
+            false => ListenerGroup::adopt(handed, address, shards, &options)?,
+        };
         let datagrams = match &plan.settings.quic {
             Some(quic) => {
-                let address = listeners.address();
-                Some(DatagramDoor::open(address, plan.shards, &plan.config.quic, quic)?)
+                let group = udp_group(datagrams, listeners.address(), plan)?;
+                Some(DatagramDoor::open(group, shards, &plan.config.quic, quic)?)
             }
-            None => None,
+            None if datagrams.is_empty() => None,
+            None => return Err(ShardStartFault::DatagramsUnused { count: datagrams.len() }),
         };
         Ok(Self { listeners, datagrams })
     }
@@ -98,18 +114,30 @@ impl Doors {
     }
 }
 
+fn udp_group(
+    handed: Vec<Handed>,
+    address: SocketAddr,
+    plan: &ShardPlan,
+) -> Result<UdpGroup, ShardStartFault> {
+    let serving = &plan.config.quic;
+    let options = UdpOptions {
+        send_buffer_bytes: serving.send_buffer_bytes,
+        receive_buffer_bytes: serving.receive_buffer_bytes,
+    };
+    Ok(match handed.is_empty() {
+        true => UdpGroup::bind(address, plan.shards, &options)?,
+        false => UdpGroup::adopt(handed, address, plan.shards, &options)?,
+    })
+}
+
 impl DatagramDoor {
     fn open(
-        address: SocketAddr,
+        group: UdpGroup,
         shards: u16,
         serving: &QuicServing,
         quic: &QuicConfig,
     ) -> Result<Self, ShardStartFault> {
-        let options = UdpOptions {
-            send_buffer_bytes: serving.send_buffer_bytes,
-            receive_buffer_bytes: serving.receive_buffer_bytes,
-        };
-        let group = UdpGroup::bind(address, shards, &options)?;
+        let address = group.address();
         let granted = group.receive_buffer_bytes().map_err(ShardStartFault::Steering)?;
         if granted < 2 * u64::from(serving.receive_buffer_bytes) {
             warn!(

@@ -1,4 +1,18 @@
 //! Starts the shards: one pinned thread each, with its own ring, listener, store and mesh end.
+//!
+//! A shard that panics ends the process, with exit code 1, and is not started again by itself:
+//!
+//! - The other shards have asked it what it will never answer. Their credits, the Sends that wait for it
+//!   and the streams that it carried for them would have to be settled as failed, and the answers to its
+//!   own requests would come to a shard that has not asked: every message of the mesh would need to say
+//!   of which life it is.
+//! - What it gave to the kernel last may be written after its store was opened again.
+//! - It panicked because something was not as it must be. What it has told others since is unknown;
+//!   what is on disk is not, because every start checks it.
+//!
+//! Nothing accepted is lost, as nothing is said before it is on disk. With sockets that a parent keeps
+//! ([`crate::doors`]) nobody is refused until the next process serves, a moment later, and each shard
+//! has its index again. A panic inside of one QUIC connection ends that connection alone.
 
 use std::fs;
 use std::io;

@@ -281,5 +281,6 @@ Examples:
   curl http://127.0.0.1:7480/readyz            whether it serves
 
 SIGTERM or Ctrl-C drains it: clients are told to come back, everything accepted is on disk.
+Sockets that a parent hands over (LISTEN_FDS) stay open meanwhile: who comes waits for the next start.
 SIGHUP makes `serve` read its file again, with certificate and keys; nobody is disconnected.
 Exit codes: 0 drained, 1 the host or the storage failed, 2 wrong usage or configuration.";

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use ringpost_ring::net::ListenFault;
+use ringpost_ring::net::{InheritFault, ListenFault};
 use ringpost_ring::{Errno, RingFault};
 use ringpost_storage::Resharded;
 use tracing::{info, warn};
@@ -29,7 +29,7 @@ use crate::limits::{LimitSet, QUIC_HANDSHAKES_PENDING_MAX};
 use crate::progress::WorkProgress;
 use crate::shard::ShardSettings;
 use crate::transport::Acceptor;
-use crate::transport::quic::{CidNaming, QuicConfig, QuicKeys, QuicLimits};
+use crate::transport::quic::{CidNaming, QuicConfig, QuicKeys, QuicLimits, SECRET_BYTES};
 use crate::transport::tls::{self, ServerConfig};
 
 /// Where the configuration came from, so that it can be read again while the gateway runs.
@@ -77,6 +77,10 @@ pub struct Serving {
 pub enum ShardStartFault {
     #[error("cannot listen for clients: {0}")]
     Listen(#[from] ListenFault),
+    #[error(transparent)]
+    Inherit(#[from] InheritFault),
+    #[error("{count} sockets for UDP were handed over by LISTEN_FDS, and QUIC is not served")]
+    DatagramsUnused { count: usize },
     #[error("cannot steer datagrams to their shards: {0}")]
     Steering(Errno),
     #[error(transparent)]
@@ -209,8 +213,10 @@ fn first_settings(
     verifier: Verifier,
     limits: LimitSet,
 ) -> Result<ShardSettings, StartError> {
+    let secret = data_dir::quic_secret(&config.data_dir)?;
+    let tls = tls.with_tickets_of(&secret);
     Ok(ShardSettings {
-        quic: serve_quic(config, &tls, &limits)?,
+        quic: serve_quic(config, &tls, &secret, &limits),
         acceptor: Acceptor::Tls(tls),
         verifier: Arc::new(verifier),
         limits: Arc::new(limits),
@@ -223,19 +229,20 @@ fn first_settings(
 fn serve_quic(
     config: &Config,
     tls: &ServerConfig,
+    secret: &[u8; SECRET_BYTES],
     limits: &LimitSet,
-) -> Result<Option<QuicConfig>, StartError> {
+) -> Option<QuicConfig> {
     if !config.serves_quic() {
         match config.quic.enabled {
             true => info!("no QUIC: proxy_protocol is set, and its header belongs to TCP"),
             false => info!("no QUIC: quic.enabled is false"),
         }
-        return Ok(None);
+        return None;
     }
-    let keys = QuicKeys::from_secret(&data_dir::quic_secret(&config.data_dir)?);
+    let keys = QuicKeys::from_secret(secret);
     let naming = config.quic.steering.unwrap_or(CidNaming::Keyed);
     let limits = quic_limits(limits, &config.quic);
-    Ok(Some(QuicConfig::new(tls, keys, naming, limits)))
+    Some(QuicConfig::new(tls, keys, naming, limits))
 }
 
 /// What QUIC connections are allowed of what all are.
@@ -356,6 +363,7 @@ impl StartError {
             Self::QuicSecret(fault) => return fault.fix(),
             Self::Directory(fault) | Self::Shards(ShardStartFault::Directory(fault)) => fault.fix(),
             Self::Shards(ShardStartFault::Ring(fault)) => return fault.fix(),
+            Self::Shards(ShardStartFault::Inherit(fault)) => return fault.fix(),
             Self::Control(fault) => fault.fix(),
             Self::KeysListen { .. } => {
                 "stop what listens there, or set keys.listen to another address"
@@ -368,6 +376,9 @@ impl StartError {
             }
             Self::Shards(ShardStartFault::Listen(_)) => {
                 "set listen to an address and a port that this process may use"
+            }
+            Self::Shards(ShardStartFault::DatagramsUnused { .. }) => {
+                "remove ListenDatagram= from the socket unit, or serve QUIC"
             }
             Self::Shards(ShardStartFault::Steering(_)) => {
                 "allow setsockopt(SO_ATTACH_REUSEPORT_CBPF) to this process, or set quic.enabled to \
@@ -388,6 +399,9 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::TlsFiles(_) | Self::Certificate(_) | Self::Keys(_) => 2,
+            Self::Shards(ShardStartFault::Inherit(_) | ShardStartFault::DatagramsUnused { .. }) => {
+                2
+            }
             _ => 1,
         }
     }

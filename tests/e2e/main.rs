@@ -18,6 +18,7 @@ mod kill;
 mod power;
 mod disk;
 mod drain;
+mod restart;
 mod handover;
 mod links;
 mod devices;

@@ -1,6 +1,7 @@
 //! Sockets before they belong to a ring: listeners, datagram sockets, addresses, and the socket of a
 //! connect.
 
+mod inherited;
 mod udp;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::{Errno, Listener, Socket};
 
+pub use inherited::{Handed, InheritFault, Inherited};
 pub use udp::{UdpGroup, UdpOptions};
 
 /// Why listeners could not be made, with what to do about it.
@@ -129,6 +131,24 @@ impl ListenerGroup {
         Ok(Self { address, listeners })
     }
 
+    /// Makes a group of listeners that were handed over, one for each of `count` shards in their
+    /// order. `address` is where they listen; with port 0, on any port. The port's connections of
+    /// before are as they came; later ones have the options.
+    pub fn adopt(
+        sockets: Vec<Handed>,
+        address: SocketAddr,
+        count: u16,
+        options: &ListenOptions,
+    ) -> Result<Self, InheritFault> {
+        let prepare = |socket: &OwnedFd| {
+            set_options(socket, options)?;
+            listen(socket, options)
+        };
+        let (address, listeners) =
+            Handed::into_group(sockets, Protocol::Tcp, address, count, prepare)?;
+        Ok(Self { address, listeners })
+    }
+
     /// The address, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -210,17 +230,30 @@ impl From<SocketAddr> for RawAddress {
 }
 
 fn listener(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedFd> {
-    let option = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
     let socket = bound_socket(address, true)?;
-    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, UNSENT_BYTES)?;
-    let (send, receive) = (options.send_buffer_bytes, options.receive_buffer_bytes);
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, option(send))?;
-    // Before listening: it decides what window a connection can have.
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, option(receive))?;
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::listen(socket.as_raw_fd(), option(options.backlog)) })?;
+    set_options(&socket, options)?;
+    listen(&socket, options)?;
     Ok(socket)
+}
+
+fn set_options(socket: &OwnedFd, options: &ListenOptions) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, UNSENT_BYTES)?;
+    let (send, receive) = (options.send_buffer_bytes, options.receive_buffer_bytes);
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, as_option(send))?;
+    // Before listening: it decides what window a connection can have.
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, as_option(receive))
+}
+
+/// On a socket that listens already it sets the length of its queue.
+fn listen(socket: &OwnedFd, options: &ListenOptions) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::listen(socket.as_raw_fd(), as_option(options.backlog)) })?;
+    Ok(())
+}
+
+fn as_option(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
 }
 
 fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
@@ -255,6 +288,17 @@ fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result
         )
     })?;
     Ok(())
+}
+
+fn option_of(socket: &OwnedFd, level: i32, name: i32) -> io::Result<i32> {
+    let mut value = 0i32;
+    let mut bytes = socklen_of(&value);
+    // SAFETY: the pointers are to `value` and to its size.
+    check(unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(socket.as_raw_fd(), level, name, value, &raw mut bytes)
+    })?;
+    Ok(value)
 }
 
 fn bind(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {

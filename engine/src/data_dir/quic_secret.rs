@@ -1,5 +1,5 @@
-//! The secret from which the keys of QUIC come. It outlives the process, so that connection ids,
-//! address proofs and resets of before a restart still mean what they meant.
+//! The secret from which the keys of QUIC and of TLS tickets come. It outlives the process, so that
+//! connection ids, address proofs, resets and tickets of before a restart still mean what they meant.
 
 use std::io;
 use std::io::ErrorKind::{NotADirectory, NotFound};
@@ -35,7 +35,7 @@ pub fn quic_secret(data_dir: &Path) -> Result<[u8; SECRET_BYTES], QuicSecretFaul
     Ok(secret)
 }
 
-/// Reads the secret in `data_dir`; `None`: there was no start with QUIC.
+/// Reads the secret in `data_dir`; `None`: there was no start yet.
 pub fn existing_quic_secret(
     data_dir: &Path,
 ) -> Result<Option<[u8; SECRET_BYTES]>, QuicSecretFault> {
@@ -71,8 +71,8 @@ impl QuicSecretFault {
                 path.display()
             ),
             Self::Open { path, .. } => format!(
-                "who has it can end every QUIC connection: remove {} for a new one, or chmod 600 it \
-                 if nobody has read it",
+                "who has it can end every QUIC connection, and pass for the gateway before clients that \
+                 have a ticket: remove {} for a new one, or chmod 600 it if nobody has read it",
                 path.display()
             ),
         }

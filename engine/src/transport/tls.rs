@@ -6,6 +6,7 @@
 
 mod packet_keys;
 mod quic;
+mod tickets;
 
 use std::io::{BufRead, Write};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, ServerConnection};
 
 use super::{Peer, TransportFault};
+use tickets::Tickets;
 
 /// The application protocol that a client must offer (RFC 7301).
 pub const ALPN: &[u8] = b"ringpost/1";
@@ -61,6 +63,15 @@ impl ServerConfig {
         config.ignore_client_order = true;
         config.max_early_data_size = 0;
         Ok(Self(Arc::new(config), key))
+    }
+
+    /// The same with tickets that outlive the process, as `secret` does. Otherwise they are good in
+    /// this one alone.
+    #[must_use]
+    pub fn with_tickets_of(&self, secret: &[u8]) -> Self {
+        let mut config = rustls::ServerConfig::clone(&self.0);
+        config.ticketer = Arc::new(Tickets::from_secret(secret));
+        Self(Arc::new(config), Arc::clone(&self.1))
     }
 
     /// The same with another certificate. Tickets that were given out go on.

@@ -40,6 +40,10 @@ pub struct Settings {
     pub steers: bool,
     /// Where clients connect; `None`: an address of 127.0.0.0/8.
     pub listen: Option<IpAddr>,
+    /// A parent has the sockets, and starts it again whenever it ends.
+    pub held: bool,
+    /// A shard that refuses a token panics.
+    pub is_fragile: bool,
 }
 
 impl Default for Settings {
@@ -58,6 +62,8 @@ impl Default for Settings {
             audits: false,
             steers: true,
             listen: None,
+            held: false,
+            is_fragile: false,
         }
     }
 }
@@ -128,16 +134,21 @@ impl Gateway {
         assert!(self.running.is_none(), "it still runs");
         std::fs::write(self.config_path(), self.config()).unwrap();
         let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
-        let unsteered = Path::new(env!("CARGO_BIN_EXE_unsteered"));
-        let binary = if self.settings.steers { &binaries().gateway } else { unsteered };
-        Command::new(binary)
-            .args(["serve", "--config"])
-            .arg(self.config_path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap()
+        let binary = match &self.settings {
+            Settings { is_fragile: true, .. } => Path::new(env!("CARGO_BIN_EXE_fragile")),
+            Settings { steers: false, .. } => Path::new(env!("CARGO_BIN_EXE_unsteered")),
+            _ => &binaries().gateway,
+        };
+        let mut command = Command::new(binary);
+        if self.settings.held {
+            command = Command::new(env!("CARGO_BIN_EXE_holder"));
+            let shards = self.settings.shards.to_string();
+            command.arg(self.listen.ip().to_string()).arg(shards).arg(binary);
+            command.stdin(Stdio::piped());
+        } else {
+            command.args(["serve", "--config"]).stdin(Stdio::null());
+        }
+        command.arg(self.config_path()).stdout(Stdio::piped()).stderr(log).spawn().unwrap()
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -189,6 +200,21 @@ impl Gateway {
         running.child.try_wait().unwrap().is_none()
     }
 
+    /// Ends one with a parent by a signal ("TERM", "KILL"), and waits until it is gone; its parent
+    /// starts it again, on the same addresses.
+    pub fn end_held(&self, signal: &str) {
+        std::fs::write(self.config_path(), self.config()).unwrap();
+        let parent = self.process();
+        let child = || {
+            let children =
+                std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+            children.unwrap().trim().to_owned()
+        };
+        let before = child();
+        assert!(Command::new("kill").args(["-s", signal, &before]).status().unwrap().success());
+        wait_until("the gateway ends", || (child() != before).then_some(()));
+    }
+
     /// SIGTERM; gives the status it ended with.
     pub fn stop(&mut self) -> ExitStatus {
         self.terminate();
@@ -222,6 +248,8 @@ impl Gateway {
             audits,
             steers: _,
             listen: _,
+            held: _,
+            is_fragile: _,
         } = &self.settings;
         let comma = if limits.is_empty() { "" } else { ", " };
         let data_dir = data_dir.as_deref().unwrap_or_else(|| Path::new("store")).display();
@@ -304,8 +332,12 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         if let Some(mut running) = self.running.take() {
-            // It may have ended by itself.
-            let _ = running.child.kill();
+            if self.settings.held {
+                drop(running.child.stdin.take()); // it ends the gateway first
+            } else {
+                // It may have ended by itself.
+                let _ = running.child.kill();
+            }
             let _ = running.child.wait();
         }
         if std::thread::panicking() {

@@ -4,7 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::{ListenFault, Protocol, check, name_of, new_socket, set_option, socklen_of};
+use super::{
+    Handed, InheritFault, ListenFault, Protocol, as_option, check, name_of, new_socket, option_of,
+    set_option, socklen_of,
+};
 use crate::steering::Program;
 use crate::{Errno, UdpSocket};
 
@@ -34,7 +37,7 @@ impl Default for UdpOptions {
 #[derive(Debug)]
 pub struct UdpGroup {
     address: SocketAddr,
-    sockets: Vec<OwnedFd>,
+    pub(super) sockets: Vec<OwnedFd>,
 }
 
 impl UdpGroup {
@@ -64,6 +67,20 @@ impl UdpGroup {
         Ok(Self { address, sockets })
     }
 
+    /// Makes a group of sockets that were handed over, one for each of `count` shards, in the order in
+    /// which they were bound. `address` is theirs; with port 0, on any port.
+    pub fn adopt(
+        sockets: Vec<Handed>,
+        address: SocketAddr,
+        count: u16,
+        options: &UdpOptions,
+    ) -> Result<Self, InheritFault> {
+        let prepare = |socket: &OwnedFd| set_options(socket, address, options);
+        let (address, sockets) =
+            Handed::into_group(sockets, Protocol::Udp, address, count, prepare)?;
+        Ok(Self { address, sockets })
+    }
+
     /// The address, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -79,20 +96,8 @@ impl UdpGroup {
     /// Bytes that one socket holds until its shard takes them, as granted by the kernel, in its own
     /// bookkeeping: twice what was asked for, unless net.core.rmem_max is smaller.
     pub fn receive_buffer_bytes(&self) -> Result<u64, Errno> {
-        let mut value = 0i32;
-        let mut bytes = socklen_of(&value);
-        // SAFETY: the pointers are to `value` and to its size.
-        let result = unsafe {
-            libc::getsockopt(
-                self.sockets[0].as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUF,
-                (&raw mut value).cast(),
-                &raw mut bytes,
-            )
-        };
-        check(result).map_err(|error| Errno::of(&error))?;
-        Ok(u64::from(value.unsigned_abs()))
+        let value = option_of(&self.sockets[0], libc::SOL_SOCKET, libc::SO_RCVBUF);
+        Ok(u64::from(value.map_err(|error| Errno::of(&error))?.unsigned_abs()))
     }
 
     /// Lets `program` choose the socket of each datagram from now on. May be called again at any
@@ -120,23 +125,28 @@ impl UdpGroup {
 }
 
 fn configured_socket(address: SocketAddr, options: &UdpOptions) -> io::Result<OwnedFd> {
-    let option = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
     let socket = bound_socket(address, true)?;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, option(options.send_buffer_bytes))?;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, option(options.receive_buffer_bytes))?;
-    set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1)?;
-    // A socket for IPv6 may carry IPv4 too, and then it reports the bits of that.
-    set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-    set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
-    if address.is_ipv4() {
-        set_option(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-    } else {
-        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
-        let probe = libc::IPV6_PMTUDISC_PROBE;
-        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
-    }
+    set_options(&socket, address, options)?;
     Ok(socket)
+}
+
+fn set_options(socket: &OwnedFd, address: SocketAddr, options: &UdpOptions) -> io::Result<()> {
+    let (send, receive) = (options.send_buffer_bytes, options.receive_buffer_bytes);
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, as_option(send))?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, as_option(receive))?;
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    // A socket for IPv6 may carry IPv4 too, and then it reports the bits of that.
+    set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+    if address.is_ipv4() {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    } else {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        let probe = libc::IPV6_PMTUDISC_PROBE;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
+    }
+    Ok(())
 }
 
 /// Without SO_REUSEADDR, which for datagrams would let anybody share the port.
