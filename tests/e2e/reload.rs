@@ -4,13 +4,17 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, KeyPair};
+use ringpost_client::Transports;
 use ringpost_protocol::wire::{ErrorCode, RejectCode, client_frame};
 use rustls::HandshakeKind;
+use tokio::task::block_in_place;
 
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::{Keys, user_at};
+use crate::support::load::Load;
+use crate::support::quic::Quic;
 use crate::support::raw::{Raw, send_frame, tls_config, tls_config_trusting};
-use crate::support::wait_until;
+use crate::support::{PATIENCE, wait_until};
 
 /// Keys of somebody else.
 struct Others {
@@ -69,6 +73,50 @@ fn a_new_certificate_is_for_new_connections() {
     let resumed = Raw::connect_with(&gateway, &old_roots).unwrap();
     assert_eq!(resumed.tls().handshake_kind(), Some(HandshakeKind::Resumed), "tickets go on");
     assert_eq!(gateway.metric("ringpost_config_last_reload_successful"), 1.0);
+}
+
+/// Acceptance test 20: the certificate is swapped under load, again and again, over both transports;
+/// nobody is dropped, and tickets of before are good. The keys of tickets change every six hours, which
+/// `engine/src/transport/tls/tickets.rs` and `transport/quic/tests/tickets.rs` test with other clocks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_swapped_under_load_and_nobody_is_dropped() {
+    let gateway = Gateway::start(Settings::default());
+    let files = ["cert.pem", "key.pem"].map(|name| gateway.path().join(name));
+    let own = files.each_ref().map(|path| std::fs::read(path).unwrap());
+    let early = tls_config(&gateway, &[b"ringpost/1"]);
+    // A connection takes its ticket along, and gets the next one.
+    let resumes = || {
+        let mut raw = Raw::connect_with(&gateway, &early).unwrap();
+        raw.hello("no token", "phone");
+        raw.expect_end(ErrorCode::TokenInvalid);
+        raw.tls().handshake_kind() == Some(HandshakeKind::Resumed)
+    };
+    assert!(!block_in_place(resumes), "it has none yet");
+    let oldest = Quic::open(&gateway, "carol", "phone").await;
+    for transports in [Transports::TlsOnly, Transports::QuicOnly] {
+        let load = Load::start_over(transports, &gateway).await;
+        for _ in 0..3 {
+            load.wait_for_progress(50).await;
+            let others = Others::new();
+            for name in ["cert.pem", "key.pem"] {
+                others.put(name, &gateway);
+            }
+            assert!(block_in_place(|| gateway.reload(&gateway.config())), "{}", gateway.log());
+            let roots = &others.keys.roots_pem;
+            Quic::connect_to(gateway.address(), roots).await.expect("it is the new one");
+            let old = Quic::try_connect(&gateway).await;
+            assert!(old.is_err(), "the old one is still shown");
+            assert!(block_in_place(resumes), "tickets go on");
+        }
+        load.wait_for_progress(50).await;
+        assert_eq!(load.reconnects(), 0, "over {transports:?}");
+        load.finish(PATIENCE).await.unwrap();
+        for (path, content) in files.iter().zip(&own) {
+            std::fs::write(path, content).unwrap();
+        }
+        assert!(block_in_place(|| gateway.reload(&gateway.config())), "{}", gateway.log());
+    }
+    assert!(oldest.connection.close_reason().is_none(), "it goes on");
 }
 
 #[test]

@@ -84,6 +84,12 @@ impl Load {
         }
     }
 
+    /// How often a client has connected again.
+    pub fn reconnects(&self) -> usize {
+        let again = |peer: &Peer| peer.seen().count(&Status::Connected) - 1;
+        self.peers.iter().map(again).sum()
+    }
+
     /// Ends the load, waits for everything sent and checks it. Gives the number of messages, or what
     /// is wrong. What has not come `patience` after everything was answered is lost.
     pub async fn finish(self, patience: Duration) -> Result<usize, String> {
