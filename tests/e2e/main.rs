@@ -11,6 +11,7 @@ mod support;
 mod messenger;
 mod linked;
 mod tampering;
+mod crowd;
 mod exchange;
 mod groups;
 mod offline;
