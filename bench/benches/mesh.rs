@@ -151,6 +151,7 @@ impl Template {
             from: self.from.clone(),
             to: self.to.clone(),
             message_number: ringpost_protocol::id::MessageNumber(1),
+            device_list_version: 0,
             body: SendBody::Shared(self.envelope.clone()),
             ttl_ms: 1,
             urgent: false,
@@ -163,5 +164,6 @@ fn reply_to(request: MeshMessage) -> MeshMessage {
     let MeshMessage::Store(request) = request else { unreachable!("only requests are made") };
     let StoreRequest { origin, to, .. } = *request;
     let outcome = Outcome::Accepted { server_time_ms: fixture::UNIX_MS, skipped: Vec::new() };
-    MeshMessage::Stored(Box::new(StoreReply { origin, to: Recipient::User(to), outcome }))
+    let reply = StoreReply { origin, to: Recipient::User(to), outcome, list: None };
+    MeshMessage::Stored(Box::new(reply))
 }

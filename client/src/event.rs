@@ -32,6 +32,11 @@ pub struct SendOptions {
     pub ttl_ms: u64,
     /// Wakes the recipient's device; never changes the order.
     pub urgent: bool,
+    /// To a group: the version of the roster that it is meant for; 0: whatever it is.
+    pub roster_version: u64,
+    /// With an envelope for each device: the version of the device list that they are for; 0:
+    /// whatever it is.
+    pub device_list_version: u64,
 }
 
 /// What [`Client::next_event`](crate::Client::next_event) gives.

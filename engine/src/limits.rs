@@ -150,6 +150,8 @@ pub const ONE_TIME_KEYS_MAX: usize = 1_000;
 pub const ONE_TIME_KEYS_LOW: u32 = 20;
 /// Memory of one shard for the device lists of its users; others are read when they are wanted.
 pub const DEVICE_LISTS_BYTES_MAX: usize = 8 << 20;
+/// Sends of one shard that wait for the device lists of their recipients to be read.
+pub const LIST_WAITING_REQUESTS_MAX: usize = 64;
 /// Connections of the REST interface at a time; more wait to be accepted.
 pub const REST_CONNECTIONS_MAX: usize = 64;
 /// Bytes of the body of one of its requests.
@@ -208,6 +210,9 @@ const _: () = assert!(RECEIPTS_PER_WALK_MAX <= DELIVERS_UNACKED_MAX);
 // Whatever waits at another shard for longer than a disk takes leaves credits to what does not.
 const _: () =
     assert!(RECEIPTS_UNANSWERED_MAX + FOREIGN_UNANSWERED_MAX + GROUP_REQUESTS_MAX < MESH_CREDITS);
+const _: () = assert!(LIST_WAITING_REQUESTS_MAX < MESH_CREDITS as usize / 8);
+const _: () =
+    assert!(LIST_WAITING_REQUESTS_MAX as u64 * FRAME_BYTES_MAX as u64 <= UNSYNCED_BYTES_MAX / 2);
 // An address is asked for before anybody is turned away.
 const _: () = assert!(SHARDS_MAX <= ringpost_ring::steering::SHARDS_MAX);
 const _: () = assert!(QUIC_RETRY_PENDING < QUIC_HANDSHAKES_PENDING_MAX);

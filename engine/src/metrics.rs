@@ -102,6 +102,9 @@ labels! {
         ForeignDatagrams = "foreign_datagrams",
         /// A device list that went from memory because another one came.
         DeviceListCache = "device_list_cache",
+        /// A Send whose device list was not checked, or that was refused for now, because as many as
+        /// allowed wait for the lists of their recipients.
+        DeviceListWaiting = "device_list_waiting",
         /// A request refused because as many as allowed wait for the directory, of the shard or of the
         /// connection.
         DirectoryRequests = "directory_requests",
@@ -124,6 +127,7 @@ labels! {
         Blocked = "blocked",
         NotAMember = "not_a_member",
         StaleRoster = "stale_roster",
+        StaleDevices = "stale_devices",
     }
 }
 

@@ -361,6 +361,7 @@ impl Client {
             message_number: MessageNumber::default(),
             to,
             roster_version,
+            device_list_version: 0,
             body: SendContent::Shared(envelope),
             ttl_ms: 0,
             urgent: false,

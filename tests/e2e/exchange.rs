@@ -125,7 +125,7 @@ async fn an_expired_message_leaves_a_gap() {
     let place = Place::new();
     let alice = Peer::connect(&gateway, "alice", "phone", &place.file("alice")).await;
     Peer::connect(&gateway, "bob", "phone", &place.file("bob")).await.close().await;
-    let options = ringpost_client::SendOptions { ttl_ms: 1, urgent: false };
+    let options = ringpost_client::SendOptions { ttl_ms: 1, ..Default::default() };
     let to = ringpost_protocol::id::UserId::new("bob").unwrap();
     let body = ringpost_protocol::message::SendBody::Shared("short-lived".into());
     let to = ringpost_protocol::message::Recipient::User(to);

@@ -27,6 +27,7 @@ mod full;
 mod limits;
 mod proxy;
 mod reshard;
+mod stale;
 mod store_tool;
 mod format;
 mod faults;

@@ -343,7 +343,8 @@ impl Ledger {
                 send_seq: *send_seq,
                 message_number: MessageNumber(numbered.id.0),
                 to: &numbered.send.to,
-                roster_version: 0,
+                roster_version: numbered.send.options.roster_version,
+                device_list_version: numbered.send.options.device_list_version,
                 body: match &numbered.send.body {
                     SendBody::Shared(envelope) => SendContent::Shared(envelope),
                     SendBody::PerDevice(list) => SendContent::PerDevice(list),

@@ -40,9 +40,11 @@ pub(super) fn encode_send(send: &NewSend) -> Vec<u8> {
             (None, rows.collect())
         }
     };
-    let SendOptions { ttl_ms, urgent } = send.options;
-    SendRow { to: Some(recipient_row(&send.to)), shared, per_device, ttl_ms, urgent }
-        .encode_to_vec()
+    let SendOptions { ttl_ms, urgent, roster_version, device_list_version } = send.options;
+    let to = Some(recipient_row(&send.to));
+    let row =
+        SendRow { to, shared, per_device, ttl_ms, urgent, roster_version, device_list_version };
+    row.encode_to_vec()
 }
 
 pub(super) fn decode_send(bytes: &[u8]) -> Result<NewSend, RowFault> {
@@ -55,7 +57,12 @@ pub(super) fn decode_send(bytes: &[u8]) -> Result<NewSend, RowFault> {
             SendBody::PerDevice(list.collect::<Result<_, IdFault>>()?)
         }
     };
-    let options = SendOptions { ttl_ms: row.ttl_ms, urgent: row.urgent };
+    let options = SendOptions {
+        ttl_ms: row.ttl_ms,
+        urgent: row.urgent,
+        roster_version: row.roster_version,
+        device_list_version: row.device_list_version,
+    };
     Ok(NewSend { to: recipient(row.to)?, body, options })
 }
 
@@ -215,6 +222,10 @@ struct SendRow {
     ttl_ms: u64,
     #[prost(bool, tag = "5")]
     urgent: bool,
+    #[prost(uint64, tag = "6")]
+    roster_version: u64,
+    #[prost(uint64, tag = "7")]
+    device_list_version: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

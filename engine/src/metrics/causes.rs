@@ -45,6 +45,7 @@ impl From<RejectCode> for RefusedSend {
             RejectCode::Blocked => Self::Blocked,
             RejectCode::NotAMember => Self::NotAMember,
             RejectCode::StaleRoster => Self::StaleRoster,
+            RejectCode::StaleDevices => Self::StaleDevices,
         }
     }
 }

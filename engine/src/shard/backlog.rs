@@ -190,6 +190,7 @@ mod tests {
             from: address(),
             to: UserId::new("bob").unwrap(),
             message_number: MessageNumber(send_seq),
+            device_list_version: 0,
             body: SendBody::Shared(Bytes::from(vec![0; bytes])),
             ttl_ms: 1,
             urgent: false,

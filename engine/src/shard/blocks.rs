@@ -77,6 +77,7 @@ mod tests {
             from: DeviceAddress { user, device },
             to: UserId::new("bob").unwrap(),
             message_number: MessageNumber(send_seq),
+            device_list_version: 0,
             body: SendBody::Shared(Bytes::new()),
             ttl_ms: 1,
             urgent: false,

@@ -1,10 +1,13 @@
 //! A Send at the home of its recipient, or of members of its group: into the mailboxes that have
 //! room.
 
+use bytes::Bytes;
 use ringpost_protocol::id::{
     DeviceAddress, DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, UserId,
 };
-use ringpost_protocol::message::{Outcome, Recipient, RejectCode, SendBody, SkipReason};
+use ringpost_protocol::message::{
+    DeviceList, Outcome, Recipient, RejectCode, SendBody, SkipReason,
+};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use ringpost_storage::{GapReason, MAILBOXES_PER_RECORD_MAX, NewMessage, Room, StoreFull};
@@ -14,6 +17,7 @@ use super::blocks::Refusal;
 use super::fanout::{GroupPart, PartOutcome, PartReply, Skipped};
 use super::home::{Awaiting, Home};
 use super::message::{DeviceIndex, StoreReply, StoreRequest};
+use super::stale::Freshness;
 use super::{Shard, Time};
 use crate::limits::{MAILBOX_FULL_RETRY_MS, OVERLOAD_RETRY_MS, STORAGE_FULL_RETRY_MS};
 use crate::metrics::Bound;
@@ -32,16 +36,26 @@ impl<R: Ring> Shard<R> {
         if !home.state.is_open() {
             return self.hold(Request::Store(Box::new(request)));
         }
+        match home.freshness(&request) {
+            Freshness::Fresh => self.store_known(request, None),
+            Freshness::Stale(list) => self.store_known(request, Some(list)),
+            Freshness::Unknown => self.await_list(request),
+        }
+    }
+
+    /// `list`: the present one, if the sender does not know it.
+    pub(super) fn store_known(&mut self, request: StoreRequest, list: Option<Box<DeviceList>>) {
+        let home = self.home.as_mut().expect("requests go to home shards");
         let mut deposited = std::mem::take(&mut home.deposited);
         deposited.clear();
-        if let Err(refusal) = home.deposit(&request, self.time, &mut deposited) {
+        if let Err(refusal) = home.deposit(&request, list.as_deref(), self.time, &mut deposited) {
             home.deposited = deposited;
-            return self.refuse(&request, refusal);
+            return self.refuse_stale(&request, refusal, list);
         }
         let skipped = self.await_deposit(deposited, true);
         let outcome = Outcome::Accepted { server_time_ms: self.time.unix_ms, skipped };
         let StoreRequest { origin, to, .. } = request;
-        let reply = StoreReply { origin, to: Recipient::User(to), outcome };
+        let reply = StoreReply { origin, to: Recipient::User(to), outcome, list };
         if is_active(Mutant::SpeakBeforeSync) {
             return self.reply(reply);
         }
@@ -100,6 +114,15 @@ impl<R: Ring> Shard<R> {
 
     /// Nothing of it was stored.
     pub(super) fn refuse(&mut self, request: &StoreRequest, refusal: Outcome) {
+        self.refuse_stale(request, refusal, None);
+    }
+
+    fn refuse_stale(
+        &mut self,
+        request: &StoreRequest,
+        refusal: Outcome,
+        list: Option<Box<DeviceList>>,
+    ) {
         let StoreRequest { origin, to, .. } = request;
         if refusal.is_retryable() {
             self.metrics.bound_hits.add(bound_of(&refusal));
@@ -112,6 +135,7 @@ impl<R: Ring> Shard<R> {
             origin: *origin,
             to: Recipient::User(to.clone()),
             outcome: refusal,
+            list,
         });
     }
 }
@@ -121,6 +145,7 @@ impl Home {
     fn deposit(
         &mut self,
         request: &StoreRequest,
+        list: Option<&DeviceList>,
         time: Time,
         deposited: &mut Deposited,
     ) -> Result<(), Outcome> {
@@ -138,13 +163,17 @@ impl Home {
             }
             SendBody::PerDevice(envelopes) => {
                 for (name, envelope) in envelopes {
-                    let known = self.find(&request.to, name);
-                    match known {
+                    let is_gone = list.is_some_and(|list| !list.devices.contains(name));
+                    match self.find(&request.to, name) {
+                        _ if is_gone => deposited.skip(&request.to, name, SkipReason::Stale),
                         Some(index) => {
                             self.store_envelope(&letter, envelope, &[index], time, deposited);
                         }
                         None => deposited.skip(&request.to, name, SkipReason::Unknown),
                     }
+                }
+                if let Some(list) = list {
+                    deposited.skip_missing(list, envelopes, &request.from);
                 }
             }
         }
@@ -288,6 +317,8 @@ pub(super) struct Deposited {
     skipped: Vec<(UserId, DeviceId, SkipReason)>,
     /// The store took something no more.
     overloaded: bool,
+    /// The sender does not know the present device list.
+    stale: bool,
     /// The store takes no messages until the disk has room.
     disk_full: bool,
     /// The recipient's devices, without the sender's own.
@@ -306,6 +337,7 @@ impl Deposited {
         others.clear();
         mailboxes.clear();
         (self.any_mailbox_full, self.overloaded, self.disk_full) = (false, false, false);
+        self.stale = false;
     }
 
     /// Why nothing was stored.
@@ -316,12 +348,32 @@ impl Deposited {
         if self.overloaded {
             return rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS));
         }
+        if self.full.is_empty() && self.stale {
+            return rejected(RejectCode::StaleDevices, None);
+        }
         if self.full.is_empty() {
             return rejected(RejectCode::UnknownRecipient, None);
         }
         let code =
             if self.any_mailbox_full { RejectCode::MailboxFull } else { RejectCode::SenderShare };
         rejected(code, Some(MAILBOX_FULL_RETRY_MS))
+    }
+
+    /// Devices that the sender does not know of.
+    fn skip_missing(
+        &mut self,
+        list: &DeviceList,
+        envelopes: &[(DeviceId, Bytes)],
+        from: &DeviceAddress,
+    ) {
+        self.stale = true;
+        let is_sender = |device: &DeviceId| list.user == from.user && *device == from.device;
+        let missing = list.devices.iter().filter(|device| {
+            !is_sender(device) && envelopes.iter().all(|(named, _)| named != *device)
+        });
+        for device in missing {
+            self.skip(&list.user, device, SkipReason::Stale);
+        }
     }
 
     fn skip(&mut self, user: &UserId, device: &DeviceId, reason: SkipReason) {

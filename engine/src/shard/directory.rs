@@ -33,6 +33,8 @@ pub(super) enum Inquirer {
     PutList { key: ConnKey, request_id: u64, user: UserId, list: DeviceListPut },
     /// Somebody who reads a list that is not in memory.
     List { reader: ListReader, user: UserId },
+    /// Sends to this user, which wait for its list.
+    ListWaits { user: UserId },
     /// The requests to a group, which wait for its roster.
     Reading { group: UserId },
     /// The same, while a new version is being stored.
@@ -173,6 +175,7 @@ impl<R: Ring> Shard<R> {
                 self.answer_frame(key, request_id, answer);
             }
             Inquirer::List { reader, user } => self.handle_list(reader, user, answer),
+            Inquirer::ListWaits { user } => self.handle_awaited_list(&user, answer),
             Inquirer::Reading { group } => self.roster_answered(&group, answer),
             Inquirer::Writing { group } => self.roster_written(&group, &answer),
             Inquirer::Welcomed { key } => {

@@ -197,7 +197,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn answer_group_send(&mut self, send: &GroupSend, outcome: Option<Outcome>) {
         let (origin, to) = (send.origin, Recipient::Group(send.group.clone()));
         match outcome {
-            Some(outcome) => self.reply(StoreReply { origin, to, outcome }),
+            Some(outcome) => self.reply(StoreReply { origin, to, outcome, list: None }),
             None => self.outcome_unknown(origin, to),
         }
     }

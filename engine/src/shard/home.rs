@@ -23,6 +23,7 @@ use super::mailbox::Device;
 use super::message::{DeviceIndex, ReceiptRequest, StoreReply};
 use super::opening::{Reopening, StoreState};
 use super::route::is_forgettable;
+use super::stale::{ListVersion, ListWaits};
 use crate::limits::{
     Bucket, DEVICE_LISTS_BYTES_MAX, SWEEP_DEVICES_PER_TURN, UNSYNCED_BYTES_MAX,
     UNSYNCED_RECORDS_MAX,
@@ -35,11 +36,15 @@ pub(super) struct Home {
     pub(super) send_rates: Vec<Bucket>,
     /// Whose keys and device lists each user may read, likewise.
     pub(super) key_rates: Vec<Bucket>,
+    /// Versions of the users' device lists, likewise.
+    pub(super) list_versions: Vec<ListVersion>,
     /// The devices that have a connection.
     pub(super) attached: HashMap<MailboxId, DeviceIndex>,
     pub(super) state: StoreState,
     pub(super) reopening: Reopening,
     pub(super) lists: ListCache,
+    /// Sends that wait for one of them.
+    pub(super) list_waits: ListWaits,
     /// What has come while the store is not open.
     pub(super) backlog: Backlog,
     pub(super) blocks: Blocks,
@@ -101,10 +106,12 @@ impl Home {
             users: HashMap::new(),
             send_rates: Vec::new(),
             key_rates: Vec::new(),
+            list_versions: Vec::new(),
             attached: HashMap::new(),
             state: reopening.begin(hash_seed),
             reopening,
             lists: ListCache::new(DEVICE_LISTS_BYTES_MAX),
+            list_waits: ListWaits::default(),
             backlog: Backlog::new(now_ms),
             blocks: Blocks::default(),
             groups: Groups::default(),
@@ -174,6 +181,7 @@ impl Home {
             None => {
                 self.send_rates.push(Bucket::default());
                 self.key_rates.push(Bucket::default());
+                self.list_versions.push(ListVersion::default());
                 u32::try_from(self.send_rates.len() - 1).expect("no more users than devices")
             }
         };

@@ -108,6 +108,8 @@ pub struct StoreRequest {
     pub from: DeviceAddress,
     pub to: UserId,
     pub message_number: MessageNumber,
+    /// 0: the list is not looked at.
+    pub device_list_version: u64,
     pub body: SendBody,
     pub ttl_ms: u64,
     pub urgent: bool,
@@ -118,6 +120,8 @@ pub struct StoreReply {
     pub origin: Origin,
     pub to: Recipient,
     pub outcome: Outcome,
+    /// The recipient's device list, which the sender did not know.
+    pub list: Option<Box<DeviceList>>,
 }
 
 /// A Send that its client must replay.

@@ -31,6 +31,7 @@ mod deposit;
 mod cache;
 mod directory;
 mod lists;
+mod stale;
 pub mod roster;
 pub mod group;
 pub mod group_call;

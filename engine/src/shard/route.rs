@@ -150,6 +150,7 @@ impl<R: Ring> Shard<R> {
             return self.refuse_here(device, send.send_seq, &refusal);
         }
         let SendRequest { send_seq, message_number, to, body, ttl_ms, urgent, .. } = send;
+        let device_list_version = send.device_list_version;
         let home = self.home.as_ref().expect("an open connection is at home");
         let sender = home.device(device);
         let memory = sender.memory.as_ref().expect("made when the connection was welcomed");
@@ -180,6 +181,7 @@ impl<R: Ring> Shard<R> {
             from,
             to,
             message_number,
+            device_list_version,
             body: envelope,
             ttl_ms,
             urgent,
@@ -231,7 +233,7 @@ impl<R: Ring> Shard<R> {
 
     /// The outcome has reached the sender's home: remember it, and tell the device if it is there.
     pub(super) fn settle(&mut self, reply: StoreReply) {
-        let StoreReply { origin, to, outcome } = reply;
+        let StoreReply { origin, to, outcome, list } = reply;
         match &outcome {
             Outcome::Accepted { .. } => self.metrics.messages_accepted += 1,
             Outcome::Rejected { code, .. } => self.metrics.messages_rejected.add((*code).into()),
@@ -240,6 +242,9 @@ impl<R: Ring> Shard<R> {
             self.note_block(origin, &to);
         }
         self.answer(origin, &outcome);
+        if let Some(list) = list {
+            self.push_list(origin, *list);
+        }
         self.group_send_settled(origin.device, &to);
     }
 

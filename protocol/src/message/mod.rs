@@ -112,6 +112,8 @@ pub struct SendRequest {
     pub to: Recipient,
     /// Of a group: the version that it is meant for; 0: whatever it is.
     pub roster_version: u64,
+    /// Of a user's device list: the version that envelopes per device are for; 0: whatever it is.
+    pub device_list_version: u64,
     pub body: SendBody,
     /// 1 ..= TTL_MS_MAX.
     pub ttl_ms: u64,
@@ -180,7 +182,8 @@ impl RejectCode {
             | Self::Unsupported
             | Self::Blocked
             | Self::NotAMember
-            | Self::StaleRoster => false,
+            | Self::StaleRoster
+            | Self::StaleDevices => false,
         }
     }
 }

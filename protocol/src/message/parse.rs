@@ -84,7 +84,8 @@ fn checked_token(token: String) -> Result<String, PeerFault> {
 
 fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
     let (mut send_seq, mut ttl_ms, mut urgent, mut after_reject) = (0, 0, false, false);
-    let (mut to, mut content, mut message_number, mut roster_version) = (None, None, 0, 0);
+    let (mut to, mut content, mut message_number) = (None, None, 0);
+    let (mut roster_version, mut device_list_version) = (0, 0);
     let mut fields = Fields::new(body);
     while let Some((number, value)) = fields.next()? {
         match number {
@@ -106,6 +107,7 @@ fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
             8 => content = Some(SendBody::Shared(envelope(frame, value.bytes()?)?)),
             9 => message_number = value.varint()?,
             10 => roster_version = value.varint()?,
+            11 => device_list_version = value.varint()?,
             _ => {}
         }
     }
@@ -130,6 +132,7 @@ fn parse_send(frame: &Bytes, body: &[u8]) -> Result<SendRequest, PeerFault> {
         message_number,
         to,
         roster_version,
+        device_list_version,
         body,
         ttl_ms,
         urgent,

@@ -201,6 +201,7 @@ fn the_hand_written_parser_agrees_with_the_generated_code() {
             after_reject: random.chance(50),
             message_number: random.spread().max(1),
             roster_version: random.spread(),
+            device_list_version: random.spread(),
             body,
         };
         let Ok(Request::Send(parsed)) = parse_send(send.clone()) else { panic!("a Send") };
@@ -224,6 +225,7 @@ fn the_hand_written_parser_agrees_with_the_generated_code() {
             after_reject: parsed.after_reject,
             message_number: parsed.message_number.0,
             roster_version: parsed.roster_version,
+            device_list_version: parsed.device_list_version,
             body: Some(body),
         };
         assert_eq!(back, send);

@@ -105,6 +105,8 @@ pub struct ClientSend<'a> {
     pub to: &'a Recipient,
     /// Of a group: the version of the roster that it is meant for; 0: whatever it is.
     pub roster_version: u64,
+    /// Of envelopes per device: the version of the list that they are for; 0: whatever it is.
+    pub device_list_version: u64,
     pub body: SendContent<'a>,
     /// 0: as long as the server allows.
     pub ttl_ms: u64,
@@ -446,6 +448,7 @@ fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>, limits: &Limits) -> Result
         + varint_field_bytes(u64::from(send.after_reject))
         + varint_field_bytes(send.message_number.0)
         + varint_field_bytes(send.roster_version)
+        + varint_field_bytes(send.device_list_version)
         + nested_field_bytes(content_bytes);
     let frame_bytes = nested_field_bytes(body_bytes);
     for (bytes, told_max, bytes_max) in [
@@ -466,6 +469,7 @@ fn put_send(out: &mut Vec<u8>, send: &ClientSend<'_>, limits: &Limits) -> Result
     put_varint_field(out, 6, u64::from(send.after_reject));
     put_varint_field(out, 9, send.message_number.0);
     put_varint_field(out, 10, send.roster_version);
+    put_varint_field(out, 11, send.device_list_version);
     put_nested_head(out, number, content_bytes);
     match send.body {
         SendContent::Shared(envelope) => out.extend_from_slice(envelope),

@@ -138,6 +138,7 @@ fn client_send<'a>(send_seq: u64, to: &'a Recipient, body: SendContent<'a>) -> C
         message_number: crate::id::MessageNumber::default(),
         to,
         roster_version: 300,
+        device_list_version: 301,
         body,
         ttl_ms: 0,
         urgent: true,

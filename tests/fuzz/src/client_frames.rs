@@ -54,6 +54,7 @@ pub(crate) fn send(script: &mut Script<'_>, send_seq: u64) -> Frame {
         after_reject: script.flag(),
         message_number: script.number(),
         roster_version: script.number(),
+        device_list_version: script.number(),
         to,
         body,
     })
@@ -150,6 +151,7 @@ fn meaning_of_send(send: wire::Send) -> Option<SendRequest> {
         message_number: MessageNumber(number),
         to,
         roster_version: send.roster_version,
+        device_list_version: send.device_list_version,
         body,
         ttl_ms: if (1..=TTL_MS_MAX).contains(&send.ttl_ms) { send.ttl_ms } else { TTL_MS_MAX },
         urgent: send.urgent,

@@ -246,6 +246,7 @@ impl World {
             message_number: MessageNumber(script.number()),
             to: &to,
             roster_version: script.number(),
+            device_list_version: script.number(),
             body: content,
             ttl_ms: script.number(),
             urgent: script.flag(),

@@ -479,6 +479,7 @@ pub fn seeds() -> Vec<Seed> {
             after_reject: true,
             message_number: 77,
             roster_version: 300,
+            device_list_version: 301,
         })
     };
     let envelope = |device: &str| wire::DeviceEnvelope {

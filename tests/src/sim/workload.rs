@@ -48,7 +48,7 @@ impl Author {
             0
         };
         let urgent = self.random.chance(100);
-        let options = SendOptions { ttl_ms, urgent };
+        let options = SendOptions { ttl_ms, urgent, ..SendOptions::default() };
         let Some(to) = to else {
             let user = UserId::new("nobody").expect("a short name");
             let body = SendBody::Shared(self.envelope(shape, message));

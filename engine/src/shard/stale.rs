@@ -1,0 +1,180 @@
+//! Sends to devices that are not all the recipient has, or not his any more.
+//!
+//! A Send may name the version of the device list that its envelopes are for. The home shard keeps
+//! the versions of its users' lists in memory, 8 bytes each: as long as they agree nothing more is
+//! looked at. When the sender's is older, what is for devices of the present list is stored, the
+//! rest is named as stale, and the list goes back with the answer. A newer one than ours is not our
+//! business: its owner may have told it to the sender before it came here.
+//!
+//! A version is not known until the list was read once since the start, and then the Sends to that
+//! user wait for the directory, in their order. They are few: the messages of others must not wait
+//! for the directory's sake. Beyond that, and when the directory fails, nothing is checked, as if the
+//! sender had named no version: a list that is out of date costs less than mail that does not go.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use ringpost_protocol::id::UserId;
+use ringpost_protocol::message::{self, DeviceList, DeviceListPut, RejectCode, SendBody};
+use ringpost_ring::Ring;
+
+use super::Shard;
+use super::deposit::rejected;
+use super::directory::Inquirer;
+use super::home::Home;
+use super::message::{Origin, StoreRequest};
+use crate::directory::{Answer, Request};
+use crate::limits::{LIST_WAITING_REQUESTS_MAX, OVERLOAD_RETRY_MS};
+use crate::metrics::Bound;
+
+/// Of one user's device list; 0: there is none.
+#[derive(Clone, Copy)]
+pub(super) struct ListVersion(u64);
+
+/// Whether a sender knows the recipient's devices.
+pub(super) enum Freshness {
+    Fresh,
+    /// This is the present list.
+    Stale(Box<DeviceList>),
+    /// The list must be read first.
+    Unknown,
+}
+
+/// Sends in the order of their arrival, by the user whose list is being read.
+#[derive(Default)]
+pub(super) struct ListWaits {
+    by_user: HashMap<UserId, VecDeque<StoreRequest>>,
+    count: usize,
+}
+
+impl Default for ListVersion {
+    fn default() -> Self {
+        Self::UNKNOWN
+    }
+}
+
+impl ListVersion {
+    const UNKNOWN: Self = Self(u64::MAX);
+}
+
+impl ListWaits {
+    /// Whether a Send to `user` must wait behind others.
+    fn has(&self, user: &UserId) -> bool {
+        self.count > 0 && self.by_user.contains_key(user)
+    }
+
+    /// `Err` gives it back: as many as allowed wait.
+    fn push(&mut self, request: StoreRequest) -> Result<(), StoreRequest> {
+        if self.count >= LIST_WAITING_REQUESTS_MAX {
+            return Err(request);
+        }
+        self.count += 1;
+        self.by_user.entry(request.to.clone()).or_default().push_back(request);
+        Ok(())
+    }
+
+    fn take(&mut self, user: &UserId) -> VecDeque<StoreRequest> {
+        let requests = self.by_user.remove(user).unwrap_or_default();
+        self.count -= requests.len();
+        requests
+    }
+}
+
+impl Home {
+    /// `None`: it is not known any more.
+    pub(super) fn note_list_version(&mut self, user: &UserId, version: Option<u64>) {
+        // Who has no device here gets nothing.
+        let Some(first) = self.users.get(user).and_then(|devices| devices.first()) else { return };
+        let user = self.device(*first).user as usize;
+        self.list_versions[user] = version.map_or(ListVersion::UNKNOWN, ListVersion);
+    }
+
+    pub(super) fn freshness(&mut self, request: &StoreRequest) -> Freshness {
+        if self.list_waits.has(&request.to) {
+            return Freshness::Unknown;
+        }
+        let theirs = request.device_list_version;
+        if theirs == 0 || !matches!(request.body, SendBody::PerDevice(_)) {
+            return Freshness::Fresh;
+        }
+        let Some(first) = self.users.get(&request.to).and_then(|devices| devices.first()) else {
+            return Freshness::Fresh;
+        };
+        let user = self.device(*first).user as usize;
+        if self.list_versions[user].0 <= theirs {
+            return Freshness::Fresh;
+        }
+        let Some(list) = self.lists.get(&request.to) else { return Freshness::Unknown };
+        // Not known until now if the list is older here than the user's first device.
+        self.list_versions[user] = ListVersion(list.version);
+        Freshness::of(&request.to, list, theirs)
+    }
+}
+
+impl Freshness {
+    fn of(user: &UserId, list: &DeviceListPut, theirs: u64) -> Self {
+        if list.version <= theirs {
+            return Self::Fresh;
+        }
+        let DeviceListPut { version, devices, signed_list } = list.clone();
+        Self::Stale(Box::new(DeviceList { user: user.clone(), version, devices, signed_list }))
+    }
+}
+
+impl<R: Ring> Shard<R> {
+    /// Keeps a Send until the list of its recipient is read.
+    pub(super) fn await_list(&mut self, request: StoreRequest) {
+        let home = self.home.as_mut().expect("requests go to home shards");
+        let (user, is_read) = (request.to.clone(), home.list_waits.has(&request.to));
+        match home.list_waits.push(request) {
+            Ok(()) if is_read => {}
+            Ok(()) => {
+                let request = Request::GetList { user: user.clone() };
+                if self.inquire(Inquirer::ListWaits { user: user.clone() }, request).is_err() {
+                    self.store_unchecked(&user);
+                }
+            }
+            // It must not overtake those that wait.
+            Err(request) if is_read => {
+                self.metrics.bound_hits.add(Bound::DeviceListWaiting);
+                let refusal = rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS));
+                self.refuse(&request, refusal);
+            }
+            Err(request) => {
+                self.metrics.bound_hits.add(Bound::DeviceListWaiting);
+                self.store_known(request, None);
+            }
+        }
+    }
+
+    /// The directory has read a list that Sends wait for.
+    pub(super) fn handle_awaited_list(&mut self, user: &UserId, answer: Answer) {
+        let Answer::List(list) = answer else { return self.store_unchecked(user) };
+        let home = self.home.as_mut().expect("lists are read at home shards");
+        let requests = home.list_waits.take(user);
+        self.install_list(user, list);
+        for request in requests {
+            self.handle_store(request);
+        }
+    }
+
+    /// The list cannot be read now.
+    fn store_unchecked(&mut self, user: &UserId) {
+        let home = self.home.as_mut().expect("requests go to home shards");
+        for request in home.list_waits.take(user) {
+            self.handle_store(StoreRequest { device_list_version: 0, ..request });
+        }
+    }
+
+    /// Gives a sender the list that it did not know, if it is still there.
+    pub(super) fn push_list(&mut self, origin: Origin, list: DeviceList) {
+        let home = self.home.as_ref().expect("requests come from home shards");
+        let attached = home.device(origin.device).attached.as_ref();
+        if let Some(key) = attached.map(|attached| attached.conn) {
+            self.put(key, |out| message::put_device_list(out, list));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

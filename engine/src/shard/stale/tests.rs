@@ -1,0 +1,62 @@
+use bytes::Bytes;
+use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MessageNumber, SendSeq};
+
+use super::*;
+use crate::shard::message::DeviceIndex;
+
+fn request(send_seq: u64, to: &str) -> StoreRequest {
+    let origin = Origin {
+        shard: 1,
+        device: DeviceIndex(7),
+        install_id: InstallId(1),
+        send_seq: SendSeq(send_seq),
+    };
+    let (user, device) = (UserId::new("eve").unwrap(), DeviceId::new("d").unwrap());
+    StoreRequest {
+        origin,
+        from: DeviceAddress { user, device },
+        to: UserId::new(to).unwrap(),
+        message_number: MessageNumber(send_seq),
+        device_list_version: 1,
+        body: SendBody::Shared(Bytes::new()),
+        ttl_ms: 1,
+        urgent: false,
+        after_reject: false,
+    }
+}
+
+fn send_seqs(requests: VecDeque<StoreRequest>) -> Vec<u64> {
+    requests.into_iter().map(|request| request.origin.send_seq.0).collect()
+}
+
+#[test]
+fn sends_wait_in_order_by_user_and_are_bounded() {
+    let mut waits = ListWaits::default();
+    let (bob, carol) = (UserId::new("bob").unwrap(), UserId::new("carol").unwrap());
+    for (send_seq, to) in [(1, "bob"), (2, "carol"), (3, "bob")] {
+        assert!(waits.push(request(send_seq, to)).is_ok());
+    }
+    assert!(waits.has(&bob) && waits.has(&carol));
+    assert_eq!(send_seqs(waits.take(&bob)), [1, 3]);
+    assert!(!waits.has(&bob) && waits.has(&carol));
+    for send_seq in 1..LIST_WAITING_REQUESTS_MAX as u64 {
+        assert!(waits.push(request(send_seq, "bob")).is_ok());
+    }
+    assert!(waits.push(request(9, "bob")).is_err());
+    assert_eq!(waits.take(&carol).len(), 1);
+    assert!(waits.push(request(9, "bob")).is_ok());
+    waits.take(&bob);
+    assert_eq!(waits.count, 0);
+}
+
+#[test]
+fn only_a_sender_who_knows_an_older_list_gets_the_present_one() {
+    let bob = UserId::new("bob").unwrap();
+    let devices = vec![DeviceId::new("phone").unwrap()];
+    let list = DeviceListPut { version: 5, devices, signed_list: Bytes::from_static(b"signed") };
+    for theirs in [5, 6, u64::MAX] {
+        assert!(matches!(Freshness::of(&bob, &list, theirs), Freshness::Fresh), "{theirs}");
+    }
+    let Freshness::Stale(told) = Freshness::of(&bob, &list, 4) else { panic!("it is stale") };
+    assert_eq!((told.user, told.version, told.devices), (bob, 5, list.devices));
+}
