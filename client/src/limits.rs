@@ -124,6 +124,10 @@ pub const HELD_ROWS_MAX: usize = 256;
 pub const LISTS_BYTES_MAX: usize = 40 * 1024;
 /// Time after which one of these is given up.
 pub const HELD_MS_MAX: u64 = 7 * DAY_MS;
+/// Times that a message is encrypted anew because the server knew newer members or devices.
+pub const STALE_TRIES_MAX: u8 = 8;
+/// Time that a message to a group waits for the roster that names those whom the server has added.
+pub const ROSTER_WAIT_MS_MAX: u64 = 10_000;
 /// Sent messages whose delivery is still awaited; beyond it the oldest has no more ticks.
 pub const TRACKED_MAX: usize = 2_048;
 /// Wait before a refused or empty answer of the directory is asked for again; doubles.

@@ -7,9 +7,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use ringpost_protocol::id::UserId;
 use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
+use super::identity::hash;
 use crate::limits::{LOGICAL_CLOCK_STEP_MAX, MESSAGE_REFERENCES_MAX, MESSAGES_REMEMBERED_MAX};
 
 /// Random name of a message, chosen by the writer.
@@ -34,6 +36,9 @@ pub struct CausalClock {
     heads: BTreeSet<MessageId>,
     /// The last ids seen, oldest first.
     seen: VecDeque<MessageId>,
+    /// The last messages of others, by their writers, oldest first.
+    #[serde(default)]
+    told: VecDeque<[u8; 8]>,
 }
 
 impl Stamp {
@@ -64,6 +69,19 @@ impl CausalClock {
         Ok(missing)
     }
 
+    /// Whether this message of `writer` was here: one whose answer got lost may be sent again. By the
+    /// writer, so that nobody takes the place of another one's message by its id.
+    pub(crate) fn has_of(&self, writer: &UserId, id: &MessageId) -> bool {
+        self.told.contains(&name(writer, id))
+    }
+
+    pub(crate) fn note_of(&mut self, writer: &UserId, id: &MessageId) {
+        self.told.push_back(name(writer, id));
+        if self.told.len() > MESSAGES_REMEMBERED_MAX {
+            self.told.pop_front();
+        }
+    }
+
     fn note(&mut self, stamp: &Stamp) {
         self.time = self.time.max(stamp.time);
         if self.seen.contains(&stamp.id) {
@@ -81,6 +99,11 @@ impl CausalClock {
             self.seen.pop_front();
         }
     }
+}
+
+fn name(writer: &UserId, id: &MessageId) -> [u8; 8] {
+    let hash = hash("Ringpost message 1", &[id, writer.as_str().as_bytes()]);
+    hash[..8].try_into().expect("8 of 32")
 }
 
 #[cfg(test)]

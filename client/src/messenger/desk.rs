@@ -16,7 +16,9 @@ use tokio::sync::Notify;
 
 use super::directory::Wishes;
 use super::news::{Conversation, News};
-use super::row::{Acquaintance, Group, Held, Own, Record, RecordRef, Row, Tracked, Waiting};
+use super::row::{
+    Acquaintance, Group, Held, Own, Part, Posted, Record, RecordRef, Row, Tracked, Waiting,
+};
 use super::typing::Typing;
 use super::verify::Verification;
 use crate::e2ee::clock::CausalClock;
@@ -43,6 +45,9 @@ pub(crate) struct Desk {
     pub(super) held: BTreeMap<u64, Held>,
     /// By the outbox entry.
     pub(super) tracked: BTreeMap<u64, Tracked>,
+    pub(super) posted: BTreeMap<u64, Posted>,
+    /// By the outbox entry.
+    pub(super) parts: BTreeMap<u64, Part>,
     pub(super) next_row: u64,
     /// Rows that differ from the database.
     pub(super) dirty: BTreeSet<Row>,
@@ -87,6 +92,7 @@ impl Desk {
             return Err(Fault::SealBroken);
         }
         desk.restore_pairs()?;
+        desk.count_parts();
         desk.is_drain_due = true;
         desk.is_held_due = true;
         desk.wish_at_start();
@@ -113,6 +119,8 @@ impl Desk {
             waiting_bytes: 0,
             held: BTreeMap::new(),
             tracked: BTreeMap::new(),
+            posted: BTreeMap::new(),
+            parts: BTreeMap::new(),
             next_row: 1,
             dirty: BTreeSet::new(),
             is_drain_due: false,
@@ -179,6 +187,13 @@ impl Desk {
             Record::Tracked(id, tracked) => {
                 self.tracked.insert(id, tracked);
             }
+            Record::Posted(id, posted) => {
+                self.posted.insert(id, posted);
+                self.next_row = self.next_row.max(id + 1);
+            }
+            Record::Part(id, part) => {
+                self.parts.insert(id, part);
+            }
         }
         Ok(())
     }
@@ -201,6 +216,9 @@ impl Desk {
             ClientEvent::KeysLow { remaining_count } => self.handle_key_count(*remaining_count),
             ClientEvent::DeviceList(list) => {
                 self.handle_list(ledger, &list.user, &list.signed_list);
+            }
+            ClientEvent::GroupChanged { group, version } => {
+                self.note_group_changed(group, *version);
             }
             _ => {}
         }
@@ -293,6 +311,8 @@ impl Desk {
             Row::Waiting(id) => RecordRef::Waiting(*id, self.waiting.get(id)?),
             Row::Held(id) => RecordRef::Held(*id, self.held.get(id)?),
             Row::Tracked(id) => RecordRef::Tracked(*id, self.tracked.get(id)?),
+            Row::Posted(id) => RecordRef::Posted(*id, self.posted.get(id)?),
+            Row::Part(id) => RecordRef::Part(*id, self.parts.get(id)?),
         })
     }
 

@@ -9,6 +9,7 @@ use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 
 use super::desk::Desk;
 use super::news::{Conversation, News};
+use super::posted::ServerRoster;
 use super::row::{Row, Step};
 use crate::e2ee::prekey::Pending;
 use crate::e2ee::{Bundle, Content, Fault, PairState, PublicIdentity};
@@ -25,6 +26,8 @@ pub(crate) enum Wish {
     PutList,
     GetList(UserId),
     FetchKeys(UserId, Vec<DeviceId>),
+    /// The server's roster of a group.
+    GetRoster(UserId),
     /// The next step of a group.
     Group(UserId),
 }
@@ -37,6 +40,7 @@ pub(crate) enum Errand {
     PutList { version: u64, devices: Vec<DeviceId>, signed: Vec<u8> },
     GetList(UserId),
     FetchKeys(UserId, Vec<DeviceId>),
+    GetRoster(UserId),
     Group(UserId, Step),
 }
 
@@ -48,6 +52,8 @@ pub(crate) enum Answer {
     /// `None`: the user has none yet.
     List(Option<Vec<u8>>),
     Bundles(Vec<(DeviceId, Result<Bundle, Fault>)>),
+    /// Version and members.
+    Roster(u64, BTreeSet<UserId>),
     /// Another try may go better.
     Failed,
     /// It was refused, in words.
@@ -68,6 +74,12 @@ pub(super) struct Wishes {
     renewed_ms: BTreeMap<DeviceAddress, u64>,
     /// One-time keys at the server, once it has said.
     server_count: Option<u32>,
+    /// Versions of lists that are not the newest.
+    stale: BTreeMap<UserId, u64>,
+    /// Messages to groups wait for rosters until then.
+    pub(super) roster_waits: BTreeMap<UserId, u64>,
+    /// Of groups that something was sent to in this run, as the server has them.
+    pub(super) rosters: BTreeMap<UserId, ServerRoster>,
     /// Of this run; the same refusal is told once.
     told: BTreeSet<(UserId, String)>,
     /// Read from the database, until the contacts have been.
@@ -85,6 +97,20 @@ impl Wishes {
 
     pub(super) fn is_keyless(&self, device: &DeviceAddress, now_ms: u64) -> bool {
         self.keyless.get(device).is_some_and(|until_ms| now_ms < *until_ms)
+    }
+
+    /// There is a newer list than this one.
+    pub(super) fn note_stale(&mut self, user: &UserId, version: u64) {
+        self.stale.insert(user.clone(), version);
+    }
+
+    pub(super) fn is_stale(&self, user: &UserId, version: u64) -> bool {
+        self.stale.get(user).is_some_and(|stale| version <= *stale)
+    }
+
+    /// What the server has was looked up.
+    pub(super) fn note_fresh(&mut self, user: &UserId) {
+        self.stale.remove(user);
     }
 
     /// Gives the time before which it is not tried again.
@@ -160,7 +186,8 @@ impl Desk {
         let wishes = &self.wishes;
         let put_off = wishes.put_off.iter().filter(|(wish, _)| wishes.wanted.contains(wish));
         let put_off = put_off.map(|(_, (until_ms, _))| *until_ms);
-        put_off.chain(wishes.keyless.values().copied()).min()
+        let waits = wishes.keyless.values().chain(wishes.roster_waits.values()).copied();
+        put_off.chain(waits).min()
     }
 
     /// The next thing to ask the directory for; answer it with [`Self::handle_answer`].
@@ -169,6 +196,8 @@ impl Desk {
         // Who was without keys may have some by now.
         self.is_drain_due |= self.wishes.keyless.values().any(|until_ms| *until_ms <= now_ms);
         self.wishes.keyless.retain(|_, until_ms| now_ms < *until_ms);
+        self.is_drain_due |= self.wishes.roster_waits.values().any(|until_ms| *until_ms <= now_ms);
+        self.wishes.roster_waits.retain(|_, until_ms| now_ms < *until_ms);
         let due: Vec<Wish> = self.wishes.wanted.iter().cloned().collect();
         for wish in due {
             if !self.wishes.is_due(&wish, now_ms) {
@@ -207,6 +236,7 @@ impl Desk {
             }
             Wish::GetList(user) => Errand::GetList(user.clone()),
             Wish::FetchKeys(user, devices) => Errand::FetchKeys(user.clone(), devices.clone()),
+            Wish::GetRoster(id) => Errand::GetRoster(id.clone()),
             Wish::Group(id) => Errand::Group(id.clone(), self.ready_step(id)?),
         })
     }
@@ -246,7 +276,15 @@ impl Desk {
                     return self.note_keyless(now_ms, user, without, wish);
                 }
             }
+            (Errand::GetRoster(id), Answer::Roster(version, members)) => {
+                self.take_server_roster(now_ms, id, version, Some(members));
+            }
+            // We are no member there: it says so to whatever we send.
+            (Errand::GetRoster(id), Answer::Refused(_)) => {
+                self.take_server_roster(now_ms, id, 0, None);
+            }
             (Errand::Group(id, step), Answer::Done) => {
+                self.wishes.rosters.remove(id);
                 if !self.finish_step(now_ms, ledger, id, step) {
                     self.wishes.put_off(wish, now_ms);
                     return;
@@ -285,6 +323,7 @@ impl Desk {
 
     /// A device list, asked for or pushed.
     pub(crate) fn handle_list(&mut self, ledger: &mut Ledger, user: &UserId, list: &[u8]) {
+        self.wishes.note_fresh(user);
         let is_full = self.contacts.len() >= CONTACTS_MAX;
         let outcome = match self.contacts.get_mut(user) {
             None if is_full => return,

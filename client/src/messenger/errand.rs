@@ -65,6 +65,10 @@ async fn carry_out(client: &Client, errand: &Errand) -> Answer {
             let checked = bundles.into_iter().map(|keys| (keys.device.clone(), bundle(&keys)));
             Answer::Bundles(checked.collect())
         }),
+        Errand::GetRoster(group) => client
+            .group_get(group)
+            .await
+            .map(|state| Answer::Roster(state.version, state.members.into_iter().collect())),
         Errand::Group(group, step) => match step {
             Step::Create(members) => client.group_create(group, members).await.map(drop),
             Step::Add(users) => client.group_add(group, users, false, 0).await.map(drop),

@@ -20,6 +20,7 @@ use crate::e2ee::clock::Stamp;
 use crate::e2ee::group::Plan;
 use crate::e2ee::roster::{Member, Members};
 use crate::e2ee::{Content, Fault, GroupSender, MemberDevice, Opened, Payload, Roster};
+use crate::event::SendOptions;
 use crate::ledger::Ledger;
 use crate::limits::{GROUP_MEMBERS_MAX, GROUPS_MAX, WAITING_ROWS_MAX};
 
@@ -257,6 +258,7 @@ impl Desk {
         now_ms: u64,
         ledger: &mut Ledger,
         id: &UserId,
+        row: u64,
         waiting: &Waiting,
     ) -> Result<(), Stop> {
         let group = self.groups.get(id).ok_or(Stop::Never(Fault::NotMember))?;
@@ -267,6 +269,7 @@ impl Desk {
         if !group.steps.is_empty() {
             return Err(Stop::NotYet);
         }
+        let roster_version = self.agreed_version(now_ms, id, &roster)?;
         let devices = self.group_devices(now_ms, &roster)?;
         let group = self.groups.get_mut(id).expect("looked at above");
         let mut sender = group.sender.take().unwrap_or_else(|| GroupSender::new(&roster, now_ms));
@@ -290,11 +293,18 @@ impl Desk {
             return Err(Stop::NotYet);
         }
         let addresses: Vec<_> = to.iter().map(|device| device.party().address.clone()).collect();
-        self.post_to(ledger, &addresses, &key, None)?;
+        if !addresses.is_empty() {
+            let key = Waiting { payload: key, message: None, is_synced: false, ..waiting.clone() };
+            let key_row = self.take_row();
+            self.post_to(ledger, &addresses, key_row, &key)?;
+        }
         sender.distributed(&to);
         let envelope = sender.encrypt(&roster, &waiting.payload, now_ms).map_err(Stop::Never)?;
         let body = SendBody::Shared(envelope.into());
-        let send = enqueue(ledger, Recipient::Group(id.clone()), body);
+        let options = SendOptions { roster_version, ..SendOptions::default() };
+        let send = enqueue(ledger, Recipient::Group(id.clone()), body, options);
+        self.note_part(send, row, 0);
+        self.note_posted(row, waiting.clone(), Vec::new(), roster_version);
         self.track(send, waiting.message.map(|message| (message, waiting.to.clone())));
         self.groups.get_mut(id).expect("looked at above").sender = Some(sender);
         self.dirty.insert(Row::Group(id.clone()));
@@ -311,6 +321,10 @@ impl Desk {
         let mut devices = BTreeSet::new();
         let mut is_ready = true;
         for user in roster.members().members.keys() {
+            // The server has taken it out, and its administrator is about to sign that.
+            if !self.is_served(&roster.members().group, user) {
+                continue;
+            }
             let is_changed =
                 self.contacts.get(user).is_some_and(|known| known.stored.offered.is_some());
             if is_changed {

@@ -38,6 +38,7 @@ impl Desk {
             sent_at_ms: message.sent_at_ms,
             bytes: message.envelope.to_vec(),
             is_opened: false,
+            roster_version: None,
             since_ms: now_ms,
             is_looked_up: false,
         };
@@ -113,7 +114,7 @@ impl Desk {
     fn read(&mut self, now_ms: u64, ledger: &mut Ledger, held: Held) -> Outcome {
         if held.is_opened {
             return match Payload::decode(&held.bytes) {
-                Ok(payload) => self.handle(now_ms, ledger, held, payload, None),
+                Ok(payload) => self.handle(now_ms, ledger, held, payload),
                 Err(fault) => Outcome::Refuse(fault),
             };
         }
@@ -126,8 +127,8 @@ impl Desk {
         match opened {
             Ok((plaintext, roster_version)) => match Payload::decode(&plaintext) {
                 Ok(payload) => {
-                    let held = Held { bytes: plaintext, is_opened: true, ..held };
-                    self.handle(now_ms, ledger, held, payload, roster_version)
+                    let held = Held { bytes: plaintext, is_opened: true, roster_version, ..held };
+                    self.handle(now_ms, ledger, held, payload)
                 }
                 Err(fault) => Outcome::Refuse(fault),
             },
@@ -198,7 +199,6 @@ impl Desk {
         ledger: &mut Ledger,
         held: Held,
         payload: Payload,
-        roster_version: Option<u64>,
     ) -> Outcome {
         let Some(conversation) = self.place(&held, &payload.conversation) else {
             return Outcome::Refuse(Fault::Altered);
@@ -222,14 +222,18 @@ impl Desk {
         let news = match payload.content {
             Content::Text(text) => {
                 let clock = self.clocks.entry(conversation.clone()).or_default();
+                if clock.has_of(&by, &payload.stamp.id) {
+                    return Outcome::Done(None);
+                }
                 let missing = match clock.observe(&payload.stamp) {
                     Ok(missing) => missing,
                     Err(fault) => return Outcome::Refuse(fault),
                 };
+                clock.note_of(&by, &payload.stamp.id);
                 self.dirty.insert(Row::Clock(conversation.clone()));
                 Some(News::Text(Text {
                     id: payload.stamp.id,
-                    is_for_old_members: self.is_old(&conversation, roster_version),
+                    is_for_old_members: self.is_old(&conversation, held.roster_version),
                     conversation,
                     from: by,
                     text,

@@ -15,8 +15,8 @@
 //! such as the keychain of the phone.
 //!
 //! Modules from the app inwards: [`news`], what the app is told; the errands, which ask the server's
-//! directory; the desk, all of the logic without network or waiting: outgoing, incoming, the
-//! directory and groups; the rows it keeps.
+//! directory; the desk, all of the logic without network or waiting: outgoing, what was
+//! posted and may have to be again, incoming, the directory and groups; the rows it keeps.
 
 use std::sync::Arc;
 
@@ -39,6 +39,7 @@ pub mod news;
 mod errand;
 pub(crate) mod desk;
 mod outgoing;
+mod posted;
 mod incoming;
 pub(crate) mod directory;
 mod group;

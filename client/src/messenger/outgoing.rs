@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 use ringpost_protocol::limits::ENVELOPE_BYTES_MAX;
-use ringpost_protocol::message::{Recipient, RejectCode, SendBody};
+use ringpost_protocol::message::{Recipient, RejectCode, SendBody, SkipReason};
 
 use super::desk::Desk;
 use super::directory::Wish;
 use super::news::{Conversation, MessageId, News};
+use super::posted::Stale;
 use super::row::{Row, Tracked, Waiting};
 use crate::e2ee::clock::Stamp;
 use crate::e2ee::{Content, Fault, Pair, Payload};
@@ -68,7 +69,7 @@ impl Desk {
         let payload =
             Payload { conversation: to.clone(), stamp, written_ms: now_ms, content }.encode()?;
         let message = is_text.then_some(id);
-        self.queue(Waiting { to, payload, message, is_synced: true })?;
+        self.queue(Waiting { to, payload, message, is_synced: true, except: vec![], tries: 0 })?;
         Ok(id)
     }
 
@@ -84,7 +85,8 @@ impl Desk {
         let payload =
             Payload { conversation: about, stamp, written_ms: now_ms, content }.encode()?;
         let to = Conversation::Direct(to.clone());
-        self.queue(Waiting { to, payload, message: None, is_synced: false })
+        let (message, is_synced) = (None, false);
+        self.queue(Waiting { to, payload, message, is_synced, except: vec![], tries: 0 })
     }
 
     fn queue(&mut self, waiting: Waiting) -> Result<(), WriteFault> {
@@ -110,7 +112,7 @@ impl Desk {
                 self.waiting.insert(row, waiting);
                 continue;
             }
-            match self.post(now_ms, ledger, &waiting) {
+            match self.post(now_ms, ledger, row, &waiting) {
                 Err(Stop::NotYet) => {
                     blocked.insert(waiting.to.clone());
                     self.waiting.insert(row, waiting);
@@ -133,10 +135,11 @@ impl Desk {
         &mut self,
         now_ms: u64,
         ledger: &mut Ledger,
+        row: u64,
         waiting: &Waiting,
     ) -> Result<(), Stop> {
         match &waiting.to {
-            Conversation::Group(group) => self.post_group(now_ms, ledger, group, waiting),
+            Conversation::Group(group) => self.post_group(now_ms, ledger, group, row, waiting),
             Conversation::Direct(user) => {
                 let mut devices = self.partners(now_ms, user)?;
                 if devices.is_empty() && user != self.own_user() {
@@ -149,6 +152,10 @@ impl Desk {
                 if *user == own && is_upkeep && devices.len() < self.own_others() {
                     return Err(Stop::NotYet);
                 }
+                devices.retain(|device| !waiting.except.contains(device));
+                if devices.is_empty() && waiting.tries > 0 {
+                    return Err(Stop::Never(Fault::UnknownDevice));
+                }
                 if waiting.is_synced && *user != own {
                     devices.extend(self.partners(now_ms, &own)?);
                 }
@@ -158,8 +165,7 @@ impl Desk {
                 {
                     self.tell(ledger, &News::Sent { message });
                 }
-                let tracked = waiting.message.map(|message| (message, waiting.to.clone()));
-                self.post_to(ledger, &devices, &waiting.payload, tracked)
+                self.post_to(ledger, &devices, row, waiting)
             }
         }
     }
@@ -181,6 +187,10 @@ impl Desk {
             return Err(Stop::NotYet);
         };
         if known.stored.offered.is_some() {
+            return Err(Stop::NotYet);
+        }
+        if self.wishes.is_stale(user, known.contact.list().version) {
+            self.wishes.want(Wish::GetList(user.clone()));
             return Err(Stop::NotYet);
         }
         let own = self.own_party();
@@ -211,9 +221,10 @@ impl Desk {
         &mut self,
         ledger: &mut Ledger,
         devices: &[DeviceAddress],
-        payload: &[u8],
-        tracked: Option<(MessageId, Conversation)>,
+        row: u64,
+        waiting: &Waiting,
     ) -> Result<(), Stop> {
+        let payload = &waiting.payload[..];
         if !ledger.has_room(devices.len(), devices.len() * (payload.len() + ENVELOPE_ADDED_BYTES)) {
             return Err(Stop::NotYet);
         }
@@ -225,17 +236,22 @@ impl Desk {
             let envelopes = by_user.entry(address.user.clone()).or_default();
             envelopes.push((address.device.clone(), envelope.into()));
         }
+        let tracked = waiting.message.map(|message| (message, waiting.to.clone()));
         for (user, envelopes) in by_user {
+            let device_list_version = self.list_version(&user);
             let is_recipient = |to: &Conversation| *to == Conversation::Direct(user.clone());
             let mut tracked = tracked.clone().filter(|(_, to)| is_recipient(to));
             for envelopes in fitting(envelopes) {
                 let to = Recipient::User(user.clone());
                 let body = SendBody::PerDevice(envelopes);
-                let id = enqueue(ledger, to, body);
+                let options = SendOptions { device_list_version, ..SendOptions::default() };
+                let id = enqueue(ledger, to, body, options);
                 // The parts are one message, of which the app is told once.
                 self.track(id, tracked.take());
+                self.note_part(id, row, device_list_version);
             }
         }
+        self.note_posted(row, waiting.clone(), devices.to_vec(), 0);
         Ok(())
     }
 
@@ -254,6 +270,10 @@ impl Desk {
 
     pub(super) fn note_sent(&mut self, sent: Sent) -> Option<News> {
         self.is_drain_due = true;
+        let is_stale =
+            |(_, _, reason): &(UserId, DeviceId, SkipReason)| *reason == SkipReason::Stale;
+        let is_stale = sent.skipped.iter().any(is_stale);
+        self.settle_part(sent.id, &sent.to, is_stale.then_some(Stale::Devices));
         let tracked = self.tracked.get_mut(&sent.id.0)?;
         tracked.send_seq = Some(sent.send_seq.0);
         let skipped = sent.skipped.into_iter();
@@ -264,13 +284,24 @@ impl Desk {
 
     pub(super) fn note_refused(&mut self, refused: &Refused) -> Option<News> {
         self.is_drain_due = true;
+        let stale = match refused.code {
+            RejectCode::StaleDevices => Some(Stale::AllDevices),
+            RejectCode::StaleRoster => Some(Stale::Roster),
+            _ => None,
+        };
+        let is_repeated = self.settle_part(refused.id, &refused.to, stale);
         let tracked = self.tracked.remove(&refused.id.0)?;
         self.dirty.insert(Row::Tracked(refused.id.0));
+        if is_repeated {
+            return None;
+        }
         let reason = match refused.code {
             RejectCode::UnknownRecipient => "The server does not know whom this is for.",
             RejectCode::Blocked => "You cannot write to this contact.",
             RejectCode::NotAMember => "You are not a member of this group.",
             RejectCode::TooLarge => "This is longer than the server takes.",
+            RejectCode::StaleRoster => "The members of this group change too fast.",
+            RejectCode::StaleDevices => "The devices of this contact change too fast.",
             _ => "The server does not take this.",
         };
         Some(News::NotSent { message: tracked.message, reason: reason.into() })
@@ -321,8 +352,13 @@ impl Desk {
 }
 
 /// The caller has looked for room.
-pub(super) fn enqueue(ledger: &mut Ledger, to: Recipient, body: SendBody) -> SendId {
-    let send = NewSend { to, body, options: SendOptions::default() };
+pub(super) fn enqueue(
+    ledger: &mut Ledger,
+    to: Recipient,
+    body: SendBody,
+    options: SendOptions,
+) -> SendId {
+    let send = NewSend { to, body, options };
     ledger.enqueue(send).expect("there is room, and envelopes are within the bounds")
 }
 

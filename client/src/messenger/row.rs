@@ -21,6 +21,8 @@ pub(super) enum Row {
     Waiting(u64),
     Held(u64),
     Tracked(u64),
+    Posted(u64),
+    Part(u64),
 }
 
 /// As it is written; the same encoding as [`Record`].
@@ -35,6 +37,8 @@ pub(super) enum RecordRef<'a> {
     Waiting(u64, &'a Waiting),
     Held(u64, &'a Held),
     Tracked(u64, &'a Tracked),
+    Posted(u64, &'a Posted),
+    Part(u64, &'a Part),
 }
 
 #[derive(Deserialize)]
@@ -48,6 +52,8 @@ pub(super) enum Record {
     Waiting(u64, Waiting),
     Held(u64, Held),
     Tracked(u64, Tracked),
+    Posted(u64, Posted),
+    Part(u64, Part),
 }
 
 /// Who we are.
@@ -96,7 +102,7 @@ pub(crate) enum Step {
 }
 
 /// A message that is not encrypted yet.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Waiting {
     pub(super) to: Conversation,
     #[serde(with = "hex")]
@@ -105,6 +111,34 @@ pub(super) struct Waiting {
     pub(super) message: Option<MessageId>,
     /// Own other devices get it as well.
     pub(super) is_synced: bool,
+    /// Devices that it has been sent to already.
+    #[serde(default)]
+    pub(super) except: Vec<DeviceAddress>,
+    /// So often it has been encrypted for devices or members that were not the present ones.
+    #[serde(default)]
+    pub(super) tries: u8,
+}
+
+/// A message in the outbox, as it was before it was encrypted.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Posted {
+    pub(super) waiting: Waiting,
+    /// Whom it was encrypted for; none: for a group.
+    pub(super) devices: Vec<DeviceAddress>,
+    /// Of a group.
+    pub(super) roster_version: u64,
+    /// Users of whom other devices are to get it: it waits for those anew.
+    pub(super) repeated_for: BTreeSet<UserId>,
+    /// Its Sends that are not answered.
+    #[serde(skip)]
+    pub(super) parts: usize,
+}
+
+/// One Send of it, by the outbox entry.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Part {
+    pub(super) posted: u64,
+    pub(super) device_list_version: u64,
 }
 
 /// A message that cannot be opened, or used, yet.
@@ -117,6 +151,9 @@ pub(super) struct Held {
     #[serde(with = "hex")]
     pub(super) bytes: Vec<u8>,
     pub(super) is_opened: bool,
+    /// Once opened, of a group: whom it was written for.
+    #[serde(default)]
+    pub(super) roster_version: Option<u64>,
     pub(super) since_ms: u64,
     /// The sender's device list was fetched after it came.
     pub(super) is_looked_up: bool,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::desk::Desk;
 use super::news::Conversation;
 use super::outgoing::{Stop, WriteFault};
+use super::posted::FLEETING;
 use super::row::Waiting;
 use crate::e2ee::clock::Stamp;
 use crate::e2ee::{Content, Payload};
@@ -86,8 +87,8 @@ impl Desk {
         let content = Content::Typing(is_typing);
         let payload = Payload { conversation: to.clone(), stamp, written_ms: now_ms, content };
         let payload = payload.encode()?;
-        let hint = Waiting { to, payload, message: None, is_synced: false };
-        let is_sent = match self.post(now_ms, ledger, &hint) {
+        let hint = Waiting { to, payload, message: None, is_synced: false, except: vec![], tries: 0 };
+        let is_sent = match self.post(now_ms, ledger, FLEETING, &hint) {
             Ok(()) => true,
             Err(Stop::NotYet) => false,
             Err(Stop::Never(fault)) => return Err(fault.into()),

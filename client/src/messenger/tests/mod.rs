@@ -4,5 +4,6 @@ mod attacks;
 mod devices;
 mod direct;
 mod groups;
+mod stale;
 mod verify;
 mod world;

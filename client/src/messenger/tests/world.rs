@@ -13,8 +13,8 @@ use ringpost_protocol::id::{
 };
 use ringpost_protocol::limits::FRAME_BYTES_MAX;
 use ringpost_protocol::message::{
-    DeliverHead, DeliveredHead, Limits, Mode, Outcome, Recipient, RejectCode, Request, SendBody,
-    SendRequest, Welcome, put_caught_up, put_outcome,
+    DeliverHead, DeliveredHead, DeviceList, Limits, Mode, Outcome, Recipient, RejectCode, Request,
+    SendBody, SendRequest, SkipReason, Welcome, put_caught_up, put_device_list, put_outcome,
 };
 use ringpost_protocol::session::{ClientHello, ClientSession, ServerSession};
 
@@ -79,6 +79,12 @@ pub(super) struct Server {
     mailboxes: BTreeMap<DeviceAddress, Mailbox>,
     pub(super) lists: BTreeMap<UserId, Vec<u8>>,
     list_versions: BTreeMap<UserId, u64>,
+    list_devices: BTreeMap<UserId, Vec<DeviceId>>,
+    roster_versions: BTreeMap<UserId, u64>,
+    /// Sends that were refused, or stored for some devices only, as they were out of date.
+    pub(super) stale_sends: usize,
+    /// Does not push the lists that senders do not know.
+    pub(super) is_silent: bool,
     pub(super) keys: BTreeMap<DeviceAddress, Keys>,
     pub(super) groups: BTreeMap<UserId, BTreeSet<UserId>>,
     /// Everything that went through it.
@@ -314,13 +320,14 @@ impl Server {
                 self.keys.insert(from.clone(), Keys { identity: *identity, signed, one_time });
                 Answer::Done
             }
-            Errand::PutList { version, signed, .. } => {
+            Errand::PutList { version, signed, devices } => {
                 let stored = self.list_versions.get(&from.user).copied().unwrap_or(0);
                 if *version != stored + 1 {
                     return Answer::Refused("conflict".into());
                 }
                 self.list_versions.insert(from.user.clone(), *version);
                 self.lists.insert(from.user.clone(), signed.clone());
+                self.list_devices.insert(from.user.clone(), devices.clone());
                 Answer::Done
             }
             Errand::GetList(user) => {
@@ -331,6 +338,12 @@ impl Server {
                 let bundles = devices.iter().filter_map(|device| self.bundle(user, device));
                 Answer::Bundles(bundles.collect())
             }
+            Errand::GetRoster(group) => match self.groups.get(group) {
+                Some(members) if members.contains(&from.user) => {
+                    Answer::Roster(self.roster_version(group), members.clone())
+                }
+                _ => Answer::Refused("no member".into()),
+            },
             // Not sent: the server would end the connection.
             Errand::Group(_, Step::Add(users)) if users.is_empty() => {
                 unanswered(errand, &CallError::Invalid(CallFault::Missing("users").into()))
@@ -354,8 +367,13 @@ impl Server {
         Some((device.clone(), Bundle::new(keys.identity, keys.signed, one_time)))
     }
 
+    fn roster_version(&self, group: &UserId) -> u64 {
+        self.roster_versions.get(group).copied().unwrap_or(1)
+    }
+
     fn change(&mut self, from: &DeviceAddress, group: &UserId, step: &Step) {
         let members = self.groups.entry(group.clone()).or_default();
+        let before = members.clone();
         match step {
             Step::Create(users) => {
                 members.insert(from.user.clone());
@@ -364,6 +382,9 @@ impl Server {
             Step::Add(users) => members.extend(users.iter().cloned()),
             Step::Remove(users) => members.retain(|user| !users.contains(user)),
             Step::Leave => drop(members.remove(&from.user)),
+        }
+        if *members != before {
+            *self.roster_versions.entry(group.clone()).or_default() += 1;
         }
     }
 
@@ -376,6 +397,7 @@ impl Server {
         self.deliver(&phone.address, conn, &mut down);
         session.handle_data(now_ms, &mut BytesMut::from(&down[..])).unwrap();
         while let Some(event) = session.poll_event() {
+            phone.desk.handle_event(&mut phone.ledger, &event);
             phone.ledger.handle_event(now_ms, event).unwrap();
         }
     }
@@ -404,13 +426,27 @@ impl Server {
                 }
                 Some(Request::Send(send)) => {
                     let send_seq = send.send_seq;
+                    let stale = self.stale_list(&send);
                     let outcome = self.take(from, send);
                     put_outcome(out, send_seq, &outcome);
+                    if let Some(list) = stale.filter(|_| !self.is_silent) {
+                        put_device_list(out, list);
+                    }
                 }
                 Some(Request::Ack { up_to }) => self.acknowledge(from, up_to),
                 _ => {}
             }
         }
+    }
+
+    /// The present list, if a sender does not know it.
+    fn stale_list(&self, send: &SendRequest) -> Option<DeviceList> {
+        let Recipient::User(user) = &send.to else { return None };
+        let version = *self.list_versions.get(user)?;
+        let is_stale = send.device_list_version != 0 && send.device_list_version < version;
+        let (devices, signed_list) =
+            (self.list_devices[user].clone(), self.lists[user].clone().into());
+        is_stale.then(|| DeviceList { user: user.clone(), version, devices, signed_list })
     }
 
     fn take(&mut self, from: &DeviceAddress, send: SendRequest) -> Outcome {
@@ -437,8 +473,29 @@ impl Server {
             }
             other => panic!("a messenger does not send {other:?}"),
         };
+        let is_old = send.roster_version != 0
+            && group
+                .as_ref()
+                .is_some_and(|group| self.roster_version(group) != send.roster_version);
+        let present = self.stale_list(&send);
+        self.stale_sends += usize::from(is_old || present.is_some());
+        let mut skipped = Vec::new();
+        if let Some(DeviceList { user, devices, .. }) = &present {
+            let named = |device: &DeviceId| to.iter().any(|(to, _)| to.device == *device);
+            let missing = devices.iter().filter(|device| {
+                !named(device) && !(from.user == *user && from.device == **device)
+            });
+            let gone = to.iter().map(|(to, _)| &to.device).filter(|of| !devices.contains(of));
+            skipped.extend(
+                missing.chain(gone).cloned().map(|of| (user.clone(), of, SkipReason::Stale)),
+            );
+        }
         let mut stored_count = 0;
         for (to, envelope) in to {
+            let is_gone = present.as_ref().is_some_and(|list| !list.devices.contains(&to.device));
+            if is_old || is_gone {
+                continue;
+            }
             self.seen.push(envelope.clone());
             let Some(mailbox) = self.mailboxes.get_mut(&to) else { continue };
             let (send_seq, number) = (send.send_seq, send.message_number);
@@ -447,8 +504,14 @@ impl Server {
             stored_count += 1;
         }
         let outcome = match stored_count {
+            0 if is_old => {
+                Outcome::Rejected { code: RejectCode::StaleRoster, retry_after_ms: None }
+            }
+            0 if present.is_some() => {
+                Outcome::Rejected { code: RejectCode::StaleDevices, retry_after_ms: None }
+            }
             0 => Outcome::Rejected { code: RejectCode::UnknownRecipient, retry_after_ms: None },
-            _ => Outcome::Accepted { server_time_ms: 1, skipped: Vec::new() },
+            _ => Outcome::Accepted { server_time_ms: 1, skipped },
         };
         let mailbox = self.mailboxes.get_mut(from).unwrap();
         mailbox.outcomes.insert(send.send_seq, outcome.clone());
