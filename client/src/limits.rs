@@ -114,6 +114,12 @@ pub const PAYLOAD_BYTES_MIN: usize = 64;
 pub const CONTACTS_MAX: usize = 4_096;
 /// Groups of one user.
 pub const GROUPS_MAX: usize = 512;
+/// Of these, groups that others have put the user into.
+pub const GROUPS_OF_OTHERS_MAX: usize = 384;
+/// Groups that one other user has put the user into.
+pub const GROUPS_PER_VOUCHER_MAX: usize = 64;
+/// Ids of groups remembered that the user has left, and that may still be written to.
+pub const LEFT_GROUPS_REMEMBERED_MAX: usize = 256;
 /// Messages that wait for keys, or for room in the outbox.
 pub const WAITING_ROWS_MAX: usize = 1_024;
 /// Bytes of these.

@@ -1,6 +1,7 @@
 //! People who use the messenger: everything encrypted, nothing set up by hand.
 
 use ringpost_client::messenger::{Conversation, News};
+use ringpost_protocol::id::DeviceId;
 
 use crate::support::app::{App, id, register};
 use crate::support::gateway::{Gateway, Settings};
@@ -94,4 +95,79 @@ async fn first_message_without_a_one_time_key_is_read() {
     app.read("hello").await;
     app.published().await;
     app.close().await;
+}
+
+/// Bob knows one list of Alice's devices and writes while she has another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_reaches_a_device_that_its_writer_did_not_know_and_not_one_that_is_gone() {
+    let gateway = Gateway::start(Settings::default());
+    let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
+    let place = Place::new();
+    let mut phone = App::open(&gateway, &alice, "phone", &place.file("phone")).await;
+    phone.published().await;
+    let writer = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
+    writer.send(&alice, "for one").await;
+    phone.read("for one").await;
+
+    let mut tablet = App::open(&gateway, &alice, "tablet", &place.file("tablet")).await;
+    phone.link(&mut tablet).await;
+    for text in ["for both", "and once more"] {
+        writer.send(&alice, text).await;
+    }
+    for device in [&mut phone, &mut tablet] {
+        device.read("and once more").await;
+        let texts = device.news.iter().filter(|news| matches!(news, News::Text(_)));
+        assert!(texts.count() <= 3, "{:?}", device.news);
+    }
+    assert!(tablet.news.iter().any(|it| matches!(it, News::Text(it) if it.text == "for both")));
+
+    tablet.close().await;
+    phone.messenger.remove_device(&DeviceId::new("tablet").unwrap()).await.unwrap();
+    phone.wait_devices(&alice, 1).await;
+    writer.send(&alice, "for one again").await;
+    phone.read("for one again").await;
+    let mut tablet = App::open(&gateway, &alice, "tablet", &place.file("tablet")).await;
+    tablet.catch_up().await;
+    assert!(!tablet.texts().contains(&"for one again"), "{:?}", tablet.news);
+    assert_eq!(writer.refusals() + phone.refusals(), 0, "{:?} {:?}", writer.news, phone.news);
+}
+
+/// Everybody writes while the administrator adds and removes somebody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_to_a_group_are_for_the_members_of_the_moment() {
+    let gateway = Gateway::start(Settings::default());
+    let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
+    let carol = user_at(0, 2, "carol");
+    let place = Place::new();
+    let mut admin = App::open(&gateway, &alice, "phone", &place.file("alice")).await;
+    let mut member = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
+    let mut other = App::open(&gateway, &carol, "phone", &place.file("carol")).await;
+    for app in [&admin, &member, &other] {
+        app.published().await;
+    }
+    let group = id("family");
+    admin.messenger.create_group(&group, vec![id(&bob)]).await.unwrap();
+    member.wait("the group", |news| matches!(news, News::Group { .. })).await;
+    for round in 0..3 {
+        member.messenger.send_group(&group, &format!("for two {round}")).await.unwrap();
+        admin.read(&format!("for two {round}")).await;
+        admin.messenger.add_members(&group, vec![id(&carol)]).await.unwrap();
+        // At once, whichever roster it has: it is read by both, or by Alice alone.
+        member.messenger.send_group(&group, &format!("between {round}")).await.unwrap();
+        other.wait("in", |news| matches!(news, News::Group { is_member: true, .. })).await;
+        admin.read(&format!("between {round}")).await;
+        member
+            .wait("three", |it| matches!(it, News::Group { members, .. } if members.len() == 3))
+            .await;
+        member.messenger.send_group(&group, &format!("for three {round}")).await.unwrap();
+        admin.read(&format!("for three {round}")).await;
+        other.read(&format!("for three {round}")).await;
+        admin.messenger.remove_members(&group, vec![id(&carol)]).await.unwrap();
+        other.wait("out", |news| matches!(news, News::Group { is_member: false, .. })).await;
+    }
+    let is_for_two = |news: &News| matches!(news, News::Text(it) if it.text.starts_with("for two"));
+    assert!(!other.news.iter().any(is_for_two), "{:?}", other.news);
+    for app in [&admin, &member, &other] {
+        assert_eq!(app.refusals(), 0, "{:?}", app.news);
+    }
 }

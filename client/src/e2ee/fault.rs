@@ -93,6 +93,8 @@ pub enum Fault {
     RosterBehind { theirs: u64, ours: u64 },
     #[error("This person is not a member of the group.")]
     NotMember,
+    #[error("You are in as many groups as this device keeps. Leave some to be added to others.")]
+    TooManyGroups,
     #[error("The key for this member's messages to the group has not arrived.")]
     NoSenderKey,
     #[error("The key of the group is used up or out of date and must be renewed before sending.")]

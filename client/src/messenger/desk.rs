@@ -6,7 +6,7 @@
 //!
 //! Call [`Desk::turn`] before each [`Ledger::begin_commit`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -106,7 +106,8 @@ impl Desk {
         let keys = OwnKeys { identity, prekeys: PreKeys::new(now_ms, rng) };
         let user = IdentityKey::random(rng);
         let link = Some(rand::random());
-        let own = Own { address, user, keys, is_list_published: false, link };
+        let (changes, left) = (VecDeque::new(), VecDeque::new());
+        let own = Own { address, user, keys, is_list_published: false, link, changes, left };
         Self {
             key,
             own,
@@ -242,6 +243,7 @@ impl Desk {
         if std::mem::take(&mut self.is_drain_due) {
             self.drain(now_ms, ledger);
         }
+        self.forget_left();
         self.flush(ledger);
         if self.take_fresh() {
             self.errands.notify_one();

@@ -18,7 +18,7 @@ use super::directory::Wish;
 use super::incoming::Outcome;
 use super::news::{Conversation, News};
 use super::outgoing::WriteFault;
-use super::row::{Held, Row};
+use super::row::{Held, ListChange, Row};
 use crate::e2ee::{Content, DeviceList, Fault, IdentityKey, PublicIdentity, hex, unhex};
 use crate::ledger::Ledger;
 use crate::limits::{LISTS_BYTES_MAX, WAITING_ROWS_MAX};
@@ -40,22 +40,29 @@ impl Desk {
     }
 
     /// The old device has read the code of a new one.
-    pub(crate) fn link_device(&mut self, now_ms: u64, code: &str) -> Result<(), WriteFault> {
+    pub(crate) fn link_device(&mut self, code: &str) -> Result<(), WriteFault> {
         let code = Code::read(code).ok_or(Fault::Malformed(CODE))?;
         let is_own_user = code.user == *self.own_user();
         if !is_own_user || self.own.address.device == code.device || self.own.link.is_some() {
             return Err(Fault::UnknownDevice.into());
         }
-        if self.waiting.len() * 2 > WAITING_ROWS_MAX {
-            return Err(WriteFault::QueueFull);
-        }
-        let mut list = self.own_list()?;
-        list.devices.insert(code.device, code.identity);
-        self.sign_list(list)?;
+        let Code { device, identity, secret, .. } = code;
+        self.change_list(ListChange::Link { device, identity, secret })
+    }
+
+    /// What the new device needs to know. Where there is no room for all of it, it knows less.
+    fn welcome_device(&mut self, now_ms: u64, secret: [u8; 32]) -> Result<(), WriteFault> {
         let own = self.own_user().clone();
-        let link = [code.secret, *self.own.user.seed()].concat();
+        let link = [secret, *self.own.user.seed()].concat();
         self.instruct(now_ms, &own, Conversation::Direct(own.clone()), Content::Link(link))?;
-        self.send_lists(now_ms)?;
+        if self.send_lists(now_ms).and_then(|()| self.send_rosters(now_ms)).is_err() {
+            tracing::warn!("no room to tell the new device of all contacts and groups");
+        }
+        Ok(())
+    }
+
+    fn send_rosters(&mut self, now_ms: u64) -> Result<(), WriteFault> {
+        let own = self.own_user().clone();
         let rosters: Vec<(UserId, Vec<u8>)> = self
             .groups
             .iter()
@@ -64,26 +71,101 @@ impl Desk {
         for (id, roster) in rosters {
             self.instruct(now_ms, &own, Conversation::Group(id), Content::Roster(roster))?;
         }
-        self.announce_list(now_ms)
+        Ok(())
     }
 
     /// A device that was lost, or is not used any more: nobody who has the next list writes to it. It
     /// still knows the user's identity key.
-    pub(crate) fn remove_device(
-        &mut self,
-        now_ms: u64,
-        device: &DeviceId,
-    ) -> Result<(), WriteFault> {
-        let mut list = self.own_list()?;
-        if list.devices.remove(device).is_none() {
+    pub(crate) fn remove_device(&mut self, device: &DeviceId) -> Result<(), WriteFault> {
+        let known = self.contacts.get(self.own_user()).ok_or(Fault::UnknownDevice)?;
+        if !known.contact.list().devices.contains_key(device) {
             return Err(Fault::UnknownDevice.into());
         }
-        self.sign_list(list)?;
+        self.change_list(ListChange::Remove(device.clone()))
+    }
+
+    /// It is in force, and told, once the server has it.
+    fn change_list(&mut self, change: ListChange) -> Result<(), WriteFault> {
+        if self.own.changes.len() >= DEVICES_PER_USER_MAX {
+            return Err(WriteFault::QueueFull);
+        }
+        self.own.changes.push_back(change);
+        let mut list = self.own_list()?;
+        self.own.changes.iter().for_each(|change| apply(change, &mut list));
+        if list.devices.is_empty() || list.devices.len() > DEVICES_PER_USER_MAX {
+            self.own.changes.pop_back();
+            return Err(Fault::Malformed(CODE).into());
+        }
+        self.dirty.insert(Row::Own);
+        self.wishes.want(Wish::PutList);
+        Ok(())
+    }
+
+    /// The own list with the next change, to be put; `None`: nothing is to be put.
+    pub(super) fn next_own_list(&self) -> Option<(DeviceList, Vec<u8>)> {
+        let contact = &self.contacts.get(self.own_user())?.contact;
+        if !self.own.is_list_published {
+            return Some((contact.list().clone(), contact.encoded().to_vec()));
+        }
+        let mut list = self.own_list().ok()?;
+        apply(self.own.changes.front()?, &mut list);
+        let signed = list.sign(&self.own.user).ok()?;
+        Some((list, signed))
+    }
+
+    /// The server has this list of ours.
+    pub(super) fn take_own_list(&mut self, signed: &[u8]) {
+        let own = self.own_user().clone();
+        let Some(known) = self.contacts.get_mut(&own) else { return };
+        if let Ok(removed) = known.update(signed) {
+            self.dirty.insert(Row::Contact(own.clone()));
+            self.forget_devices(&own, removed);
+        }
+        self.note_own_list();
+    }
+
+    /// Tells of changes that are in force, whichever device has put them there, and drops those that
+    /// cannot be made any more.
+    pub(super) fn settle_changes(&mut self, now_ms: u64) {
+        while let Some(change) = self.own.changes.front().cloned() {
+            let Ok(list) = self.own_list() else { return };
+            let mut next = list.clone();
+            apply(&change, &mut next);
+            let is_possible = (1..=DEVICES_PER_USER_MAX).contains(&next.devices.len());
+            if is_possible && next.devices != list.devices || !self.own.is_list_published {
+                return;
+            }
+            if is_possible && self.tell_change(now_ms, &change).is_err() {
+                // No room.
+                self.wishes.put_off(&Wish::PutList, now_ms);
+                return;
+            }
+            self.own.changes.pop_front();
+            self.dirty.insert(Row::Own);
+            if self.own.changes.is_empty() {
+                self.wishes.end(&Wish::PutList);
+            }
+        }
+    }
+
+    fn tell_change(&mut self, now_ms: u64, change: &ListChange) -> Result<(), WriteFault> {
+        if self.waiting.len() * 2 > WAITING_ROWS_MAX {
+            return Err(WriteFault::QueueFull);
+        }
         let own = self.own_user().clone();
         let known = self.contacts.get(&own).ok_or(Fault::UnknownDevice)?;
         let lists = vec![known.contact.encoded().to_vec()];
-        self.instruct(now_ms, &own, Conversation::Direct(own.clone()), Content::Lists(lists))?;
-        self.announce_list(now_ms)
+        match change {
+            ListChange::Link { secret, .. } => self.welcome_device(now_ms, *secret)?,
+            ListChange::Remove(_) => {
+                let about = Conversation::Direct(own.clone());
+                self.instruct(now_ms, &own, about, Content::Lists(lists))?;
+            }
+        }
+        if self.announce_list(now_ms).is_err() {
+            tracing::debug!("no room to tell others of a new list; the server does");
+        }
+        Ok(())
     }
 
     /// The own list to all others with whom there is a session. Of very many the last ones hear of it
@@ -111,21 +193,6 @@ impl Desk {
         let mut list = own.contact.list().clone();
         list.version += 1;
         Ok(list)
-    }
-
-    fn sign_list(&mut self, list: DeviceList) -> Result<(), Fault> {
-        if list.devices.len() > DEVICES_PER_USER_MAX {
-            return Err(Fault::Malformed(CODE));
-        }
-        let signed = list.sign(&self.own.user)?;
-        let own = self.own_user().clone();
-        let known = self.contacts.get_mut(&own).ok_or(Fault::UnknownDevice)?;
-        let removed = known.update(&signed)?;
-        self.forget_devices(&own, removed);
-        self.own.is_list_published = false;
-        self.dirty.extend([Row::Own, Row::Contact(own)]);
-        self.wishes.want(Wish::PutList);
-        Ok(())
     }
 
     /// To the own other devices: all lists that are known here.
@@ -208,6 +275,15 @@ impl Desk {
             tracing::debug!("no room to tell others of a new list; the server does");
         }
         Outcome::Done(None)
+    }
+}
+
+fn apply(change: &ListChange, list: &mut DeviceList) {
+    match change {
+        ListChange::Link { device, identity, .. } => {
+            list.devices.insert(device.clone(), *identity);
+        }
+        ListChange::Remove(device) => drop(list.devices.remove(device)),
     }
 }
 

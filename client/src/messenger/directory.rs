@@ -99,6 +99,12 @@ impl Wishes {
         self.keyless.get(device).is_some_and(|until_ms| now_ms < *until_ms)
     }
 
+    /// Done: when it is wanted again, the errands hear of it.
+    pub(super) fn end(&mut self, wish: &Wish) {
+        self.wanted.remove(wish);
+        self.put_off.remove(wish);
+    }
+
     /// There is a newer list than this one.
     pub(super) fn note_stale(&mut self, user: &UserId, version: u64) {
         self.stale.insert(user.clone(), version);
@@ -114,7 +120,7 @@ impl Wishes {
     }
 
     /// Gives the time before which it is not tried again.
-    fn put_off(&mut self, wish: &Wish, now_ms: u64) -> u64 {
+    pub(super) fn put_off(&mut self, wish: &Wish, now_ms: u64) -> u64 {
         let (until_ms, count) = self.put_off.entry(wish.clone()).or_default();
         let wait_ms = (DIRECTORY_RETRY_MS_MIN << (*count).min(20)).min(DIRECTORY_RETRY_MS_MAX);
         (*until_ms, *count) = (now_ms + wait_ms, *count + 1);
@@ -130,7 +136,7 @@ impl Wishes {
 impl Desk {
     pub(super) fn wish_at_start(&mut self) {
         self.wishes.want(Wish::CountKeys);
-        if !self.own.is_list_published {
+        if !self.own.is_list_published || !self.own.changes.is_empty() {
             self.wishes.want(Wish::PutList);
         }
         for (id, group) in &self.groups {
@@ -192,6 +198,7 @@ impl Desk {
 
     /// The next thing to ask the directory for; answer it with [`Self::handle_answer`].
     pub(crate) fn next_errand(&mut self, now_ms: u64) -> Option<(Wish, Errand)> {
+        self.settle_changes(now_ms);
         self.want_renewals(now_ms);
         // Who was without keys may have some by now.
         self.is_drain_due |= self.wishes.keyless.values().any(|until_ms| *until_ms <= now_ms);
@@ -228,10 +235,8 @@ impl Desk {
                 Errand::PublishKeys { identity: self.own.keys.identity.public(), keys }
             }
             Wish::PutList => {
-                let contact = &self.contacts.get(self.own_user())?.contact;
-                let list = contact.list();
+                let (list, signed) = self.next_own_list()?;
                 let devices = list.devices.keys().cloned().collect();
-                let signed = contact.encoded().to_vec();
                 Errand::PutList { version: list.version, devices, signed }
             }
             Wish::GetList(user) => Errand::GetList(user.clone()),
@@ -252,9 +257,7 @@ impl Desk {
         match (errand, answer) {
             (Errand::CountKeys, Answer::KeyCount(count)) => self.handle_key_count(count),
             (Errand::PublishKeys { keys, .. }, Answer::Done) => self.note_published(keys),
-            (Errand::PutList { .. }, Answer::Done) => {
-                self.note_own_list();
-            }
+            (Errand::PutList { signed, .. }, Answer::Done) => self.take_own_list(signed),
             // It is there already, from before a crash or from another device.
             (Errand::PutList { .. }, Answer::Refused(_)) => {
                 self.wishes.want(Wish::GetList(self.own_user().clone()));
@@ -310,6 +313,9 @@ impl Desk {
         {
             self.wishes.want(wish.clone());
         }
+        if *wish == Wish::PutList && !self.own.changes.is_empty() {
+            self.wishes.want(Wish::PutList);
+        }
     }
 
     fn note_published(&mut self, keys: &Pending) {
@@ -352,7 +358,7 @@ impl Desk {
         }
     }
 
-    fn note_own_list(&mut self) {
+    pub(super) fn note_own_list(&mut self) {
         self.own.is_list_published = true;
         // Ours is the user's identity. A list that was only offered is signed by another one.
         let identity = self.own.user.public();
@@ -361,6 +367,11 @@ impl Desk {
             self.own.link = None;
         }
         self.wishes.wanted.remove(&Wish::PutList);
+        if !self.own.changes.is_empty() {
+            // On the list that is there now.
+            self.wishes.put_off.remove(&Wish::PutList);
+            self.wishes.want(Wish::PutList);
+        }
         self.dirty.insert(Row::Own);
     }
 

@@ -22,7 +22,10 @@ use crate::e2ee::roster::{Member, Members};
 use crate::e2ee::{Content, Fault, GroupSender, MemberDevice, Opened, Payload, Roster};
 use crate::event::SendOptions;
 use crate::ledger::Ledger;
-use crate::limits::{GROUP_MEMBERS_MAX, GROUPS_MAX, WAITING_ROWS_MAX};
+use crate::limits::{
+    GROUP_MEMBERS_MAX, GROUPS_MAX, GROUPS_OF_OTHERS_MAX, GROUPS_PER_VOUCHER_MAX,
+    LEFT_GROUPS_REMEMBERED_MAX,
+};
 
 impl Desk {
     pub(crate) fn create_group(
@@ -153,9 +156,6 @@ impl Desk {
         add: &[UserId],
         remove: &[UserId],
     ) -> Result<(), WriteFault> {
-        if self.waiting.len() + 2 * GROUP_MEMBERS_MAX > WAITING_ROWS_MAX {
-            return Err(WriteFault::QueueFull);
-        }
         let own = self.own_user().clone();
         let group = self.groups.get(id).ok_or(WriteFault::UnknownGroup)?;
         let before = group.roster.as_ref();
@@ -176,6 +176,10 @@ impl Desk {
         concerned.extend(members.keys().cloned());
         let next = Members { group: id.clone(), version, parent, members };
         let signed = next.sign(&own, &self.own.user)?;
+        // All or none: the next try would sign another one.
+        if !self.has_waiting_room(concerned.len(), padded_bytes(signed.len())) {
+            return Err(WriteFault::QueueFull);
+        }
         self.follow(id, &signed, &own)?;
         for user in concerned {
             let about = Conversation::Group(id.clone());
@@ -192,7 +196,7 @@ impl Desk {
         ledger: &mut Ledger,
         id: &UserId,
     ) -> Result<(), WriteFault> {
-        if self.waiting.len() + GROUP_MEMBERS_MAX > WAITING_ROWS_MAX {
+        if !self.has_waiting_room(GROUP_MEMBERS_MAX, padded_bytes(0)) {
             return Err(WriteFault::QueueFull);
         }
         let own = self.own_user().clone();
@@ -216,9 +220,7 @@ impl Desk {
         let own = (&self.own.address.user, &identity);
         let known = self.contacts.get(voucher).ok_or(Fault::UnknownDevice)?;
         let voucher = (voucher, &known.contact.identity());
-        if !self.groups.contains_key(id) && self.groups.len() >= GROUPS_MAX {
-            return Err(Fault::NotMember);
-        }
+        self.check_group_count(id, voucher.0)?;
         let group = self.groups.get_mut(id);
         match group.and_then(|group| group.roster.as_mut().filter(|_| group.is_member)) {
             Some(roster) => roster.follow(signed)?,
@@ -227,7 +229,11 @@ impl Desk {
                 if roster.members().group != *id {
                     return Err(Fault::ForgedRoster);
                 }
-                self.groups.entry(id.clone()).or_default().roster = Some(roster);
+                let by = (voucher.0 != &self.own.address.user).then(|| voucher.0.clone());
+                let group = self.groups.entry(id.clone()).or_default();
+                (group.roster, group.by) = (Some(roster), by);
+                self.own.left.retain(|left| left != id);
+                self.dirty.insert(Row::Own);
             }
         }
         self.dirty.insert(Row::Group(id.clone()));
@@ -245,6 +251,53 @@ impl Desk {
         self.is_held_due = true;
         self.is_drain_due = true;
         Ok(())
+    }
+
+    /// Nobody fills the memory by putting us into groups.
+    fn check_group_count(&self, id: &UserId, voucher: &UserId) -> Result<(), Fault> {
+        if self.groups.contains_key(id) {
+            return Ok(());
+        }
+        let of_voucher =
+            self.groups.values().filter(|group| group.by.as_ref() == Some(voucher)).count();
+        let of_others = self.groups.values().filter(|group| group.by.is_some()).count();
+        let is_full = self.groups.len() >= GROUPS_MAX
+            || voucher != self.own_user()
+                && (of_others >= GROUPS_OF_OTHERS_MAX || of_voucher >= GROUPS_PER_VOUCHER_MAX);
+        if is_full { Err(Fault::TooManyGroups) } else { Ok(()) }
+    }
+
+    /// Groups that we are not in any more go once nothing of theirs is to be read or sent.
+    pub(super) fn forget_left(&mut self) {
+        let is_over = |(id, group): &(&UserId, &Group)| {
+            let is_left = !group.is_member && group.roster.is_some() && group.steps.is_empty();
+            let is_to = |to: &Conversation| matches!(to, Conversation::Group(to) if to == *id);
+            is_left
+                && self.held.values().all(|held| held.group.as_ref() != Some(*id))
+                && self.waiting.values().all(|waiting| !is_to(&waiting.to))
+        };
+        let over: Vec<UserId> =
+            self.groups.iter().filter(is_over).map(|(id, _)| id.clone()).collect();
+        for id in over {
+            self.groups.remove(&id);
+            let of_group = self.receivers.keys().filter(|(group, _)| *group == id);
+            for (group, device) in of_group.cloned().collect::<Vec<_>>() {
+                self.receivers.remove(&(group.clone(), device.clone()));
+                self.dirty.insert(Row::Receiver(group, device));
+            }
+            let conversation = Conversation::Group(id.clone());
+            self.clocks.remove(&conversation);
+            self.wishes.rosters.remove(&id);
+            self.dirty.extend([Row::Group(id.clone()), Row::Clock(conversation), Row::Own]);
+            self.own.left.push_back(id);
+            if self.own.left.len() > LEFT_GROUPS_REMEMBERED_MAX {
+                self.own.left.pop_front();
+            }
+        }
+    }
+
+    pub(super) fn has_left(&self, id: &UserId) -> bool {
+        self.own.left.contains(id)
     }
 
     fn group_news(&self, id: &UserId) -> News {
@@ -367,6 +420,9 @@ impl Desk {
         key: &[u8],
     ) -> Outcome {
         let Conversation::Group(id) = conversation else { return Outcome::Refuse(Fault::Altered) };
+        if self.has_left(id) {
+            return Outcome::Done(None);
+        }
         let Some(roster) = self.groups.get(id).and_then(|group| group.roster.as_ref()) else {
             return Outcome::Hold(held, Fault::NotMember);
         };
@@ -426,6 +482,11 @@ impl Desk {
         }
         Outcome::Done(None)
     }
+}
+
+/// More than a payload with so many bytes of content takes.
+fn padded_bytes(bytes: usize) -> usize {
+    2 * bytes + 1_024
 }
 
 fn check_size(members: usize) -> Result<(), Fault> {

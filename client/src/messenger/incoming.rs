@@ -165,6 +165,9 @@ impl Desk {
 
     /// A group whose first roster, or the one that names the sender, may be under way.
     fn is_roster_awaited(&self, held: &Held) -> bool {
+        if held.group.as_ref().is_some_and(|id| self.has_left(id)) {
+            return false;
+        }
         let group = held.group.as_ref().and_then(|id| self.groups.get(id));
         group.is_none_or(|group| group.roster.is_none() || group.is_member)
     }

@@ -262,7 +262,7 @@ impl Messenger {
     /// On an old device: takes a new one in, which shows this code.
     pub async fn link_device(&self, code: &str) -> Result<(), MessengerFault> {
         let code = code.to_owned();
-        Ok(self.client.on_desk(move |desk, _, now_ms| desk.link_device(now_ms, &code)).await??)
+        Ok(self.client.on_desk(move |desk, _, _| desk.link_device(&code)).await??)
     }
 
     /// A device of this user that was lost, or is not used any more. Those who know that write nothing
@@ -270,9 +270,7 @@ impl Messenger {
     /// sign lists with it until the user has another identity.
     pub async fn remove_device(&self, device: &DeviceId) -> Result<(), MessengerFault> {
         let device = device.clone();
-        let work =
-            move |desk: &mut Desk, _: &mut Ledger, now_ms| desk.remove_device(now_ms, &device);
-        Ok(self.client.on_desk(work).await??)
+        self.change(move |desk| desk.remove_device(&device)).await
     }
 
     /// As the user signed them; `None` until the list is here.

@@ -89,13 +89,18 @@ impl Desk {
         self.queue(Waiting { to, payload, message, is_synced, except: vec![], tries: 0 })
     }
 
+    /// Whether so many messages of so many bytes each may wait.
+    pub(super) fn has_waiting_room(&self, rows: usize, bytes: usize) -> bool {
+        self.waiting.len() + rows <= WAITING_ROWS_MAX
+            && self.waiting_bytes + rows * bytes <= WAITING_BYTES_MAX
+    }
+
     fn queue(&mut self, waiting: Waiting) -> Result<(), WriteFault> {
-        let bytes = self.waiting_bytes + waiting.payload.len();
-        if self.waiting.len() >= WAITING_ROWS_MAX || bytes > WAITING_BYTES_MAX {
+        if !self.has_waiting_room(1, waiting.payload.len()) {
             return Err(WriteFault::QueueFull);
         }
         let id = self.take_row();
-        self.waiting_bytes = bytes;
+        self.waiting_bytes += waiting.payload.len();
         self.waiting.insert(id, waiting);
         self.dirty.insert(Row::Waiting(id));
         self.is_drain_due = true;

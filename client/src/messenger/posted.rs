@@ -94,7 +94,9 @@ impl Desk {
             }
             (Some(stale), Recipient::User(user)) => {
                 self.note_old_list(user, part.device_list_version);
-                self.repeat_for_user(row, user, stale)
+                // The app was told that it is sent, unless nobody has it.
+                let is_told = stale == Stale::Devices || !self.tracked.contains_key(&id.0);
+                self.repeat_for_user(row, user, is_told)
             }
             (Some(_), Recipient::Group(_)) => None,
         };
@@ -127,7 +129,7 @@ impl Desk {
     }
 
     /// For the devices that it was not encrypted for.
-    fn repeat_for_user(&mut self, row: u64, user: &UserId, stale: Stale) -> Option<Waiting> {
+    fn repeat_for_user(&mut self, row: u64, user: &UserId, is_told: bool) -> Option<Waiting> {
         let posted = self.posted.get_mut(&row)?;
         // Once for all parts.
         if !posted.repeated_for.insert(user.clone()) {
@@ -137,9 +139,7 @@ impl Desk {
         let mut waiting = posted.waiting.clone();
         waiting.except.extend(posted.devices.iter().filter(|of| of.user == *user).cloned());
         let to = Conversation::Direct(user.clone());
-        // The app was told that it is sent, unless nobody has it.
-        let is_news = stale == Stale::AllDevices && waiting.to == to;
-        waiting.message = waiting.message.filter(|_| is_news);
+        waiting.message = waiting.message.filter(|_| !is_told);
         (waiting.to, waiting.is_synced) = (to, false);
         again(waiting)
     }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use ringpost_protocol::id::{DeviceAddress, UserId};
+use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::news::{Conversation, MessageId};
 use crate::e2ee::clock::CausalClock;
-use crate::e2ee::{GroupReceiver, GroupSender, IdentityKey, OwnKeys, PairState, Roster};
+use crate::e2ee::{
+    GroupReceiver, GroupSender, IdentityKey, OwnKeys, PairState, PublicIdentity, Roster,
+};
 
 /// Names a record. In the database it is a keyed hash of this.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -67,6 +69,25 @@ pub(super) struct Own {
     pub(super) is_list_published: bool,
     /// Of the code that links this device, until it is linked or turns out to be the first.
     pub(super) link: Option<[u8; 32]>,
+    /// What of the device list is to be changed at the server.
+    #[serde(default)]
+    pub(super) changes: VecDeque<ListChange>,
+    /// Groups that we have left, oldest first.
+    #[serde(default)]
+    pub(super) left: VecDeque<UserId>,
+}
+
+/// A change of the own device list. It is made on whatever list the server has, so that two devices
+/// may change it at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum ListChange {
+    /// `secret`: of the code that the new device has shown.
+    Link {
+        device: DeviceId,
+        identity: PublicIdentity,
+        secret: [u8; 32],
+    },
+    Remove(DeviceId),
 }
 
 /// A user whose device list we have; ourselves among them.
@@ -91,6 +112,9 @@ pub(super) struct Group {
     /// What the server is still to be asked for.
     pub(super) steps: VecDeque<Step>,
     pub(super) is_member: bool,
+    /// Who put us there; `None`: ourselves.
+    #[serde(default)]
+    pub(super) by: Option<UserId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

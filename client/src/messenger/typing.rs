@@ -87,7 +87,8 @@ impl Desk {
         let content = Content::Typing(is_typing);
         let payload = Payload { conversation: to.clone(), stamp, written_ms: now_ms, content };
         let payload = payload.encode()?;
-        let hint = Waiting { to, payload, message: None, is_synced: false, except: vec![], tries: 0 };
+        let hint =
+            Waiting { to, payload, message: None, is_synced: false, except: vec![], tries: 0 };
         let is_sent = match self.post(now_ms, ledger, FLEETING, &hint) {
             Ok(()) => true,
             Err(Stop::NotYet) => false,

@@ -76,7 +76,7 @@ impl Author {
     ) -> Draft {
         let ttl_ms = if self.random.chance(shape.mortal / 4) { 5_000 } else { 0 };
         let body = SendBody::Shared(self.envelope(shape, message));
-        let options = SendOptions { ttl_ms, urgent: false };
+        let options = SendOptions { ttl_ms, ..SendOptions::default() };
         let send = NewSend { to: Recipient::Group(group), body, options };
         Draft { send, named: Vec::new(), ttl_ms, roster_version }
     }

@@ -19,8 +19,7 @@ fn link_tablet(world: &mut World) {
     world.add("tablet", "alice", "tablet");
     world.settle();
     let code = world.phone("tablet").desk.link_code().unwrap();
-    let now_ms = world.now_ms;
-    world.phone("alice").desk.link_device(now_ms, &code).unwrap();
+    world.phone("alice").desk.link_device(&code).unwrap();
     world.settle();
 }
 
@@ -67,9 +66,8 @@ fn new_device_is_linked_before_its_keys_are_at_the_server() {
         }
         world.add("laptop", "alice", "laptop");
         let code = world.phone("laptop").desk.link_code().unwrap();
-        let now_ms = world.now_ms;
         let by = if others { "tablet" } else { "alice" };
-        world.phone(by).desk.link_device(now_ms, &code).unwrap();
+        world.phone(by).desk.link_device(&code).unwrap();
         world.visit(by);
         world.settle();
         assert!(world.phone("laptop").news.contains(&News::Linked), "{others}");
@@ -101,10 +99,14 @@ fn both_devices_take_part_in_groups() {
 fn removed_device_gets_nothing_more() {
     let mut world = linked();
     push_list(&mut world, "bob", "alice");
-    let now_ms = world.now_ms;
     let tablet = DeviceId::new("tablet").unwrap();
     let alice = world.phone("alice");
-    alice.desk.remove_device(now_ms, &tablet).unwrap();
+    alice.desk.remove_device(&tablet).unwrap();
+    assert!(alice.desk.take_fresh(), "the errands hear of it");
+    assert!(alice.desk.waiting.is_empty(), "told before it is in force");
+    let (_, signed) = alice.desk.next_own_list().unwrap();
+    alice.desk.take_own_list(&signed);
+    alice.desk.settle_changes(0);
     // Only this list has changed.
     let to: Vec<_> = alice.desk.waiting.values().map(|waiting| &waiting.to).collect();
     assert_eq!(to, [&with("alice"), &with("bob")]);
@@ -115,6 +117,7 @@ fn removed_device_gets_nothing_more() {
         assert_eq!(lists.len(), 1);
         assert_eq!(DeviceList::user_of(&lists[0]), Ok(id("alice")));
     }
+    world.server.put_list(&phone("alice"), signed, vec![phone("alice").device]);
     world.settle();
     // The server may keep it to itself: Bob has it from Alice.
     world.say("bob", with("alice"), "for the phone");
@@ -149,22 +152,21 @@ fn code_of_another_device_links_nothing() {
     world.settle();
     world.add("tablet", "alice", "tablet");
     world.settle();
-    let now_ms = world.now_ms;
     let code = world.phone("tablet").desk.link_code().unwrap();
     let (start, last) = code.split_at(code.len() - 1);
     let other = format!("{start}{}", if last == "0" { "1" } else { "0" });
-    world.phone("alice").desk.link_device(now_ms, &other).unwrap();
+    world.phone("alice").desk.link_device(&other).unwrap();
     world.settle();
     assert!(!world.phone("tablet").news.contains(&News::Linked));
     assert!(world.phone("tablet").desk.link_code().is_some());
-    assert!(world.phone("bob").desk.link_device(now_ms, &code).is_err(), "another user");
+    assert!(world.phone("bob").desk.link_device(&code).is_err(), "another user");
     // The last byte of the secret by one digit, or with a sign.
     let (short, signed) = (&code[..code.len() - 1], format!("{}+f", &code[..code.len() - 2]));
     let own_id = code.replacen(&hex(b"tablet"), &hex(b"phone"), 1);
     let alice = world.phone("alice");
-    assert!(alice.desk.link_device(now_ms, &own_id).is_err(), "the old device itself");
+    assert!(alice.desk.link_device(&own_id).is_err(), "the old device itself");
     for bad in ["", "ringpost-link-1", "ringpost-link-1:00", &code[1..], short, &signed] {
-        assert!(world.phone("alice").desk.link_device(now_ms, bad).is_err());
+        assert!(world.phone("alice").desk.link_device(bad).is_err());
     }
 }
 

@@ -161,8 +161,7 @@ fn only_the_device_where_the_person_agrees_compares() {
     world.add("tablet", "bob", "tablet");
     world.settle();
     let code = world.phone("tablet").desk.link_code().unwrap();
-    let now_ms = world.now_ms;
-    world.phone("bob").desk.link_device(now_ms, &code).unwrap();
+    world.phone("bob").desk.link_device(&code).unwrap();
     world.settle();
     start(&mut world, "alice");
     world.settle();

@@ -325,9 +325,7 @@ impl Server {
                 if *version != stored + 1 {
                     return Answer::Refused("conflict".into());
                 }
-                self.list_versions.insert(from.user.clone(), *version);
-                self.lists.insert(from.user.clone(), signed.clone());
-                self.list_devices.insert(from.user.clone(), devices.clone());
+                self.put_list(from, signed.clone(), devices.clone());
                 Answer::Done
             }
             Errand::GetList(user) => {
@@ -365,6 +363,17 @@ impl Server {
         let keys = self.keys.get_mut(&address)?;
         let one_time = keys.one_time.pop_front();
         Some((device.clone(), Bundle::new(keys.identity, keys.signed, one_time)))
+    }
+
+    pub(super) fn put_list(
+        &mut self,
+        from: &DeviceAddress,
+        signed: Vec<u8>,
+        devices: Vec<DeviceId>,
+    ) {
+        *self.list_versions.entry(from.user.clone()).or_default() += 1;
+        self.lists.insert(from.user.clone(), signed);
+        self.list_devices.insert(from.user.clone(), devices);
     }
 
     fn roster_version(&self, group: &UserId) -> u64 {
