@@ -190,7 +190,7 @@ async fn forged_device_list_is_told_and_its_device_gets_nothing() {
     a.sent().await;
     assert_eq!(a.messenger.devices(&id(&victims.bob)).await.unwrap().unwrap().len(), 1);
     a.close().await;
-    assert_eq!(operator.look((&victims.bob, SPY)), [Bytes::new(); 0]);
+    assert_eq!(operator.look((&victims.bob, SPY)).len(), 0);
     assert_eq!(operator.look(bob).len(), 1);
 }
 
@@ -296,7 +296,7 @@ async fn keys_of_another_identity_are_told_and_nothing_is_sent() {
         };
         assert_eq!(a.reasons(), [reason]);
         a.close().await;
-        assert_eq!(operator.look(bob), [Bytes::new(); 0]);
+        assert_eq!(operator.look(bob).len(), 0);
     }
 }
 
@@ -326,7 +326,7 @@ async fn swapped_identity_stops_everything_until_the_person_decides() {
     let other = a.messenger.safety_number(&id(&victims.bob)).await.unwrap().unwrap();
     assert_ne!(number, other, "to be compared again");
     a.close().await;
-    assert_eq!(operator.look(bob), [Bytes::new(); 0]);
+    assert_eq!(operator.look(bob).len(), 0);
 }
 
 const PHONE: &str = "phone";
