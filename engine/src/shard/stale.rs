@@ -63,14 +63,14 @@ impl ListWaits {
         self.count > 0 && self.by_user.contains_key(user)
     }
 
-    /// `Err` gives it back: as many as allowed wait.
-    fn push(&mut self, request: StoreRequest) -> Result<(), StoreRequest> {
-        if self.count >= LIST_WAITING_REQUESTS_MAX {
-            return Err(request);
-        }
+    fn is_full(&self) -> bool {
+        self.count >= LIST_WAITING_REQUESTS_MAX
+    }
+
+    fn push(&mut self, request: StoreRequest) {
+        debug_assert!(!self.is_full(), "the caller has looked");
         self.count += 1;
         self.by_user.entry(request.to.clone()).or_default().push_back(request);
-        Ok(())
     }
 
     fn take(&mut self, user: &UserId) -> VecDeque<StoreRequest> {
@@ -125,25 +125,24 @@ impl<R: Ring> Shard<R> {
     /// Keeps a Send until the list of its recipient is read.
     pub(super) fn await_list(&mut self, request: StoreRequest) {
         let home = self.home.as_mut().expect("requests go to home shards");
-        let (user, is_read) = (request.to.clone(), home.list_waits.has(&request.to));
-        match home.list_waits.push(request) {
-            Ok(()) if is_read => {}
-            Ok(()) => {
-                let request = Request::GetList { user: user.clone() };
-                if self.inquire(Inquirer::ListWaits { user: user.clone() }, request).is_err() {
-                    self.store_unchecked(&user);
-                }
+        let is_read = home.list_waits.has(&request.to);
+        if home.list_waits.is_full() {
+            self.metrics.bound_hits.add(Bound::DeviceListWaiting);
+            if !is_read {
+                return self.store_known(request, None);
             }
             // It must not overtake those that wait.
-            Err(request) if is_read => {
-                self.metrics.bound_hits.add(Bound::DeviceListWaiting);
-                let refusal = rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS));
-                self.refuse(&request, refusal);
-            }
-            Err(request) => {
-                self.metrics.bound_hits.add(Bound::DeviceListWaiting);
-                self.store_known(request, None);
-            }
+            let refusal = rejected(RejectCode::Overloaded, Some(OVERLOAD_RETRY_MS));
+            return self.refuse(&request, refusal);
+        }
+        let user = request.to.clone();
+        home.list_waits.push(request);
+        if is_read {
+            return;
+        }
+        let read = Request::GetList { user: user.clone() };
+        if self.inquire(Inquirer::ListWaits { user: user.clone() }, read).is_err() {
+            self.store_unchecked(&user);
         }
     }
 

@@ -491,9 +491,8 @@ impl Server {
         let mut skipped = Vec::new();
         if let Some(DeviceList { user, devices, .. }) = &present {
             let named = |device: &DeviceId| to.iter().any(|(to, _)| to.device == *device);
-            let missing = devices.iter().filter(|device| {
-                !named(device) && !(from.user == *user && from.device == **device)
-            });
+            let is_sender = |device: &DeviceId| from.user == *user && from.device == *device;
+            let missing = devices.iter().filter(|device| !named(device) && !is_sender(device));
             let gone = to.iter().map(|(to, _)| &to.device).filter(|of| !devices.contains(of));
             skipped.extend(
                 missing.chain(gone).cloned().map(|of| (user.clone(), of, SkipReason::Stale)),

@@ -34,17 +34,19 @@ fn sends_wait_in_order_by_user_and_are_bounded() {
     let mut waits = ListWaits::default();
     let (bob, carol) = (UserId::new("bob").unwrap(), UserId::new("carol").unwrap());
     for (send_seq, to) in [(1, "bob"), (2, "carol"), (3, "bob")] {
-        assert!(waits.push(request(send_seq, to)).is_ok());
+        waits.push(request(send_seq, to));
     }
     assert!(waits.has(&bob) && waits.has(&carol));
     assert_eq!(send_seqs(waits.take(&bob)), [1, 3]);
     assert!(!waits.has(&bob) && waits.has(&carol));
     for send_seq in 1..LIST_WAITING_REQUESTS_MAX as u64 {
-        assert!(waits.push(request(send_seq, "bob")).is_ok());
+        assert!(!waits.is_full());
+        waits.push(request(send_seq, "bob"));
     }
-    assert!(waits.push(request(9, "bob")).is_err());
+    assert!(waits.is_full());
     assert_eq!(waits.take(&carol).len(), 1);
-    assert!(waits.push(request(9, "bob")).is_ok());
+    assert!(!waits.is_full());
+    waits.push(request(9, "bob"));
     waits.take(&bob);
     assert_eq!(waits.count, 0);
 }
