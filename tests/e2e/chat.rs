@@ -71,7 +71,7 @@ fn two_terminals_of_one_person() {
     desk.say("/link ringpost-link-1:nonsense");
     desk.expect_such("a refusal", |line| line.contains("code of the new device cannot be read"));
     desk.say(&format!("/link {code}"));
-    desk.expect("-- the new device is one of yours");
+    desk.expect("-- your devices are now: desk, tablet");
     tablet.expect("-- this device is one of yours now");
     tablet.say("/link");
     tablet.expect("-- this device is one of yours already");
@@ -91,7 +91,7 @@ fn two_terminals_of_one_person() {
     desk.expect("-- bob is typing");
 
     desk.say("/unlink tablet");
-    desk.expect("-- tablet is none of yours any more");
+    desk.expect("-- your devices are now: desk");
     desk.say("bob: my tablet is lost");
     bob.expect("alice: my tablet is lost");
     bob.say("/devices alice");

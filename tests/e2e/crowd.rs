@@ -166,7 +166,10 @@ impl Log {
             }
             // Before, it was told that nobody believes it.
             News::Linked => (self.is_linked, self.faults) = (true, Vec::new()),
-            News::Delivered { .. } | News::Read { .. } | News::Typing { .. } => {}
+            News::Delivered { .. }
+            | News::Read { .. }
+            | News::Typing { .. }
+            | News::Devices { .. } => {}
             fault => self.faults.push(fault),
         }
     }

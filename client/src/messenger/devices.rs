@@ -114,12 +114,10 @@ impl Desk {
     }
 
     /// The server has this list of ours.
-    pub(super) fn take_own_list(&mut self, signed: &[u8]) {
+    pub(super) fn take_own_list(&mut self, ledger: &mut Ledger, signed: &[u8]) {
         let own = self.own_user().clone();
-        let Some(known) = self.contacts.get_mut(&own) else { return };
-        if let Ok(removed) = known.update(signed) {
-            self.dirty.insert(Row::Contact(own.clone()));
-            self.forget_devices(&own, removed);
+        if let Err(fault) = self.update_list(ledger, &own, signed) {
+            tracing::debug!(%fault, "another of our devices was faster");
         }
         self.note_own_list();
     }

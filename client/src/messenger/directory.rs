@@ -257,7 +257,7 @@ impl Desk {
         match (errand, answer) {
             (Errand::CountKeys, Answer::KeyCount(count)) => self.handle_key_count(count),
             (Errand::PublishKeys { keys, .. }, Answer::Done) => self.note_published(keys),
-            (Errand::PutList { signed, .. }, Answer::Done) => self.take_own_list(signed),
+            (Errand::PutList { signed, .. }, Answer::Done) => self.take_own_list(ledger, signed),
             // It is there already, from before a crash or from another device.
             (Errand::PutList { .. }, Answer::Refused(_)) => {
                 self.wishes.want(Wish::GetList(self.own_user().clone()));
@@ -331,13 +331,10 @@ impl Desk {
     pub(crate) fn handle_list(&mut self, ledger: &mut Ledger, user: &UserId, list: &[u8]) {
         self.wishes.note_fresh(user);
         let is_full = self.contacts.len() >= CONTACTS_MAX;
-        let outcome = match self.contacts.get_mut(user) {
-            None if is_full => return,
-            None => self.meet(user, list),
-            Some(known) => known.update(list).map(|removed| {
-                self.dirty.insert(Row::Contact(user.clone()));
-                self.forget_devices(user, removed);
-            }),
+        let outcome = match self.contacts.contains_key(user) {
+            false if is_full => return,
+            false => self.meet(user, list),
+            true => self.update_list(ledger, user, list),
         };
         let own = self.own_user().clone();
         match outcome {
@@ -349,6 +346,27 @@ impl Desk {
         }
         self.wishes.is_fresh = true;
         self.note_looked_up(user);
+    }
+
+    /// A newer list of a contact, or of the own user.
+    pub(super) fn update_list(
+        &mut self,
+        ledger: &mut Ledger,
+        user: &UserId,
+        list: &[u8],
+    ) -> Result<(), Fault> {
+        let before = self.devices(user);
+        let known = self.contacts.get_mut(user).ok_or(Fault::UnknownDevice)?;
+        let removed = known.update(list)?;
+        self.dirty.insert(Row::Contact(user.clone()));
+        self.forget_devices(user, removed);
+        let devices = self.devices(user);
+        // A device that is not linked yet knows of none.
+        if *user == *self.own_user() && self.own.link.is_none() && devices != before {
+            let devices = devices.unwrap_or_default();
+            self.tell(ledger, &News::Devices { devices });
+        }
+        Ok(())
     }
 
     /// Tells the app once in a run.

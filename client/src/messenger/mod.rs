@@ -259,15 +259,16 @@ impl Messenger {
         self.client.on_desk(|desk, _, _| desk.link_code()).await
     }
 
-    /// On an old device: takes a new one in, which shows this code.
+    /// On an old device: takes a new one in, which shows this code. [`News::Devices`] says when the
+    /// server has it, and it is in force.
     pub async fn link_device(&self, code: &str) -> Result<(), MessengerFault> {
         let code = code.to_owned();
         Ok(self.client.on_desk(move |desk, _, _| desk.link_device(&code)).await??)
     }
 
-    /// A device of this user that was lost, or is not used any more. Those who know that write nothing
-    /// to it; group keys that it has are replaced. It still knows the user's identity key, and can
-    /// sign lists with it until the user has another identity.
+    /// A device of this user that was lost, or is not used any more. It is out when [`News::Devices`]
+    /// says so. Those who know that write nothing to it; group keys that it has are replaced. It still
+    /// knows the user's identity key, and can sign lists with it until the user has another identity.
     pub async fn remove_device(&self, device: &DeviceId) -> Result<(), MessengerFault> {
         let device = device.clone();
         self.change(move |desk| desk.remove_device(&device)).await

@@ -1,6 +1,6 @@
 //! What the app is told, in its own terms.
 
-use ringpost_protocol::id::{DeviceAddress, UserId};
+use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 use ringpost_protocol::message::GapReason;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +93,11 @@ pub enum News {
     },
     /// This device is one of the user's now; contacts and groups follow.
     Linked,
+    /// These are the user's devices from now on: one was linked or removed, here or on another one. A
+    /// user who did neither has lost the identity key to somebody.
+    Devices {
+        devices: Vec<DeviceId>,
+    },
     /// A group has these members now. `is_member` false: we are no longer one of them.
     Group {
         group: UserId,

@@ -35,6 +35,10 @@ fn new_device_is_linked_by_its_code_and_reads_and_writes() {
     let mut world = linked();
     assert!(world.phone("tablet").news.contains(&News::Linked));
     assert_eq!(world.phone("tablet").desk.link_code(), None);
+    let both = ["phone", "tablet"].map(|device| DeviceId::new(device).unwrap()).to_vec();
+    let of_devices = |news: &&News| matches!(news, News::Devices { .. });
+    let told: Vec<_> = world.phone("alice").news.iter().filter(of_devices).cloned().collect();
+    assert_eq!(told, [News::Devices { devices: both }], "when it is in force");
     let of_alice = |world: &mut World, name: &str| world.phone(name).desk.devices(&id("alice"));
     for name in ["tablet", "bob"] {
         assert_eq!(of_alice(&mut world, name).unwrap().len(), 2, "{name}");
@@ -105,7 +109,7 @@ fn removed_device_gets_nothing_more() {
     assert!(alice.desk.take_fresh(), "the errands hear of it");
     assert!(alice.desk.waiting.is_empty(), "told before it is in force");
     let (_, signed) = alice.desk.next_own_list().unwrap();
-    alice.desk.take_own_list(&signed);
+    alice.desk.take_own_list(&mut alice.ledger, &signed);
     alice.desk.settle_changes(0);
     // Only this list has changed.
     let to: Vec<_> = alice.desk.waiting.values().map(|waiting| &waiting.to).collect();
@@ -119,6 +123,8 @@ fn removed_device_gets_nothing_more() {
     }
     world.server.put_list(&phone("alice"), signed, vec![phone("alice").device]);
     world.settle();
+    let devices = vec![phone("alice").device];
+    assert_eq!(world.phone("alice").news.last(), Some(&News::Devices { devices }));
     // The server may keep it to itself: Bob has it from Alice.
     world.say("bob", with("alice"), "for the phone");
     world.settle();

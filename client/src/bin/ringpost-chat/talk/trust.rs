@@ -35,11 +35,11 @@ impl Talk {
             },
             ["link", code] => {
                 self.messenger.link_device(code).await?;
-                self.say("-- the new device is one of yours");
+                self.say("-- the new device is being linked");
             }
             ["unlink", device] => {
                 self.messenger.remove_device(&DeviceId::new(device)?).await?;
-                self.say(&format!("-- {device} is none of yours any more"));
+                self.say(&format!("-- {device} is being removed"));
             }
             _ => return Ok(false),
         }
@@ -89,6 +89,10 @@ impl Talk {
         let name = |talk: &Self, user: &UserId| printable(&talk.names.of_user(user));
         match news {
             News::Linked => self.say("-- this device is one of yours now"),
+            News::Devices { devices } => {
+                let devices: Vec<&str> = devices.iter().map(DeviceId::as_str).collect();
+                self.say(&format!("-- your devices are now: {}", devices.join(", ")));
+            }
             News::VerificationAsked { user } => {
                 let name = name(self, user);
                 self.say(&format!("-- {name} wants to compare numbers: /verify {name} short"));
