@@ -2,12 +2,13 @@
 //! verified, latency counted from the time at which a message was meant to leave.
 //!
 //! Modules in the order in which a run passes them: [`scenario`], what is run, with a server from
-//! [`gateway`], which [`scrape`] asks for its numbers, users from [`tokens`] and a [`plan`]; [`fleet`], the threads; [`swarm`], one
-//! thread's connections, from the addresses of [`addr`]; [`traffic`], what they say; [`client`],
-//! one of them; [`attack`], those that mean no good; [`durable`], apps that are killed; [`group`], who talk to all, and [`keys`], who publish and take keys, each on a
-//! [`line`] of its own, together on a [`stage`]; [`measure`]
-//! and [`timeline`], what was seen; [`sample`], what it cost; [`report`], how it is told, with facts
-//! from [`host`]; [`cores`], who runs where.
+//! [`gateway`], which [`scrape`] asks for its numbers, users from [`tokens`] and a [`plan`];
+//! [`fleet`], the threads; [`swarm`], one thread's connections, from the addresses of [`addr`];
+//! [`traffic`], what they say; [`client`], one of them; [`attack`], those that mean no good;
+//! [`durable`], apps that are killed; [`group`], who talk to all, and [`keys`], who publish and take
+//! keys, each on a [`mod@line`] of its own, together on a [`stage`]; [`measure`] and [`timeline`],
+//! what was seen; [`sample`], what it cost; [`report`], how it is told, with facts from [`host`];
+//! [`cores`], who runs where.
 #![forbid(unsafe_code)]
 
 pub mod scenario;
