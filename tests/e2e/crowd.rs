@@ -269,6 +269,7 @@ impl Crowd {
                     .filter(|&place| (1..members).contains(&inside[place]))
                     .collect();
                 let gone = inside.swap_remove(places[random.random_range(0..places.len())]);
+                self.wait_heard(&written, gone, &inside).await;
                 removed.push(Change { user: gone, asked: Instant::now() });
                 self.admin().remove_members(&self.group, vec![self.user(gone)]).await.unwrap();
                 added.push(Change { user: members + made, asked: Instant::now() });
@@ -336,6 +337,27 @@ impl Crowd {
             .await;
     }
 
+    /// Waits until all `inside` from the beginning have read what `gone` has written. Whoever heard of
+    /// a removal first would take the rest for something written after it, and say so.
+    async fn wait_heard(&self, written: &[Written], gone: usize, inside: &[usize]) {
+        let of_gone: Vec<&Written> =
+            written.iter().filter(|it| it.app / self.size.devices == gone).collect();
+        let readers: Vec<&App> = inside
+            .iter()
+            .filter(|&&user| user < self.size.members)
+            .flat_map(|&user| self.devices_of(user))
+            .collect();
+        until("who is to go is heard", || {
+            let lacks = |app: &App, it: &Written| {
+                let is_lost = lock(&self.apps[it.app].log).not_sent.contains(&it.id);
+                !is_lost && lock(&app.log).texts.iter().all(|(id, ..)| *id != it.id)
+            };
+            let lacking = |it: &&Written| readers.iter().filter(|app| lacks(app, it)).count();
+            of_gone.iter().map(lacking).sum()
+        })
+        .await;
+    }
+
     /// When the administrator's app told that it is so.
     fn told(&self, change: &Change, is_member: bool) -> Instant {
         let user = self.user(change.user);
@@ -357,8 +379,9 @@ impl Crowd {
         }
         if let Some((asked, told)) = course.added.get(&user) {
             let is_known = written.known.contains(&self.user(user));
+            let is_writer_removed = course.removed.contains_key(&(written.app / self.size.devices));
             return match is_known && written.at > *told {
-                true => Some(true),
+                true => (!is_writer_removed).then_some(true),
                 false => (sent < *asked).then_some(false),
             };
         }
@@ -425,6 +448,15 @@ impl Crowd {
                 let log = lock(&app.log);
                 (log.texts.clone(), log.faults.clone())
             };
+            // Who comes or goes may be heard before the administrator tells of it, or after.
+            let changed: Vec<&UserId> = times
+                .removed
+                .keys()
+                .chain(times.added.keys())
+                .map(|&user| &self.devices_of(user)[0].user)
+                .collect();
+            let is_fault = |news: &&News| !matches!(news, News::Refused { user, .. } if changed.contains(&user));
+            let faults: Vec<&News> = faults.iter().filter(is_fault).collect();
             assert!(faults.is_empty(), "{}: {faults:?}", app.user.as_str());
             let got: BTreeMap<MessageId, &(MessageId, u64, String)> =
                 texts.iter().map(|text| (text.0, text)).collect();
