@@ -205,15 +205,20 @@ class BadInput(unittest.TestCase):
         self.assertEqual(raw.end(), ("SEND_SEQ", text))
 
     def test_257th_unanswered_send(self):
-        recipients = [f"sink {number}" for number in range(129)]
-        for recipient in recipients:
-            self.welcomed(recipient).close()
-        raw = self.welcomed("flooder")
-        # One TLS record, so that all are there before any can be answered.
-        data = b"".join(framed(send=send(1 + at, recipients[at // 2])) for at in range(257))
-        self.assertLess(len(data), 16_384)
-        raw.send(data)
-        self.assertEqual(raw.end(), ("WINDOW", "more than 256 Sends are unanswered"))
+        # One turn of a shard takes 256 of them. When it is kept off the processor just then, the disk
+        # is faster, and some are answered before the last one is looked at.
+        for attempt in range(20):
+            recipients = [f"sink {attempt} {number}" for number in range(129)]
+            for recipient in recipients:
+                self.welcomed(recipient).close()
+            raw = self.welcomed(f"flooder {attempt}")
+            # One TLS record, so that all are there before any can be answered.
+            data = b"".join(framed(send=send(1 + at, recipients[at // 2])) for at in range(257))
+            self.assertLess(len(data), 16_384)
+            raw.send(data)
+            if (end := raw.end(answers_max=257)) is not None:
+                break
+        self.assertEqual(end, ("WINDOW", "more than 256 Sends are unanswered"))
 
     def test_envelope_too_large(self):
         text = "envelope has 61441 bytes, at most 61440 are allowed"

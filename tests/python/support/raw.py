@@ -71,11 +71,15 @@ class Raw:
                 after_ms = rejected.retry_after_ms if known_time else None
                 return rejected.send_seq, RejectCode.name(rejected.code), after_ms
 
-    def end(self):
-        """Reads to the end of the stream: code and text of the fatal Error that stands there."""
-        last = None
+    def end(self, answers_max=None):
+        """Reads to the end of the stream: code and text of the fatal Error that stands there; None
+        when so many Sends were answered before."""
+        last, answers = None, 0
         while (frame := self.receive()) is not None:
             last = frame
+            answers += frame.WhichOneof("frame") in ("accepted", "rejected")
+            if answers == answers_max:
+                return None
         if last is None or last.WhichOneof("frame") != "error" or not last.error.fatal:
             raise AssertionError(f"the last frame is no fatal Error: {last}")
         return ErrorCode.name(last.error.code), last.error.text
