@@ -232,7 +232,7 @@ impl Gateway {
             mesh: Mesh::new(shard, queues.clone()),
             settings: self.settings(),
             addresses: Arc::clone(addresses),
-            directory: Some(self.records.port(shard)),
+            directory: self.shape.has_directory.then(|| self.records.port(shard)),
             store,
             events: Box::new(move |event| events.lock().expect("one thread").push(event)),
         };

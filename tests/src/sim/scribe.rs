@@ -177,7 +177,7 @@ impl Client {
     pub fn app_asks(&mut self, host: &mut Host, oracle: &mut Oracle, shape: &Shape) {
         let now_ns = host.clock.now_ns();
         let Some(conn) = &mut self.conn else { return };
-        if !conn.welcomed || conn.leaving.is_some() {
+        if !conn.welcomed || conn.leaving.is_some() || !shape.has_directory {
             return;
         }
         for call in self.scribe.wishes(shape) {

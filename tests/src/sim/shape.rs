@@ -18,6 +18,9 @@ pub struct Shape {
     pub devices: Vec<DeviceAddress>,
     /// Groups that they may make.
     pub groups: Vec<UserId>,
+    /// Every other world is about messages between users alone: keys and groups take the place of much
+    /// else.
+    pub has_directory: bool,
     /// Time in which messages are sent and things go wrong.
     pub busy_ms: u64,
     /// A client's app does something after up to this time.
@@ -56,12 +59,17 @@ impl Shape {
         let shards = pick(&mut random, [1, 2, 2, 2, 3, 4]);
         let storage_shards = u16::try_from(random.between(1, u64::from(shards))).expect("few");
         let tight = random.chance(250);
+        let has_directory = options.small || seed.is_multiple_of(2);
         let mut shape = Self {
             shards,
             storage_shards,
             reshard: pick(&mut random, [0, 0, 400]),
             devices: devices(&mut random),
-            groups: groups(&mut Stream::new(seed, "groups")),
+            groups: match has_directory {
+                true => groups(&mut Stream::new(seed, "groups")),
+                false => Vec::new(),
+            },
+            has_directory,
             busy_ms: random.between(8_000, 30_000),
             pause_ms_max: pick(&mut random, [800, 3_000, 6_000]),
             focus_ms: pick(&mut Stream::new(seed, "focus"), [0, 2_000, 8_000]),
