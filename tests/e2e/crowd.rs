@@ -8,16 +8,13 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use ringpost_client::ledger::LedgerConfig;
-use ringpost_client::messenger::{Event, MessageId, Messenger, MessengerConfig, News};
-use ringpost_client::reconnect::ReconnectConfig;
-use ringpost_client::{ClientConfig, PathConfig, Transports};
+use ringpost_client::messenger::{Event, MessageId, Messenger, News};
 use ringpost_loadgen::sample::process_cpu_seconds;
-use ringpost_protocol::id::{DeviceId, UserId};
-use ringpost_protocol::message::Mode;
+use ringpost_protocol::id::UserId;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use crate::support::app::open_messenger;
 use crate::support::gateway::{Gateway, Settings};
 
 /// How many of everything.
@@ -105,20 +102,8 @@ async fn until(what: &str, mut left: impl FnMut() -> usize) {
 
 impl App {
     async fn open(gateway: &Gateway, user: &str, device: &str, directory: &Path) -> Self {
-        let client = ClientConfig {
-            addresses: vec![gateway.address().to_string()],
-            server_name: "localhost".to_owned(),
-            roots_pem: gateway.keys.roots_pem.clone(),
-            database_path: directory.join(format!("{user}-{device}")),
-            token_source: gateway.keys.token_source(user, device),
-            device: DeviceId::new(device).unwrap(),
-            mode: Mode::Foreground,
-            path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
-            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 1_000 },
-            ledger: LedgerConfig::default(),
-        };
-        let config = MessengerConfig { client, user: id(user), store_key: [7; 32].into() };
-        let messenger = Messenger::open(config).await.unwrap();
+        let database = directory.join(format!("{user}-{device}"));
+        let messenger = open_messenger(gateway, user, device, &database).await;
         Self { messenger, user: id(user), log: Arc::default() }
     }
 

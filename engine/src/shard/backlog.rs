@@ -166,12 +166,10 @@ impl<R: Ring> Shard<R> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use ringpost_protocol::id::{
-        DeviceAddress, DeviceId, InstallId, MessageNumber, SendSeq, UserId,
-    };
+    use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, SendSeq, UserId};
 
     use super::*;
-    use crate::shard::message::{DeviceIndex, Origin};
+    use crate::shard::message::DeviceIndex;
 
     fn address() -> DeviceAddress {
         let (user, device) = (UserId::new("eve").unwrap(), DeviceId::new("d").unwrap());
@@ -179,23 +177,8 @@ mod tests {
     }
 
     fn send(send_seq: u64, bytes: usize) -> Request {
-        let origin = Origin {
-            shard: 1,
-            device: DeviceIndex(0),
-            install_id: InstallId(1),
-            send_seq: SendSeq(send_seq),
-        };
-        Request::Store(Box::new(StoreRequest {
-            origin,
-            from: address(),
-            to: UserId::new("bob").unwrap(),
-            message_number: MessageNumber(send_seq),
-            device_list_version: 0,
-            body: SendBody::Shared(Bytes::from(vec![0; bytes])),
-            ttl_ms: 1,
-            urgent: false,
-            after_reject: false,
-        }))
+        let body = SendBody::Shared(Bytes::from(vec![0; bytes]));
+        Request::Store(Box::new(StoreRequest { body, ..StoreRequest::sample(send_seq, "bob") }))
     }
 
     fn receipt() -> Request {

@@ -58,31 +58,12 @@ fn key(origin: &Origin, to: &UserId) -> (u16, DeviceIndex, UserId) {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MessageNumber};
-    use ringpost_protocol::message::{RejectCode, SendBody};
+    use ringpost_protocol::message::RejectCode;
 
     use super::*;
 
     fn request(send_seq: u64, after_reject: bool) -> StoreRequest {
-        let origin = Origin {
-            shard: 1,
-            device: DeviceIndex(7),
-            install_id: InstallId(1),
-            send_seq: SendSeq(send_seq),
-        };
-        let (user, device) = (UserId::new("eve").unwrap(), DeviceId::new("d").unwrap());
-        StoreRequest {
-            origin,
-            from: DeviceAddress { user, device },
-            to: UserId::new("bob").unwrap(),
-            message_number: MessageNumber(send_seq),
-            device_list_version: 0,
-            body: SendBody::Shared(Bytes::new()),
-            ttl_ms: 1,
-            urgent: false,
-            after_reject,
-        }
+        StoreRequest { after_reject, ..StoreRequest::sample(send_seq, "bob") }
     }
 
     fn arm(blocks: &mut Blocks, send_seq: u64, refusal: Refusal) {

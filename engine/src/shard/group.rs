@@ -223,7 +223,7 @@ impl<R: Ring> Shard<R> {
         }
         let known = known.expect("else it would be refused");
         let mut parts = known.parts.iter();
-        if let Some(&(full, _)) = parts.find(|&&(shard, _)| self.is_full(shard)) {
+        if let Some(&(full, _)) = parts.find(|&&(shard, _)| !self.has_room(shard)) {
             let home = self.home.as_mut().expect("groups live at home shards");
             let slot = home.groups.slot(group).expect("the caller has it");
             slot.queue.push_front(GroupRequest::Send(send));

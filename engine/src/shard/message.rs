@@ -116,6 +116,31 @@ pub struct StoreRequest {
     pub after_reject: bool,
 }
 
+#[cfg(test)]
+impl StoreRequest {
+    /// From another shard; names no list.
+    pub(super) fn sample(send_seq: u64, to: &str) -> Self {
+        let user = UserId::new("eve").unwrap();
+        let device = ringpost_protocol::id::DeviceId::new("d").unwrap();
+        Self {
+            origin: Origin {
+                shard: 1,
+                device: DeviceIndex(7),
+                install_id: InstallId(1),
+                send_seq: SendSeq(send_seq),
+            },
+            from: DeviceAddress { user, device },
+            to: UserId::new(to).unwrap(),
+            message_number: MessageNumber(send_seq),
+            device_list_version: 0,
+            body: SendBody::Shared(bytes::Bytes::new()),
+            ttl_ms: 1,
+            urgent: false,
+            after_reject: false,
+        }
+    }
+}
+
 pub struct StoreReply {
     pub origin: Origin,
     pub to: Recipient,

@@ -302,20 +302,15 @@ impl<R: Ring> Shard<R> {
         self.push_mesh(to_shard, MeshMessage::BlockArmed(Box::new(note)));
     }
 
-    /// Whether a request to `shard` must wait. Not for a store here that is not open: what comes for
-    /// it is kept in the backlog, which has bounds of its own.
-    pub(super) fn is_full(&self, shard: u16) -> bool {
+    /// Whether a request to `shard` can be made now. Also for a store here that is not open: what comes
+    /// for it is kept in the backlog, which has bounds of its own.
+    pub(super) fn has_room(&self, shard: u16) -> bool {
         if shard == self.id {
             let home = self.home.as_ref().expect("requests go to home shards");
-            home.is_full()
+            !home.is_full()
         } else {
-            self.mesh.credits(shard) == 0
+            self.mesh.credits(shard) > 0
         }
-    }
-
-    /// Whether a request to `shard` can be made now.
-    pub(super) fn has_room(&self, shard: u16) -> bool {
-        !self.is_full(shard)
     }
 
     /// Whether a receipt can be stored at `shard` now. None is made for a store here that is not open:

@@ -4,16 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use ringpost_client::ledger::LedgerConfig;
+use ringpost_client::Status;
 use ringpost_client::messenger::{Event, MessageId, Messenger, MessengerConfig, News, Text};
-use ringpost_client::reconnect::ReconnectConfig;
-use ringpost_client::{ClientConfig, PathConfig, Status, Transports};
-use ringpost_protocol::id::{DeviceId, UserId};
-use ringpost_protocol::message::Mode;
+use ringpost_protocol::id::UserId;
 use tokio::time::timeout;
 
 use super::PATIENCE;
 use super::gateway::Gateway;
+use super::peer::{Way, client_config};
 
 pub struct App {
     pub messenger: Messenger,
@@ -21,22 +19,21 @@ pub struct App {
     user: UserId,
 }
 
+/// The messenger of a device, over TLS.
+pub async fn open_messenger(
+    gateway: &Gateway,
+    user: &str,
+    device: &str,
+    database: &Path,
+) -> Messenger {
+    let client = client_config(Way::tls(gateway), gateway, user, device, database);
+    let config = MessengerConfig { client, user: id(user), store_key: [7; 32].into() };
+    Messenger::open(config).await.unwrap()
+}
+
 impl App {
     pub async fn open(gateway: &Gateway, user: &str, device: &str, database: &Path) -> Self {
-        let client = ClientConfig {
-            addresses: vec![gateway.address().to_string()],
-            server_name: "localhost".to_owned(),
-            roots_pem: gateway.keys.roots_pem.clone(),
-            database_path: database.to_owned(),
-            token_source: gateway.keys.token_source(user, device),
-            device: DeviceId::new(device).unwrap(),
-            mode: Mode::Foreground,
-            path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
-            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: 1_000 },
-            ledger: LedgerConfig::default(),
-        };
-        let config = MessengerConfig { client, user: id(user), store_key: [7; 32].into() };
-        let messenger = Messenger::open(config).await.unwrap();
+        let messenger = open_messenger(gateway, user, device, database).await;
         Self { messenger, news: Vec::new(), user: id(user) }
     }
 

@@ -65,15 +65,42 @@ impl Place {
     }
 }
 
-impl Peer {
-    /// Over TLS.
-    pub async fn open(gateway: &Gateway, user: &str, device: &str, database: &Path) -> Self {
-        let way = Way {
+impl Way {
+    pub fn tls(gateway: &Gateway) -> Self {
+        Self {
             address: gateway.address(),
             path: PathConfig { transports: Transports::TlsOnly, ..PathConfig::default() },
             stable_ms: 1_000,
-        };
-        Self::open_by(way, gateway, user, device, database).await
+        }
+    }
+}
+
+/// What a device of the tests opens its client with.
+pub fn client_config(
+    way: Way,
+    gateway: &Gateway,
+    user: &str,
+    device: &str,
+    database: &Path,
+) -> ClientConfig {
+    ClientConfig {
+        addresses: vec![way.address.to_string()],
+        server_name: "localhost".to_owned(),
+        roots_pem: gateway.keys.roots_pem.clone(),
+        database_path: database.to_owned(),
+        token_source: gateway.keys.token_source(user, device),
+        device: DeviceId::new(device).unwrap(),
+        mode: Mode::Foreground,
+        path: way.path,
+        reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: way.stable_ms },
+        ledger: LedgerConfig::default(),
+    }
+}
+
+impl Peer {
+    /// Over TLS.
+    pub async fn open(gateway: &Gateway, user: &str, device: &str, database: &Path) -> Self {
+        Self::open_by(Way::tls(gateway), gateway, user, device, database).await
     }
 
     pub async fn open_by(
@@ -83,18 +110,7 @@ impl Peer {
         device: &str,
         database: &Path,
     ) -> Self {
-        let config = ClientConfig {
-            addresses: vec![way.address.to_string()],
-            server_name: "localhost".to_owned(),
-            roots_pem: gateway.keys.roots_pem.clone(),
-            database_path: database.to_owned(),
-            token_source: gateway.keys.token_source(user, device),
-            device: DeviceId::new(device).unwrap(),
-            mode: Mode::Foreground,
-            path: way.path,
-            reconnect: ReconnectConfig { first_ms: 20, ceiling_ms: 200, stable_ms: way.stable_ms },
-            ledger: LedgerConfig::default(),
-        };
+        let config = client_config(way, gateway, user, device, database);
         let client = Client::open(config).await.unwrap();
         let (seen_in, seen) = watch::channel(Seen::default());
         let confirming = Arc::new(Semaphore::new(CONFIRMING_MAX as usize));

@@ -1,29 +1,7 @@
 use bytes::Bytes;
-use ringpost_protocol::id::{DeviceAddress, DeviceId, InstallId, MessageNumber, SendSeq};
+use ringpost_protocol::id::DeviceId;
 
 use super::*;
-use crate::shard::message::DeviceIndex;
-
-fn request(send_seq: u64, to: &str) -> StoreRequest {
-    let origin = Origin {
-        shard: 1,
-        device: DeviceIndex(7),
-        install_id: InstallId(1),
-        send_seq: SendSeq(send_seq),
-    };
-    let (user, device) = (UserId::new("eve").unwrap(), DeviceId::new("d").unwrap());
-    StoreRequest {
-        origin,
-        from: DeviceAddress { user, device },
-        to: UserId::new(to).unwrap(),
-        message_number: MessageNumber(send_seq),
-        device_list_version: 1,
-        body: SendBody::Shared(Bytes::new()),
-        ttl_ms: 1,
-        urgent: false,
-        after_reject: false,
-    }
-}
 
 fn send_seqs(requests: VecDeque<StoreRequest>) -> Vec<u64> {
     requests.into_iter().map(|request| request.origin.send_seq.0).collect()
@@ -34,19 +12,19 @@ fn sends_wait_in_order_by_user_and_are_bounded() {
     let mut waits = ListWaits::default();
     let (bob, carol) = (UserId::new("bob").unwrap(), UserId::new("carol").unwrap());
     for (send_seq, to) in [(1, "bob"), (2, "carol"), (3, "bob")] {
-        waits.push(request(send_seq, to));
+        waits.push(StoreRequest::sample(send_seq, to));
     }
     assert!(waits.has(&bob) && waits.has(&carol));
     assert_eq!(send_seqs(waits.take(&bob)), [1, 3]);
     assert!(!waits.has(&bob) && waits.has(&carol));
     for send_seq in 1..LIST_WAITING_REQUESTS_MAX as u64 {
         assert!(!waits.is_full());
-        waits.push(request(send_seq, "bob"));
+        waits.push(StoreRequest::sample(send_seq, "bob"));
     }
     assert!(waits.is_full());
     assert_eq!(waits.take(&carol).len(), 1);
     assert!(!waits.is_full());
-    waits.push(request(9, "bob"));
+    waits.push(StoreRequest::sample(9, "bob"));
     waits.take(&bob);
     assert_eq!(waits.count, 0);
 }
