@@ -32,6 +32,9 @@ const REGRESSION_SEEDS: &[u64] = &[
     302,
     // A write went astray in a store that was home to nobody.
     9446,
+    // A receipt for a message that had expired in the minute of the expiry clock that a crash took,
+    // before the host's clock went back.
+    1972,
 ];
 
 /// Names the seed also when production code panics.

@@ -323,9 +323,9 @@ impl<R: Ring> Shard<R> {
 }
 
 impl OpenStore {
-    /// Who is told that a message was acknowledged. Nobody of one that has expired: its device gets a
-    /// gap, whatever became of the message before. It may have had one that a crash took away, and
-    /// acknowledge what came behind.
+    /// Who is told that a message was acknowledged. Nobody of one that may have expired: its device
+    /// gets a gap, whatever became of the message before. It may have had one that a crash took away,
+    /// together with the last minute of the expiry clock, and acknowledge what came behind.
     fn owed(
         &mut self,
         mailbox: MailboxId,
@@ -333,7 +333,7 @@ impl OpenStore {
         message: &StoredMessage,
         time: Time,
     ) -> Option<Source> {
-        if self.has_expired(message, time) {
+        if self.store.may_have_expired(message.expires_at_ms, time.now_ms) {
             self.store.expire(mailbox, seq, message.group.as_deref());
             return None;
         }
