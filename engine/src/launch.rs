@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 
 use ringpost_ring::{Group, Uring, UringConfig, host};
 use ringpost_storage::{DiskError, DiskErrorKind, FileId, StoreConfig};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::audit::AuditLog;
 use crate::config::Config;
@@ -33,7 +33,7 @@ use crate::doors::Doors;
 use crate::limits::AddressTable;
 use crate::mesh::{Mesh, Queues};
 use crate::metrics::ShardMetrics;
-use crate::shard::message::{ControlRequest, ShardEvent};
+use crate::shard::message::{ControlRequest, KeysLowNews, ShardEvent};
 use crate::shard::{Shard, ShardConfig, ShardParts, ShardSettings, StoreDirectory, Turn};
 use crate::start::{ShardPlan, ShardStartFault, Shards};
 
@@ -80,7 +80,7 @@ pub fn start_shards(
     let ports = (0..plan.shards)
         .map(|shard| Box::new(Port { shard, queues: queues.clone() }) as Box<dyn ShardPort>)
         .collect();
-    Ok(Shards { listen: doors.address(), ports, threads, directory: directory_port })
+    Ok(Shards { listen: doors.address(), ports, threads, directory: directory_port, addresses })
 }
 
 /// What one shard's thread is made from.
@@ -239,6 +239,12 @@ impl ShardPort for Port {
         let request =
             ControlRequest::Drain { within_ms: drain_ms_max, jitter_ms: reconnect_jitter_ms };
         self.queues.push_control(self.shard, request);
+    }
+
+    fn tell_keys_low(&self, news: KeysLowNews, told: OwnedSemaphorePermit) {
+        let told = Box::new(move || drop(told));
+        self.queues
+            .push_control(self.shard, ControlRequest::KeysLow { news: Box::new(news), told });
     }
 }
 

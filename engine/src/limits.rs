@@ -158,6 +158,8 @@ pub const REST_CONNECTIONS_MAX: usize = 64;
 pub const REST_BODY_BYTES_MAX: usize = 64 << 10;
 /// Time from the head of one of its requests to the answer.
 pub const REST_REQUEST_MS_MAX: u64 = 10_000;
+/// What it has to tell owners of keys and the shards have not taken yet; more is not told.
+pub const KEYS_NEWS_MAX: usize = 32;
 /// Devices whose one-time keys handed out of late are counted.
 pub const HANDOUTS_TRACKED_MAX: usize = 1 << 16;
 /// While so many are counted, those that may be forgotten are looked for at most so often.

@@ -9,7 +9,7 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::{Group, Inboxes};
 
 use crate::directory::Answered;
-use crate::limits::{DIRECTORY_REQUESTS_MAX, MESH_CREDITS, SHARDS_MAX};
+use crate::limits::{DIRECTORY_REQUESTS_MAX, KEYS_NEWS_MAX, MESH_CREDITS, SHARDS_MAX};
 use crate::shard::message::{ControlRequest, MeshMessage};
 
 /// The queues of all shards, shared by their [`Mesh`] handles and the control thread.
@@ -151,4 +151,4 @@ fn queue_capacity(shards: u16) -> usize {
 }
 
 /// Requests of the control thread that may wait at one shard.
-const CONTROL_MESSAGES_MAX: usize = 16;
+const CONTROL_MESSAGES_MAX: usize = 16 + KEYS_NEWS_MAX;

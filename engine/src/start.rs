@@ -19,13 +19,14 @@ use crate::control::keys::{self, KeysFault, Obtained};
 use crate::control::reload::{Reloader, SetLogFilter};
 use crate::control::tls_files::{self, TlsFilesFault};
 use crate::control::{
-    Control, ControlFault, DrainPlan, ExitReason, ShardPort, ShardReporter, shard_reports,
+    Control, ControlFault, DrainPlan, ExitReason, KeysInterface, ShardPort, ShardReporter,
+    shard_reports,
 };
 use crate::data_dir::{self, DataDir, DataDirFault, QuicSecretFault};
 use crate::directory::{ControlPort, DirectoryFault, Embedded};
 use crate::host::{self, HostFault};
 use crate::launch;
-use crate::limits::{LimitSet, QUIC_HANDSHAKES_PENDING_MAX};
+use crate::limits::{AddressTable, LimitSet, QUIC_HANDSHAKES_PENDING_MAX};
 use crate::progress::WorkProgress;
 use crate::shard::ShardSettings;
 use crate::transport::Acceptor;
@@ -63,6 +64,8 @@ pub struct Shards {
     /// outlives the shards.
     pub threads: Vec<JoinHandle<()>>,
     pub directory: ControlPort,
+    /// Connections of an address count wherever they come to.
+    pub addresses: Arc<AddressTable>,
 }
 
 /// Where a serving gateway is reached.
@@ -153,7 +156,7 @@ pub fn run(
     let directory = Embedded::open(data.path())?;
     let audit = open_audit(&config)?;
     let (admin, admin_listen) = listen_admin(config.admin_listen)?;
-    let keys_interface = listen_keys(config.keys_listen)?;
+    let keys_listener = listen_keys(config.keys_listen)?;
     let drain = DrainPlan::from(&config.drain);
 
     let limits = config.limits.live.within(host.connections_room);
@@ -176,7 +179,11 @@ pub fn run(
     };
     let confirm_clock = plan.config.confirm_clock;
     let (reporters, reports) = shard_reports(shards);
-    let Shards { listen, ports, threads, directory } = start_shards(plan, directory, reporters)?;
+    let storage_shards = plan.storage_shards;
+    let Shards { listen, ports, threads, directory, addresses } =
+        start_shards(plan, directory, reporters)?;
+    let keys_interface =
+        keys_listener.map(|listener| KeysInterface { listener, addresses, storage_shards });
     let certificate = files.validity;
     let control = Control {
         admin,

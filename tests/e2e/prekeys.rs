@@ -220,6 +220,23 @@ fn requests_that_cannot_be_carried_out_are_refused_one_by_one() {
     assert_eq!(count(&mut bob), 948);
 }
 
+/// What is written to the directory costs a sync, as a message does.
+#[test]
+fn who_publishes_too_fast_is_refused() {
+    let limits = "address_exempt = [], user_sends_per_second = 1, user_sends_burst = 3";
+    let gateway = Gateway::start(Settings { limits, ..Settings::default() });
+    let mut bob = Raw::open(&gateway, "bob", "phone");
+    publish(&mut bob, 0..5);
+    put_list(&mut bob, 1, &["phone"]).unwrap();
+    let codes: Vec<_> = (0..8)
+        .map(|_| put_list(&mut bob, 1, &["phone"]).unwrap_err().code())
+        .filter(|&code| code != ErrorCode::Conflict)
+        .collect();
+    assert!(!codes.is_empty() && codes.iter().all(|&code| code == ErrorCode::LimitReached));
+    assert!(gateway.metric("ringpost_bound_hits_total{bound=\"user_sends\"}") > 0.0);
+    assert_eq!(count(&mut bob), 5, "what is read is no write");
+}
+
 fn put_list(raw: &mut Raw, version: u64, devices: &[&str]) -> Result<(), wire::Error> {
     raw.send(client_frame::Frame::DeviceListPut(wire::DeviceListPut {
         request_id: 6,

@@ -6,17 +6,20 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ringpost_protocol::wire::server_frame;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 
-use crate::support::PATIENCE;
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::raw::{Raw, tls_config};
+use crate::support::{PATIENCE, wait_until};
 
 const OPENAPI: &str = include_str!("../../engine/openapi.json");
-/// Nobody else in these tests has this address.
+/// Nobody else in these tests has these addresses.
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 254, 77, 3));
+const OWNERS_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 254, 77, 4));
+const CROWDED_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 254, 77, 5));
 const PORT: u16 = 8_443;
 
 struct Answer {
@@ -26,11 +29,17 @@ struct Answer {
 }
 
 /// One request over a connection of its own.
-fn request(gateway: &Gateway, line: &str, token: Option<&str>, body: &str) -> Answer {
+fn request_at(
+    address: IpAddr,
+    gateway: &Gateway,
+    line: &str,
+    token: Option<&str>,
+    body: &str,
+) -> Answer {
     let name = ServerName::try_from("localhost").unwrap();
     let config = tls_config(gateway, &[b"http/1.1"]);
     let tls = ClientConnection::new(Arc::clone(&config), name).unwrap();
-    let socket = TcpStream::connect_timeout(&SocketAddr::new(ADDRESS, PORT), PATIENCE).unwrap();
+    let socket = TcpStream::connect_timeout(&SocketAddr::new(address, PORT), PATIENCE).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut stream = StreamOwned::new(tls, socket);
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
@@ -52,7 +61,7 @@ fn request(gateway: &Gateway, line: &str, token: Option<&str>, body: &str) -> An
 
 /// The same, checked against the description.
 fn described(gateway: &Gateway, line: &str, token: Option<&str>, body: &str) -> (u16, Value) {
-    let answer = request(gateway, line, token, body);
+    let answer = request_at(ADDRESS, gateway, line, token, body);
     let api: Value = serde_json::from_str(OPENAPI).unwrap();
     let (method, path) = line.split_once(' ').unwrap();
     let path = if path == "/v1/keys" { "/v1/keys" } else { "/v1/keys/{user}" };
@@ -129,7 +138,7 @@ fn answers_are_what_the_description_says() {
     let settings = Settings {
         listen: Some(ADDRESS),
         listener: "keys.listen = \"127.254.77.3:8443\"\n",
-        limits: "user_key_reads_per_hour = 6, device_one_time_keys_per_hour = 2",
+        limits: "user_key_reads_per_hour = 20, device_one_time_keys_per_hour = 2",
         ..Settings::default()
     };
     let mut gateway = Gateway::start(settings);
@@ -174,12 +183,71 @@ fn answers_are_what_the_description_says() {
         let status = publish(&keys(first..first + 100)).0;
         assert_eq!(status, if first < 1_900 { 200 } else { 409 }, "the stock is bounded");
     }
-    let statuses: Vec<u16> = (0..3).map(|_| ask("GET /v1/keys/x", alice, "").0).collect();
-    assert_eq!(statuses, [404, 404, 429], "nobody reads through all users");
+    let statuses: Vec<u16> = (0..17).map(|_| ask("GET /v1/keys/x", alice, "").0).collect();
+    assert_eq!(statuses[..16], [404; 16]);
+    assert_eq!(statuses[16], 429, "nobody reads through all users");
+    let statuses: Vec<u16> = (0..9).map(|_| publish(&json!({})).0).collect();
+    assert_eq!(statuses[..8], [200; 8]);
+    assert_eq!(statuses[8], 429, "nobody keeps the disk busy");
+    assert_eq!(gateway.metric("ringpost_key_interface_refusals_total{limit=\"user\"}"), 2.0);
     assert_eq!(ask("GET /v1/keys/bob", bob, "").0, 404, "one's own are free, but for oneself");
-    assert_eq!(request(&gateway, "GET /", bob, "").status, 404);
+    assert_eq!(request_at(ADDRESS, &gateway, "GET /", bob, "").status, 404);
 
     // A client hears that its keys are there, and the gateway ends in good order.
     drop(Raw::open(&gateway, "bob", "phone"));
     assert!(gateway.stop().success());
+}
+
+#[test]
+fn owners_hear_of_keys_that_were_taken_over_https() {
+    let settings = Settings {
+        listen: Some(OWNERS_ADDRESS),
+        listener: "keys.listen = \"127.254.77.4:8443\"\n",
+        limits: "device_one_time_keys_per_hour = 0",
+        ..Settings::default()
+    };
+    let gateway = Gateway::start(settings);
+    let (bob, alice) = (gateway.keys.token("bob", "phone"), gateway.keys.token("alice", "phone"));
+    let ask = |line, token: &String, body: &str| {
+        request_at(OWNERS_ADDRESS, &gateway, line, Some(token), body).status
+    };
+    assert_eq!(ask("POST /v1/keys", &bob, &keys(0..22).to_string()), 200);
+    let mut raw = Raw::open(&gateway, "bob", "phone");
+    for remaining in [19, 18] {
+        while gateway.metric("ringpost_one_time_keys") > f64::from(remaining) {
+            assert_eq!(ask("GET /v1/keys/bob", &alice, ""), 200);
+        }
+        let told = raw.expect(|frame| match frame {
+            server_frame::Frame::KeysLow(low) => Some(low.remaining_count),
+            _ => None,
+        });
+        assert_eq!(told, remaining);
+    }
+}
+
+#[test]
+fn an_address_has_so_many_connections_wherever_they_come_to() {
+    let settings = Settings {
+        listen: Some(CROWDED_ADDRESS),
+        listener: "keys.listen = \"127.254.77.5:8443\"\n",
+        limits: "address_exempt = [], address_connections_max = 2",
+        ..Settings::default()
+    };
+    let gateway = Gateway::start(settings);
+    let token = gateway.keys.token("bob", "phone");
+    let ask = || request_at(CROWDED_ADDRESS, &gateway, "GET /v1/keys/bob", Some(&token), "").status;
+    let _first = Raw::open(&gateway, "bob", "phone");
+    assert_eq!(ask(), 404);
+    let second = Raw::open(&gateway, "alice", "phone");
+    let refusals = "ringpost_key_interface_refusals_total{limit=\"address\"}";
+    assert_eq!(gateway.metric(refusals), 0.0);
+    let mut third = TcpStream::connect((CROWDED_ADDRESS, PORT)).unwrap();
+    third.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(matches!(third.read(&mut [0]), Ok(0) | Err(_)), "it is closed");
+    assert_eq!(gateway.metric(refusals), 1.0);
+    drop(second);
+    wait_until("an address has room again", || {
+        (gateway.metric("ringpost_connections") < 2.0).then_some(())
+    });
+    assert_eq!(ask(), 404);
 }

@@ -23,7 +23,7 @@ pub(super) fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpList
 }
 
 pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
-    let serve_connection = |stream| {
+    let serve_connection = |stream, _| {
         let state = Rc::clone(&state);
         async move {
             let answer = |request| {

@@ -18,6 +18,9 @@ pub(super) struct ControlMetrics {
     fetches_failed: Cell<u64>,
     /// When the keys in use were read or fetched.
     keys_unix_ms: Cell<u64>,
+    /// By the key interface: connections of an address, requests of a user.
+    addresses_refused: Cell<u64>,
+    users_refused: Cell<u64>,
 }
 
 impl ControlMetrics {
@@ -31,7 +34,17 @@ impl ControlMetrics {
             fetches_ok: Cell::default(),
             fetches_failed: Cell::default(),
             keys_unix_ms: Cell::new(keys_unix_ms),
+            addresses_refused: Cell::default(),
+            users_refused: Cell::default(),
         }
+    }
+
+    pub(super) fn address_refused(&self) {
+        self.addresses_refused.set(self.addresses_refused.get() + 1);
+    }
+
+    pub(super) fn user_refused(&self) {
+        self.users_refused.set(self.users_refused.get() + 1);
     }
 
     pub(super) fn reloaded(&self, now_unix_s: u64, certificate: Validity) {
@@ -73,6 +86,10 @@ impl ControlMetrics {
 
     pub(super) fn expose(&self, out: &mut String, now_unix_ms: u64) {
         self.expose_keys(out, now_unix_ms);
+        let refusals =
+            [("address", self.addresses_refused.get()), ("user", self.users_refused.get())];
+        let help = "What the key interface refused: connections of an address, requests of a user.";
+        expose_counts(out, "ringpost_key_interface_refusals_total", help, "limit", &refusals);
         let reloads = [("ok", self.reloads_ok.get()), ("refused", self.reloads_refused.get())];
         let help = "Configurations read again on SIGHUP; a refused one changed nothing.";
         expose_counts(out, "ringpost_reloads_total", help, "result", &reloads);

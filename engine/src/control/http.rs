@@ -2,6 +2,7 @@
 //! each with HTTP/1 for a bounded time.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,15 +36,15 @@ pub(super) struct Bounds {
 pub(super) async fn serve<F: Future<Output = ()> + 'static>(
     listener: TcpListener,
     bounds: &'static Bounds,
-    serve_connection: impl Fn(TcpStream) -> F,
+    serve_connection: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
     let permits = Arc::new(Semaphore::new(bounds.connections_max));
     loop {
         let permit =
             Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let serving = serve_connection(stream);
+            Ok((stream, peer)) => {
+                let serving = serve_connection(stream, peer);
                 tokio::task::spawn_local(async move {
                     serving.await;
                     drop(permit);

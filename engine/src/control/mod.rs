@@ -12,19 +12,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
 use tracing::{error, info, warn};
 
 use self::counts::ControlMetrics;
 use self::keys::{Demand, Refresher};
 use self::reload::Reloader;
+pub use self::rest::KeysInterface;
 use self::validity::Validity;
 use crate::audit::{AuditEvent, AuditLog};
 use crate::config::DrainConfig;
 use crate::directory::ControlPort;
 use crate::metrics::ShardMetrics;
 use crate::shard::ShardSettings;
+use crate::shard::message::KeysLowNews;
 
 pub mod admin;
 pub mod auth;
@@ -47,6 +49,8 @@ pub trait ShardPort: Send {
     fn apply(&self, settings: ShardSettings, applied: oneshot::Sender<()>);
     /// The shard stops accepting, sends GoAway, flushes, syncs, and reports itself drained.
     fn drain(&self, plan: DrainPlan);
+    /// The shard tells the device, and drops `told` then.
+    fn tell_keys_low(&self, news: KeysLowNews, told: OwnedSemaphorePermit);
 }
 
 /// How shards are to drain.
@@ -241,8 +245,8 @@ pub struct Control {
     pub audit: AuditLog,
     /// `None`: there is no directory.
     pub directory: Option<ControlPort>,
-    /// Where public keys are served over HTTPS, bound already.
-    pub keys_interface: Option<TcpListener>,
+    /// Where public keys are served over HTTPS.
+    pub keys_interface: Option<KeysInterface>,
 }
 
 /// Whether clients are served, as `/readyz` says.
@@ -344,10 +348,9 @@ impl Control {
             audit: self.audit,
             directory: self.directory,
         });
-        if let (Some(listener), Some(directory)) = (self.keys_interface, &state.directory) {
-            let listener = admin::listen(listener).map_err(ControlFault::Runtime)?;
-            let serving = rest::serve(listener, Rc::clone(&state), directory.clone());
-            tokio::task::spawn_local(serving);
+        if let (Some(interface), Some(directory)) = (self.keys_interface, &state.directory) {
+            rest::start(interface, Rc::clone(&state), directory.clone())
+                .map_err(ControlFault::Runtime)?;
         }
         State::refresh_keys(&state, self.refresher);
         tokio::task::spawn_local(refusals::tell(Rc::clone(&state)));

@@ -33,6 +33,8 @@ impl ShardPort for FakeShard {
     fn drain(&self, plan: DrainPlan) {
         self.drains.send(plan).unwrap();
     }
+
+    fn tell_keys_low(&self, _: KeysLowNews, _: OwnedSemaphorePermit) {}
 }
 
 struct World {

@@ -26,9 +26,11 @@ pub struct LimitSet {
     pub connection_frames: Rate,
     /// Bytes that one connection sends, encrypted; beyond it its socket is not read.
     pub connection_bytes: Rate,
-    /// Sends of one user, from all devices; beyond it they are refused.
+    /// Sends of one user, and changes of its keys, device list and groups, from all devices; beyond it
+    /// they are refused.
     pub user_sends: Rate,
     /// Users whose keys or device lists one user reads, from all devices; beyond it that is refused.
+    /// Requests over HTTPS count apart, publications among them.
     pub user_key_reads: PerHour,
     /// One-time keys of one device that are handed out, to whomever; beyond it bundles come without.
     pub device_one_time_keys: PerHour,

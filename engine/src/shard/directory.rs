@@ -75,6 +75,11 @@ impl<R: Ring> Shard<R> {
             let text = "too many requests of this connection are unanswered";
             return self.refuse_call(key, ErrorCode::LimitReached, text, request_id);
         }
+        // A change is a durable write, as a Send is, and counts as one.
+        let is_change = matches!(call, Call::KeysPublish(_) | Call::DeviceListPut(_));
+        if is_change && self.take_send(key, device).is_err() {
+            return self.refuse_call(key, ErrorCode::LimitReached, TOO_FAST, request_id);
+        }
         let home = self.home.as_ref().expect("an open connection is at home");
         let owner = home.device(device).address.clone();
         let (inquirer, request) = match call {
@@ -285,15 +290,10 @@ impl<R: Ring> Shard<R> {
     /// Devices whose keys were taken hear of it when few are left.
     fn tell_owners(&mut self, user: &UserId, taken: &[TakenBundle]) {
         let to_shard = self.home_of(user);
-        for TakenBundle { bundle, stock, .. } in taken {
-            if *stock >= ONE_TIME_KEYS_LOW || bundle.one_time_key.is_none() {
-                continue;
-            }
-            let owner = DeviceAddress { user: user.clone(), device: bundle.device.clone() };
+        for news in taken.iter().filter_map(|taken| KeysLowNews::of(user, taken)) {
             if to_shard == self.id {
-                self.warn_owner(&owner, *stock);
+                self.warn_owner(&news.owner, news.remaining);
             } else if self.mesh.reserve(to_shard).is_ok() {
-                let news = KeysLowNews { owner, remaining: *stock };
                 self.push_mesh(to_shard, MeshMessage::KeysLow(Box::new(news)));
             } else {
                 // The next key taken, or the next Welcome, tells it.
@@ -308,8 +308,9 @@ impl<R: Ring> Shard<R> {
         self.warn_owner(&news.owner, news.remaining);
     }
 
-    fn warn_owner(&mut self, owner: &DeviceAddress, remaining: u32) {
-        let home = self.home.as_ref().expect("keys are low at the home of their owner");
+    /// Its home is here, or it has none: there are more shards than stores.
+    pub(super) fn warn_owner(&mut self, owner: &DeviceAddress, remaining: u32) {
+        let Some(home) = &self.home else { return };
         let attached = home
             .find(&owner.user, &owner.device)
             .and_then(|index| home.device(index).attached.as_ref());
@@ -319,5 +320,6 @@ impl<R: Ring> Shard<R> {
     }
 }
 
+pub(super) const TOO_FAST: &str = "this user asks too fast";
 pub(super) const BUSY: &str = "the directory is busy: try again in a while";
 const TOO_MANY_READ: &str = "this user has read keys or device lists of too many users";

@@ -40,6 +40,10 @@ impl<R: Ring> Shard<R> {
                     edge.endpoint.set_steering(&program);
                 }
             }
+            ControlRequest::KeysLow { news, told } => {
+                self.warn_owner(&news.owner, news.remaining);
+                told();
+            }
             ControlRequest::Stop => {
                 let drain = self.drain.get_or_insert(Drain {
                     deadline_ms: 0,

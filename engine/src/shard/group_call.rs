@@ -13,6 +13,7 @@ use ringpost_ring::Ring;
 
 use super::Shard;
 use super::conn::ConnKey;
+use super::directory::TOO_FAST;
 use super::group::{GroupRequest, Known, State};
 use super::message::{DeviceIndex, MeshMessage};
 use super::roster::{Change, Roster, RosterRefusal, by_home};
@@ -94,7 +95,11 @@ impl<R: Ring> Shard<R> {
             return self.put_group_answer(key, request_id, Err(BUSY));
         }
         if self.take_send(key, device).is_err() {
-            return self.put_group_answer(key, request_id, Err(TOO_FAST));
+            return self.put_group_answer(
+                key,
+                request_id,
+                Err((ErrorCode::LimitReached, TOO_FAST)),
+            );
         }
         let to_shard = self.home_of(&group);
         if !self.has_room_for_group(to_shard, GROUP_CALLS_MAX) {
@@ -258,4 +263,3 @@ impl From<RosterRefusal> for CallRefusal {
 }
 
 pub(super) const BUSY: CallRefusal = (ErrorCode::LimitReached, "too many requests are under way");
-const TOO_FAST: CallRefusal = (ErrorCode::LimitReached, "this user asks too fast");

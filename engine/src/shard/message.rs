@@ -13,7 +13,8 @@ use super::relay::{NewsReply, OrderReply, StreamNews, StreamOrder};
 use super::settings::ShardSettings;
 use crate::audit::AuditEvent;
 use crate::control::auth::Claims;
-use crate::directory::Answered;
+use crate::directory::{Answered, TakenBundle};
+use crate::limits::ONE_TIME_KEYS_LOW;
 use crate::metrics::ShardMetrics;
 use crate::transport::quic::ForeignDatagram;
 
@@ -173,6 +174,18 @@ pub struct KeysLowNews {
     pub remaining: u32,
 }
 
+impl KeysLowNews {
+    /// What the owner of a bundle hears when it was taken: nothing while there are enough.
+    pub(crate) fn of(user: &UserId, taken: &TakenBundle) -> Option<Self> {
+        let TakenBundle { bundle, stock, .. } = taken;
+        if *stock >= ONE_TIME_KEYS_LOW || bundle.one_time_key.is_none() {
+            return None;
+        }
+        let owner = DeviceAddress { user: user.clone(), device: bundle.device.clone() };
+        Some(Self { owner, remaining: *stock })
+    }
+}
+
 /// A connection wants to read the device list of `user`.
 pub struct ListRequest {
     pub(super) reader: ListReader,
@@ -202,6 +215,9 @@ pub enum ControlRequest {
     Drain { within_ms: u64, jitter_ms: u64 },
     /// The kernel chooses the shards of datagrams by this program from now on.
     Steered(Program),
+    /// The key interface has given out keys of a device that lives here. The closure is called once
+    /// it is told.
+    KeysLow { news: Box<KeysLowNews>, told: Box<dyn FnOnce() + Send> },
     /// All shards are drained: finish the store and end.
     Stop,
 }

@@ -6,6 +6,7 @@
 mod body;
 
 use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,37 +18,74 @@ use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use ringpost_protocol::id::{DeviceAddress, UserId};
+use ringpost_ring::host;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::auth::{AuthFault, Claims};
 use super::http::{self, Bounds, reply};
-use super::{State, reload};
-use crate::directory::{Answer, ControlPort, Handouts, Request as Wish};
-use crate::limits::{REST_BODY_BYTES_MAX, REST_CONNECTIONS_MAX, REST_REQUEST_MS_MAX};
+use super::{State, admin, reload};
+use crate::directory::{Answer, ControlPort, Handouts, Request as Wish, TakenBundle};
+use crate::limits::{
+    AddressTable, Admission, Gate, KEYS_NEWS_MAX, REST_BODY_BYTES_MAX, REST_CONNECTIONS_MAX,
+    REST_REQUEST_MS_MAX,
+};
+use crate::shard::message::KeysLowNews;
+
+/// What the interface serves, and by what rules.
+pub struct KeysInterface {
+    /// Bound already.
+    pub listener: TcpListener,
+    /// Connections of an address count wherever they come to.
+    pub addresses: Arc<AddressTable>,
+    /// The shards that are homes of users.
+    pub storage_shards: u16,
+}
 
 /// What the interface works with.
 struct Interface {
     state: Rc<State>,
     directory: ControlPort,
-    /// Users that each user has read.
-    reads: RefCell<Handouts>,
+    addresses: Arc<AddressTable>,
+    storage_shards: u16,
+    /// What each user has asked for.
+    requests: RefCell<Handouts>,
+    /// For news that the shards have not taken yet.
+    news: Arc<Semaphore>,
 }
 
 /// Why a request is refused.
 struct Refusal(StatusCode, &'static str);
 
 /// Serves as long as the gateway runs.
-pub(super) async fn serve(listener: TcpListener, state: Rc<State>, directory: ControlPort) {
-    let interface = Rc::new(Interface { state, directory, reads: RefCell::default() });
-    let serve_connection = |stream| serve_connection(stream, Rc::clone(&interface));
-    http::serve(listener, &BOUNDS, serve_connection).await;
+pub(super) fn start(
+    interface: KeysInterface,
+    state: Rc<State>,
+    directory: ControlPort,
+) -> std::io::Result<()> {
+    let KeysInterface { listener, addresses, storage_shards } = interface;
+    let listener = admin::listen(listener)?;
+    let interface = Rc::new(Interface {
+        state,
+        directory,
+        addresses,
+        storage_shards,
+        requests: RefCell::default(),
+        news: Arc::new(Semaphore::new(KEYS_NEWS_MAX)),
+    });
+    tokio::task::spawn_local(async move {
+        let serve_connection = |stream, peer| serve_connection(stream, peer, Rc::clone(&interface));
+        http::serve(listener, &BOUNDS, serve_connection).await;
+    });
+    Ok(())
 }
 
-async fn serve_connection(stream: TcpStream, interface: Rc<Interface>) {
+async fn serve_connection(stream: TcpStream, peer: SocketAddr, interface: Rc<Interface>) {
+    let Some(_admission) = interface.admit(peer.ip()) else { return };
     // Of now: a reload may have brought another certificate.
     let Some(tls) = interface.state.settings.borrow().acceptor.for_https() else { return };
     let handshake = TlsAcceptor::from(tls).accept(stream);
@@ -71,6 +109,28 @@ async fn serve_connection(stream: TcpStream, interface: Rc<Interface>) {
 }
 
 impl Interface {
+    /// As a client's connection.
+    fn admit(&self, address: IpAddr) -> Option<Admission> {
+        let limits = Arc::clone(&self.state.settings.borrow().limits);
+        let gate = Gate::new(Arc::clone(&self.addresses), limits);
+        let admitted = gate.admit(address, now_ms());
+        let refused = |refusal| {
+            debug!(%address, ?refusal, "connection of the key interface refused");
+            self.state.metrics.address_refused();
+        };
+        admitted.map_err(refused).ok()
+    }
+
+    /// A request of `user` that costs the directory something.
+    fn count(&self, user: &UserId, text: &'static str) -> Result<(), Refusal> {
+        let rate = self.state.settings.borrow().limits.user_key_reads;
+        if self.requests.borrow_mut().take(user.as_str().as_bytes(), rate, now_ms()) {
+            return Ok(());
+        }
+        self.state.metrics.user_refused();
+        Err(Refusal(StatusCode::TOO_MANY_REQUESTS, text))
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Result<Value, Refusal> {
         let path = request.uri().path().to_owned();
         match (request.method(), path.strip_prefix("/v1/keys")) {
@@ -115,6 +175,7 @@ impl Interface {
         let body = body.map_err(|_| too_large)?.to_bytes();
         let keys =
             body::parse_keys(&body).map_err(|text| Refusal(StatusCode::BAD_REQUEST, text))?;
+        self.count(&claims.user, "this user has published keys too often")?;
         let owner = DeviceAddress { user: claims.user, device: claims.device };
         match self.directory.ask(Wish::Publish { owner, keys }).await {
             Answer::Published { stock } => Ok(json!({ "one_time_keys": stock })),
@@ -134,11 +195,8 @@ impl Interface {
         let user = user.ok_or(Refusal(StatusCode::BAD_REQUEST, "that is no user id"))?;
         let limits = Arc::clone(&self.state.settings.borrow().limits);
         let is_own = user == claims.user;
-        let now_ms = u64::try_from(self.state.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let reader = claims.user.as_str().as_bytes();
-        if !is_own && !self.reads.borrow_mut().take(reader, limits.user_key_reads, now_ms) {
-            let text = "this user has read the keys of too many users";
-            return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, text));
+        if !is_own {
+            self.count(&claims.user, "this user has read the keys of too many users")?;
         }
         let wish = Wish::Fetch {
             user: user.clone(),
@@ -150,8 +208,21 @@ impl Interface {
             Answer::Bundles(taken) if taken.is_empty() => {
                 Err(Refusal(StatusCode::NOT_FOUND, "this user has published no keys"))
             }
-            Answer::Bundles(taken) => Ok(body::bundles(&user, &taken)),
+            Answer::Bundles(taken) => {
+                self.tell_owners(&user, &taken);
+                Ok(body::bundles(&user, &taken))
+            }
             _ => Err(BUSY),
+        }
+    }
+
+    /// Devices whose keys were taken hear of it when few are left. When the shards are behind with
+    /// that, the next key taken tells it.
+    fn tell_owners(&self, user: &UserId, taken: &[TakenBundle]) {
+        let home = usize::from(user.slot().shard(self.storage_shards));
+        for news in taken.iter().filter_map(|taken| KeysLowNews::of(user, taken)) {
+            let Ok(permit) = Arc::clone(&self.news).try_acquire_owned() else { return };
+            self.state.ports.borrow()[home].tell_keys_low(news, permit);
         }
     }
 }
@@ -166,6 +237,11 @@ impl Refusal {
         }
         response
     }
+}
+
+/// Monotonic, the same clock as the shards'.
+fn now_ms() -> u64 {
+    host::monotonic_ns() / 1_000_000
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
