@@ -8,7 +8,7 @@
 use ringpost_protocol::mutant::{Mutant, is_active};
 
 use crate::disk::SegmentId;
-use crate::limits::{CLOCK_DOUBT_MS, CLOCK_LOG_MS, CLOCK_STEP_MS_MAX};
+use crate::limits::{CLOCK_LOG_MS, CLOCK_STEP_MS_MAX};
 use crate::record;
 use crate::store::Store;
 
@@ -29,8 +29,6 @@ pub(crate) struct ExpiryClock {
     logged_in: SegmentId,
     /// Its batch, when it is of this open.
     logged_batch: u64,
-    /// The highest that it may have shown before the store was opened; zero when the log holds none.
-    shown_ms: u64,
     started: Option<Started>,
     /// When the next record is due.
     log_at_ms: u64,
@@ -46,8 +44,7 @@ struct Started {
 impl ExpiryClock {
     /// As recovered from the log.
     pub(crate) fn recovered(logged_ms: u64, logged_in: SegmentId) -> Self {
-        let shown_ms = if logged_ms > 0 { logged_ms.saturating_add(CLOCK_DOUBT_MS) } else { 0 };
-        Self { logged_ms, logged_in, shown_ms, ..Self::default() }
+        Self { logged_ms, logged_in, ..Self::default() }
     }
 
     /// The highest that the log holds, and where it stands.
@@ -88,13 +85,6 @@ impl Store {
     /// [`Self::begin_clock`] what the log knows.
     pub fn expiry_clock_ms(&self, now_ms: u64) -> u64 {
         self.clock.at(now_ms).unwrap_or(self.clock.logged_ms)
-    }
-
-    /// Whether a message has expired, or had when the clock was last read before a crash: its device
-    /// may have been told so by a gap that was lost, and what it acknowledged behind that says
-    /// nothing about the message.
-    pub fn may_have_expired(&self, expires_at_ms: u64, now_ms: u64) -> bool {
-        expires_at_ms <= self.expiry_clock_ms(now_ms).max(self.clock.shown_ms)
     }
 
     /// Before a batch is written: the record that is due each minute.

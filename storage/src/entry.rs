@@ -140,6 +140,11 @@ impl Entry {
         self.is_message() && self.0[4] & SENDER_MASK == sender & SENDER_MASK
     }
 
+    /// Whether this gap takes the place of an entry.
+    pub(crate) fn is_in_place(&self) -> bool {
+        self.tag() == GAP && self.upper() != u64::from(GapReason::Full.code())
+    }
+
     /// Of a gap: the hash of its group, or zero when it is not of one.
     pub(crate) fn gap_group(&self) -> u32 {
         self.0[4]

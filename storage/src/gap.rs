@@ -56,6 +56,13 @@ impl Store {
         Some(self.put_gap(mailbox.0, NewGap { reason, replaces: seq.0, group }))
     }
 
+    /// Whether a gap that takes the place of another entry is not durable yet.
+    pub fn awaits_gap(&self, mailbox: MailboxId) -> bool {
+        let Some(queue) = self.mailboxes.get(&mailbox.0) else { return false };
+        let durable = self.durable_seq();
+        queue.entries.iter().rev().take_while(|entry| entry.seq() > durable).any(Entry::is_in_place)
+    }
+
     /// The record of a queued entry cannot be read any more.
     pub(crate) fn give_up_entry(&mut self, mailbox: u64, seq: u64) {
         self.stats.damaged_records += 1;

@@ -102,9 +102,6 @@ pub const CHECKPOINT_CHUNK_BYTES_MAX: u32 = 256 << 10;
 pub const FILL_CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// The log knows the expiry clock so exactly, while something is appended or queued.
 pub const CLOCK_LOG_MS: u64 = 60_000;
-/// Before a crash the expiry clock may have shown so much more than the log knows: one record is
-/// due, and the one before it may not have been durable yet.
-pub(crate) const CLOCK_DOUBT_MS: u64 = 2 * CLOCK_LOG_MS;
 /// The expiry clock advances at most so far at a start that no operator confirmed.
 pub const CLOCK_STEP_MS_MAX: u64 = 3_600_000;
 /// Reads of records that are under way at once. Thousands of devices that return to full mailboxes

@@ -216,9 +216,14 @@ impl<R: Ring> Shard<R> {
                         open.owe_expired(&mut device.ack, &record, self.time);
                     }
                     self.spare_out.lend(&mut conn.out);
-                    let waited_ms =
-                        open.hand_out(device.mailbox, attached, conn, seq, &record, self.time);
-                    self.metrics.count_delivery(waited_ms);
+                    match open.hand_out(device.mailbox, attached, conn, seq, &record, self.time) {
+                        HandOut::Delivered { waited_ms } => self.metrics.count_delivery(waited_ms),
+                        HandOut::Expired => {}
+                        HandOut::Held => {
+                            open.await_durable(Awaiting::Fresh(index));
+                            break;
+                        }
+                    }
                 }
                 ReadStart::Pending(id) => {
                     attached.reading = Some((id, seq));
@@ -255,9 +260,11 @@ impl<R: Ring> Shard<R> {
         if let (Some(conn), true) = (self.conns.get_mut(key), is_next) {
             match result {
                 Ok(record) if conn.device().is_some() => {
-                    let waited_ms =
+                    let handed =
                         open.hand_out(device.mailbox, attached, conn, seq, &record, self.time);
-                    self.metrics.count_delivery(waited_ms);
+                    if let HandOut::Delivered { waited_ms } = handed {
+                        self.metrics.count_delivery(waited_ms);
+                    }
                     self.mark_dirty(key);
                 }
                 Ok(_) => {}
@@ -281,9 +288,22 @@ impl<R: Ring> Shard<R> {
     }
 }
 
+/// What became of the next entry of a mailbox.
+enum HandOut {
+    Delivered {
+        /// Of a message.
+        waited_ms: Option<u64>,
+    },
+    /// A gap takes its place, which comes later.
+    Expired,
+    /// It may not go out before such a gap is durable: a device that acknowledges it acknowledges
+    /// what was in front of it, too, and after a crash that would be the message again, as if it had
+    /// been delivered.
+    Held,
+}
+
 impl OpenStore {
-    /// Gives the next entry of a mailbox to its connection, unless it has expired: then a gap takes
-    /// its place, which comes later. Returns how long a message has waited.
+    /// Gives the next entry of a mailbox to its connection, if it may go.
     fn hand_out(
         &mut self,
         mailbox: MailboxId,
@@ -292,15 +312,19 @@ impl OpenStore {
         seq: Seq,
         record: &StoredRecord,
         time: Time,
-    ) -> Option<u64> {
+    ) -> HandOut {
         if let StoredRecord::Message(message) = record
             && self.has_expired(message, time)
         {
             self.store.expire(mailbox, seq, message.group.as_deref());
             attached.cursor = seq;
-            return None;
+            return HandOut::Expired;
         }
-        attached.put(&mut conn.session, &mut conn.out, seq, record, time.unix_ms)
+        if self.store.awaits_gap(mailbox) {
+            return HandOut::Held;
+        }
+        let waited_ms = attached.put(&mut conn.session, &mut conn.out, seq, record, time.unix_ms);
+        HandOut::Delivered { waited_ms }
     }
 
     pub(super) fn has_expired(&self, message: &StoredMessage, time: Time) -> bool {

@@ -6,7 +6,7 @@
 //! then append the watermark. One walk per device runs at a time; what is acknowledged meanwhile is
 //! covered by its next round.
 
-use ringpost_protocol::id::{DeviceAddress, DeviceId, MailboxId, Seq, UserId};
+use ringpost_protocol::id::{DeviceAddress, DeviceId, Seq, UserId};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 use ringpost_storage::{Fault, ReadId, ReadStart, ReceiptRecord, StoredMessage, StoredRecord};
@@ -121,7 +121,7 @@ impl Source {
 impl Home {
     /// Looks at the entries after `position`, until the acknowledgement's end, a bound, or a record
     /// that must be read first.
-    fn gather(&mut self, index: DeviceIndex, time: Time) {
+    fn gather(&mut self, index: DeviceIndex) {
         let device = &mut self.devices[index.0 as usize];
         let Some(walk) = device.ack.as_mut() else { return };
         let open = self.state.open_mut();
@@ -151,7 +151,7 @@ impl Home {
                 // Acknowledged by Hello, so delivered on an earlier connection.
                 None => match open.store.read(device.mailbox, seq) {
                     ReadStart::Ready(StoredRecord::Message(message)) => {
-                        open.owed(device.mailbox, seq, &message, time)
+                        Source::of(&message, &mut None)
                     }
                     ReadStart::Ready(_) | ReadStart::Gone => None,
                     ReadStart::Pending(id) => {
@@ -207,7 +207,7 @@ impl<R: Ring> Shard<R> {
             if !home.state.is_open() {
                 return;
             }
-            home.gather(index, self.time);
+            home.gather(index);
             let device = &mut home.devices[index.0 as usize];
             let Some(walk) = device.ack.as_mut() else { return };
             match walk.next_step() {
@@ -304,15 +304,13 @@ impl<R: Ring> Shard<R> {
         match reason {
             ReadFor::Delivery(index) => self.deliver_read(index, id, result),
             ReadFor::Ack(index) => {
-                let Home { devices, state, .. } = home;
-                let device = &mut devices[index.0 as usize];
+                let device = &mut home.devices[index.0 as usize];
                 let walk = device.ack.as_mut().expect("a walk outlives its reads");
                 let seq = walk.reading.take().expect("the walk waits for this read");
                 walk.position = seq;
                 // What cannot be read any more cannot be receipted; it was delivered all the same.
                 if let Ok(StoredRecord::Message(message)) = result
-                    && let Some(source) =
-                        state.open_mut().owed(device.mailbox, seq, &message, self.time)
+                    && let Some(source) = Source::of(&message, &mut None)
                 {
                     walk.owe(source);
                 }
@@ -323,23 +321,6 @@ impl<R: Ring> Shard<R> {
 }
 
 impl OpenStore {
-    /// Who is told that a message was acknowledged. Nobody of one that may have expired: its device
-    /// gets a gap, whatever became of the message before. It may have had one that a crash took away,
-    /// together with the last minute of the expiry clock, and acknowledge what came behind.
-    fn owed(
-        &mut self,
-        mailbox: MailboxId,
-        seq: Seq,
-        message: &StoredMessage,
-        time: Time,
-    ) -> Option<Source> {
-        if self.store.may_have_expired(message.expires_at_ms, time.now_ms) {
-            self.store.expire(mailbox, seq, message.group.as_deref());
-            return None;
-        }
-        Source::of(message, &mut None)
-    }
-
     /// What must never be: a receipt for a message that expired before its device got it.
     pub(super) fn owe_expired(
         &self,

@@ -1,6 +1,6 @@
 //! The expiry clock, and the sweeps that it sets off.
 
-use ringpost_protocol::id::Seq;
+use ringpost_protocol::id::{MailboxId, Seq};
 
 use super::disk::Rng;
 use super::world::{World, small_config};
@@ -57,12 +57,24 @@ fn the_log_knows_the_clock_to_the_minute_while_something_is_queued() {
     world.reopen(None);
     let known = world.store.expiry_clock_ms(world.now_ms);
     assert!(known + CLOCK_LOG_MS + 6000 >= shown && known <= shown, "{known} {shown}");
-    // What may have expired in the minute that the log lacks is not taken for delivered, even when
-    // the host's clock went back meanwhile.
-    world.store.begin_clock(world.now_ms, START_MS - HOUR_MS, false);
-    assert!(world.store.expiry_clock_ms(world.now_ms) <= known);
-    assert!(world.store.may_have_expired(shown, world.now_ms));
-    assert!(!world.store.may_have_expired(shown + HOUR_MS, world.now_ms));
+}
+
+#[test]
+fn a_gap_in_the_place_of_a_message_is_awaited_until_it_is_durable() {
+    let mut rng = Rng(1);
+    let mut world = sweeping(HOUR_MS);
+    let first = world.message(1, &[1, 2], 10).unwrap();
+    world.settle(&mut rng);
+    assert!(!world.store.awaits_gap(MailboxId(1)));
+    world.store.expire(MailboxId(1), first, None).unwrap();
+    assert!(world.store.awaits_gap(MailboxId(1)) && !world.store.awaits_gap(MailboxId(2)));
+    world.message(1, &[1], 10).unwrap();
+    assert!(world.store.awaits_gap(MailboxId(1)), "not only at the end");
+    world.settle(&mut rng);
+    assert!(!world.store.awaits_gap(MailboxId(1)));
+    // It replaces nothing: who waits for it waits for as long as the mailbox is full.
+    world.store.append_gap(MailboxId(1), GapReason::Full, None);
+    assert!(!world.store.awaits_gap(MailboxId(1)));
 }
 
 #[test]

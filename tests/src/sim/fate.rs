@@ -117,11 +117,17 @@ impl Taken {
 
 impl Oracle {
     /// Whether the disk lost a message between its delivery and its acknowledgement: nobody knows any
-    /// more who sent it, and its device was told.
-    fn is_unreadable(&self, client: usize, taken: &Taken, send_seq: SendSeq) -> bool {
-        let sent_ns = taken.sure.get(&send_seq).map(|&message| self.messages[message].sent_ns);
-        let was_told = |sent_ns| self.told[client].has_gap_since(GapReason::Damaged, sent_ns);
-        self.reads_failed && sent_ns.is_some_and(was_told)
+    /// more who sent it, and its device was told. Or it lost the receipt, and the sender was told.
+    fn is_unreadable(
+        &self,
+        (client, from): (usize, usize),
+        taken: &Taken,
+        send_seq: SendSeq,
+    ) -> bool {
+        let Some(&message) = taken.sure.get(&send_seq) else { return false };
+        let sent_ns = self.messages[message].sent_ns;
+        let was_told = |end: usize| self.told[end].has_gap_since(GapReason::Damaged, sent_ns);
+        self.reads_failed && (was_told(client) || was_told(from))
     }
 
     /// What is still owed when the world has become kind; empty in the end.
@@ -140,7 +146,7 @@ impl Oracle {
             let told = told.copied().unwrap_or_default();
             let is_excused = [client, from].iter().any(|end| self.excused.contains_key(end));
             let sure = self.receipted(client, taken);
-            if told < sure && !is_excused && !self.is_unreadable(client, taken, sure) {
+            if told < sure && !is_excused && !self.is_unreadable((client, from), taken, sure) {
                 let text = format!("{from} has a receipt {told:?} of {client}, not {sure:?}");
                 missing.push(format!("{text} ({group:?})"));
             }

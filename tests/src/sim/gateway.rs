@@ -377,9 +377,10 @@ impl Gateway {
     }
 
     /// No mailbox holds more than its bound: messages, and beside them a gap of each reason and a
-    /// receipt for each sender.
+    /// receipt for each sender, of its own messages and of those to each group.
     fn check_bounds(&self, oracle: &mut Oracle) {
-        let beside = GAP_REASONS + RECEIPTS_PER_PEER * self.shape.devices.len();
+        let receipts_of_peer = RECEIPTS_PER_PEER * (1 + self.shape.groups.len());
+        let beside = GAP_REASONS + receipts_of_peer * self.shape.devices.len();
         let most = self.shape.mailbox_records_max as usize + beside;
         for store in self.shards.iter().filter_map(Shard::store) {
             for device in store.devices() {
