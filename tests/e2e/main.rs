@@ -9,6 +9,7 @@
 mod support;
 
 mod messenger;
+mod named;
 mod linked;
 mod tampering;
 mod crowd;
