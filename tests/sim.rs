@@ -37,6 +37,9 @@ const REGRESSION_SEEDS: &[u64] = &[
     1972, 9925,
     // A receipt became unreadable.
     6680,
+    // A Send that was refused for its roster was forgotten, and accepted when it came again, behind
+    // later ones.
+    1230,
     // Receipts of groups stand beside those of messages between two.
     7058,
 ];

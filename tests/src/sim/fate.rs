@@ -184,9 +184,10 @@ impl Oracle {
         }
     }
 
-    /// The message skipped this client, which was told of a gap; that answer was lost, with a process
-    /// or with send memory that nobody used for long, and the replay was stored for it behind later
-    /// ones. The client takes it for one that it knows.
+    /// The message skipped this client, which was told of a gap, or it was refused because of a roster
+    /// that has changed meanwhile; that answer was lost, with a process or with send memory that
+    /// nobody used for long, and the replay was stored for it behind later ones. The client takes it
+    /// for one that it knows.
     fn came_too_late(&self, index: MessageIndex, fate: &Fate, to: usize) -> bool {
         let told = &self.told[to];
         let overtaken = |&later: &MessageIndex| {
@@ -195,8 +196,14 @@ impl Oracle {
         };
         let was_forgotten = fate.accepted_ns - fate.sent_ns >= SEND_MEMORY_MS * MS;
         (self.answers_lost || was_forgotten)
-            && told.has_gap_since(GapReason::Full, fate.sent_ns)
+            && (told.has_gap_since(GapReason::Full, fate.sent_ns) || self.saw_rosters_change(fate))
             && told.messages.range(index + 1..).any(overtaken)
+    }
+
+    fn saw_rosters_change(&self, fate: &Fate) -> bool {
+        fate.group.as_ref().is_some_and(|group| {
+            self.registry.in_force(group, fate.sent_ns, fate.accepted_ns).len() > 1
+        })
     }
 
     /// Whether a message for this client may be gone: damaged, and it was told so, or its store has
