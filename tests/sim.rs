@@ -40,6 +40,9 @@ const REGRESSION_SEEDS: &[u64] = &[
     // A Send that was refused for its roster was forgotten, and accepted when it came again, behind
     // later ones.
     1230,
+    // A client in the background had used up what it may send over QUIC, and did not notice for twelve
+    // minutes that the gateway had started anew.
+    7402,
     // Receipts of groups stand beside those of messages between two.
     7058,
 ];

@@ -17,7 +17,10 @@ use crate::field::{
 };
 use crate::frame::{put_length, split_frame};
 use crate::id::{DeviceId, InstallId, MailboxId, MessageNumber, SendSeq, Seq};
-use crate::limits::{ENVELOPE_BYTES_MAX, FRAME_BYTES_MAX, SENDS_UNANSWERED_MAX, WELCOME_MS_MAX};
+use crate::limits::{
+    ENVELOPE_BYTES_MAX, FRAME_BYTES_MAX, HEARTBEAT_FOREGROUND_MS, SENDS_UNANSWERED_MAX,
+    WELCOME_MS_MAX,
+};
 use crate::message::{
     Call, ClientEvent, Limits, Mode, Recipient, Welcome, call_frame, parse_server_frame,
 };
@@ -41,6 +44,8 @@ pub struct ClientSession {
     /// Numbers without an answer, rising.
     unanswered: VecDeque<SendSeq>,
     unanswered_max: usize,
+    /// When the first of them went out.
+    waits_since_ms: Option<u64>,
     /// What the Hello named: seqs committed before it are of this mailbox.
     mailbox_id: MailboxId,
     /// Highest seq received on this connection: the bound of its Acks.
@@ -150,6 +155,7 @@ impl ClientSession {
             events: VecDeque::new(),
             unanswered: VecDeque::new(),
             unanswered_max: SENDS_UNANSWERED_MAX,
+            waits_since_ms: None,
             mailbox_id: hello.mailbox_id,
             received_up_to: Seq::default(),
             committed_up_to: hello.acked_up_to,
@@ -213,6 +219,9 @@ impl ClientSession {
             ClientEvent::Answered { send_seq, .. } => {
                 if let Ok(index) = self.unanswered.binary_search(send_seq) {
                     self.unanswered.remove(index);
+                    if self.unanswered.is_empty() {
+                        self.waits_since_ms = None;
+                    }
                 }
             }
             ClientEvent::Deliver(delivery) => self.received(delivery.seq)?,
@@ -380,6 +389,9 @@ impl ClientSession {
             return false;
         }
         self.sent_ms = now_ms;
+        if !self.unanswered.is_empty() {
+            self.waits_since_ms.get_or_insert(now_ms);
+        }
         true
     }
 
@@ -412,15 +424,30 @@ impl ClientSession {
     /// client, and only an answer tells this client that the server is there.
     fn ping_at_ms(&self) -> u64 {
         let sent_ms = self.sent_ms.max(self.pinged_ms);
-        sent_ms.min(self.heard_ms.max(self.pinged_ms)).saturating_add(self.heartbeat_ms)
+        let (heard_ms, interval_ms) = self.patience();
+        sent_ms.min(heard_ms.max(self.pinged_ms)).saturating_add(interval_ms)
+    }
+
+    /// Since when the server owes us something, and the interval that holds now. Who waits for answers
+    /// is not patient in the background either: nobody sees a message that does not go. Over QUIC
+    /// nothing else might tell that the server has forgotten the connection: who has used up what it
+    /// may send has nothing under way that could be reset.
+    fn patience(&self) -> (u64, u64) {
+        match self.waits_since_ms {
+            Some(since_ms) => {
+                (self.heard_ms.max(since_ms), self.heartbeat_ms.min(HEARTBEAT_FOREGROUND_MS))
+            }
+            None => (self.heard_ms, self.heartbeat_ms),
+        }
     }
 
     fn silent_at_ms(&self) -> u64 {
+        let (heard_ms, interval_ms) = self.patience();
         let silence_ms_max = match self.state {
             State::AwaitWelcome => WELCOME_MS_MAX,
-            _ => silence_ms_max(self.heartbeat_ms),
+            _ => silence_ms_max(interval_ms),
         };
-        self.heard_ms.saturating_add(silence_ms_max).min(self.probe_ms)
+        heard_ms.saturating_add(silence_ms_max).min(self.probe_ms)
     }
 }
 

@@ -370,6 +370,21 @@ fn silence_of_two_and_a_half_intervals_is_a_fault_at_both_ends() {
 }
 
 #[test]
+fn who_waits_for_an_answer_is_not_patient_in_the_background_either() {
+    let mut pair = Pair::open(0);
+    pair.client.set_mode(0, Mode::background(600_000));
+    pair.step();
+    pair.now_ms = 500_000;
+    assert_eq!(pair.client.poll_timeout(), 600_000);
+    pair.send(1).unwrap();
+    pair.client.poll_transmit(pair.now_ms, &mut Vec::new());
+    assert_eq!(pair.client.poll_timeout(), 500_000 + HEARTBEAT_FOREGROUND_MS, "from now on");
+    pair.client.handle_timeout(500_000 + HEARTBEAT_FOREGROUND_MS).unwrap();
+    let limit_ms = 500_000 + HEARTBEAT_FOREGROUND_MS * 5 / 2;
+    assert_eq!(pair.client.handle_timeout(limit_ms), Err(ServerFault::Silent));
+}
+
+#[test]
 fn coming_to_the_foreground_asks_whether_the_connection_lives() {
     let mut pair = Pair::open(0);
     pair.client.set_mode(0, Mode::background(600_000));
