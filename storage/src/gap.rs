@@ -58,8 +58,11 @@ impl Store {
 
     /// Whether a gap that takes the place of another entry is not durable yet.
     pub fn awaits_gap(&self, mailbox: MailboxId) -> bool {
-        let Some(queue) = self.mailboxes.get(&mailbox.0) else { return false };
         let durable = self.durable_seq();
+        if self.last_gap_in_place <= durable {
+            return false; // nearly always
+        }
+        let Some(queue) = self.mailboxes.get(&mailbox.0) else { return false };
         queue.entries.iter().rev().take_while(|entry| entry.seq() > durable).any(Entry::is_in_place)
     }
 
@@ -90,6 +93,9 @@ impl Store {
         let length = record::gap_bytes(gap.group);
         let place = self.reserve(length);
         let seq = self.assign();
+        if gap.replaces != 0 {
+            self.last_gap_in_place = seq.0;
+        }
         record::put_gap(mailbox, seq.0, gap, self.forming.buffer());
         let length = u32::try_from(length).expect("ids have at most 128 bytes");
         self.replace(mailbox, Entry::new(seq.0, place, length, kind), kind);

@@ -291,6 +291,7 @@ impl Rebuild {
         let mut store = Store {
             open_count,
             last_assigned: 0,
+            last_gap_in_place: 0,
             durable_record: 0,
             durable_batch: next_batch - 1,
             mailboxes,

@@ -39,6 +39,8 @@ pub struct Store {
     /// Number of the last command.
     pub(crate) last_assigned: u64,
     pub(crate) durable_record: u64,
+    /// Seq of the last gap that took the place of another entry, of any mailbox.
+    pub(crate) last_gap_in_place: u64,
     pub(crate) durable_batch: u64,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) entries: u64,
