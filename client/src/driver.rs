@@ -491,7 +491,11 @@ async fn join(
     writing: &mut Option<JoinHandle<Result<Written, StoreFault>>>,
 ) -> Result<Written, StoreFault> {
     let task = writing.as_mut().expect("asked only while a batch is written");
-    let result = task.await.expect("writing does not panic and is not aborted");
+    let result = match task.await {
+        // The app ends its runtime, and this task with it.
+        Err(error) if error.is_cancelled() => std::future::pending().await,
+        result => result.expect("writing does not panic"),
+    };
     *writing = None;
     result
 }

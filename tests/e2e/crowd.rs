@@ -11,6 +11,7 @@ use rand::{RngExt, SeedableRng};
 use ringpost_client::messenger::{Event, MessageId, Messenger, News};
 use ringpost_loadgen::sample::process_cpu_seconds;
 use ringpost_protocol::id::UserId;
+use ringpost_protocol::limits::GROUP_MEMBERS_MAX;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -257,6 +258,11 @@ impl Crowd {
                 self.wait_heard(&written, gone, &inside).await;
                 removed.push(Change { user: gone, asked: Instant::now() });
                 self.admin().remove_members(&self.group, vec![self.user(gone)]).await.unwrap();
+                if members == GROUP_MEMBERS_MAX {
+                    let gone = self.user(gone);
+                    let is_member = || lock(&self.apps[0].log).members().contains(&gone);
+                    until("there is room for another member", || is_member().into()).await;
+                }
                 added.push(Change { user: members + made, asked: Instant::now() });
                 let new = vec![self.user(members + made)];
                 self.admin().add_members(&self.group, new).await.unwrap();
