@@ -179,18 +179,16 @@ pub fn run(
     };
     let confirm_clock = plan.config.confirm_clock;
     let (reporters, reports) = shard_reports(shards);
-    let storage_shards = plan.storage_shards;
     let Shards { listen, ports, threads, directory, addresses } =
         start_shards(plan, directory, reporters)?;
     let keys_interface =
         keys_listener.map(|listener| KeysInterface { listener, addresses, storage_shards });
-    let certificate = files.validity;
     let control = Control {
         admin,
         ports,
         reports,
         drain,
-        certificate,
+        certificate: files.validity,
         settings,
         keys_unix_ms,
         refresher,
