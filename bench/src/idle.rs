@@ -43,6 +43,7 @@ impl Idle {
             target: gateway.target(),
             server_name: ServerName::from(gateway.target().ip()),
             tls,
+            own_tickets: false,
             quic,
             connecting_max: CONNECTING_MAX,
             tick_ns: TICK_NS,

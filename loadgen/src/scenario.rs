@@ -137,6 +137,7 @@ impl Server {
             target: self.target,
             server_name: self.server_name.clone(),
             tls,
+            own_tickets: false,
             quic: None,
             connecting_max: options.connecting_max,
             tick_ns: u64::try_from(options.tick.as_nanos()).unwrap_or(u64::MAX),

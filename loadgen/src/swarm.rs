@@ -43,6 +43,8 @@ pub struct SwarmConfig {
     pub target: SocketAddr,
     pub server_name: ServerName<'static>,
     pub tls: Arc<rustls::ClientConfig>,
+    /// Each client resumes its own sessions, and nobody else's.
+    pub own_tickets: bool,
     /// Set: clients come over QUIC, with this.
     pub quic: Option<quinn_proto::ClientConfig>,
     /// Connections of one thread between `connect` and Welcome.
@@ -93,6 +95,8 @@ pub struct Swarm {
 pub(crate) struct Slot {
     pub(crate) client: Client,
     state: LinkState,
+    /// Of a client with tickets of its own.
+    tls: Option<Arc<rustls::ClientConfig>>,
     socket: Socket,
     /// Operations on the socket without their final completion; it is closed at 0.
     in_flight: u8,
@@ -503,6 +507,7 @@ impl Slot {
         Self {
             client: Client::new(identity),
             state: LinkState::Down,
+            tls: None,
             socket: NO_SOCKET,
             in_flight: 0,
             receiving: false,

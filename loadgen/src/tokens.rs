@@ -114,6 +114,13 @@ pub fn tls_config_of(
     Ok(Arc::new(config))
 }
 
+/// The same for one client, which resumes its own sessions only, as a phone does.
+pub fn with_own_tickets(config: &rustls::ClientConfig) -> Arc<rustls::ClientConfig> {
+    let mut own = config.clone();
+    own.resumption = Resumption::store(Arc::new(Tickets::default()));
+    Arc::new(own)
+}
+
 /// Writes what a gateway needs to start and its clients need to reach it: `ca.pem`, `cert.pem`,
 /// `key.pem`, `token-key.pem`, `jwks.json`.
 pub fn write_credentials(data: &Path) -> Result<()> {

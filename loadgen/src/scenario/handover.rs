@@ -17,7 +17,7 @@ use crate::report::page::Story;
 use crate::scenario::chat::{self, nanoseconds};
 use crate::scenario::{Options, Server, allow_connections, bar};
 use crate::swarm::{Handovers, Swarm, SwarmConfig, quic_config};
-use crate::tokens::{KeyExchange, tls_config_of};
+use crate::tokens::KeyExchange;
 
 /// The report, and what it was made of.
 pub struct HandoverResult {
@@ -95,12 +95,11 @@ pub fn run(plan: &HandoverPlan, options: &Options) -> Result<HandoverResult> {
     let mut server = Server::reach(options)?;
     let threads = options.thread_count(plan.chat.connections / 2);
     let full = server.tls_of(KeyExchange::PostQuantum)?;
-    let resuming = tls_config_of(&server.data, KeyExchange::PostQuantum, true)?;
     let quic = SwarmConfig {
         quic: Some(quic_config(full.clone())?),
-        ..server.swarm_config_with(options, full)
+        ..server.swarm_config_with(options, full.clone())
     };
-    let tcp = server.swarm_config_with(options, resuming);
+    let tcp = SwarmConfig { own_tickets: true, ..server.swarm_config_with(options, full) };
     let quic = run_phase(plan, quic, "QUIC", &mut server, options, threads)?;
     let mut tcp = run_phase(plan, tcp, "TCP", &mut server, options, threads)?;
     // The others are what the run is about.

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use ringpost_ring::{Errno, Op, Ring, Socket};
 
 use super::{CLOSE, CONNECT, LinkState, NO_SOCKET, RECEIVE, Reading, SHUTDOWN, Swarm, token};
+use crate::tokens::with_own_tickets;
 
 impl Swarm {
     pub(super) fn start_connects(&mut self, now_ns: u64) -> Result<()> {
@@ -34,7 +35,11 @@ impl Swarm {
         let slot = &mut self.slots[client as usize];
         slot.socket = socket;
         slot.in_flight = 0;
-        slot.client.connect(now_ms, &self.config.tls, self.config.server_name.clone())?;
+        let tls = match self.config.own_tickets {
+            true => slot.tls.get_or_insert_with(|| with_own_tickets(&self.config.tls)),
+            false => &self.config.tls,
+        };
+        slot.client.connect(now_ms, tls, self.config.server_name.clone())?;
         if !slot.wanted {
             self.lose(client, "not needed any more");
             return Ok(());
