@@ -1,5 +1,5 @@
 //! How much was handed out of each name lately: one-time keys of a device, to whomever, so that nobody
-//! drains them; keys to a reader of the REST interface. It is forgotten at a restart.
+//! drains them; requests of a user over the REST interface. It is forgotten at a restart.
 
 use hashbrown::HashMap;
 

@@ -308,9 +308,8 @@ impl<R: Ring> Shard<R> {
         self.warn_owner(&news.owner, news.remaining);
     }
 
-    /// Its home is here, or it has none: there are more shards than stores.
     pub(super) fn warn_owner(&mut self, owner: &DeviceAddress, remaining: u32) {
-        let Some(home) = &self.home else { return };
+        let home = self.home.as_ref().expect("keys are low at the home of their owner");
         let attached = home
             .find(&owner.user, &owner.device)
             .and_then(|index| home.device(index).attached.as_ref());
