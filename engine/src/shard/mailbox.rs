@@ -260,12 +260,15 @@ impl<R: Ring> Shard<R> {
         if let (Some(conn), true) = (self.conns.get_mut(key), is_next) {
             match result {
                 Ok(record) if conn.device().is_some() => {
-                    let handed =
-                        open.hand_out(device.mailbox, attached, conn, seq, &record, self.time);
-                    if let HandOut::Delivered { waited_ms } = handed {
-                        self.metrics.count_delivery(waited_ms);
+                    match open.hand_out(device.mailbox, attached, conn, seq, &record, self.time) {
+                        HandOut::Delivered { waited_ms } => {
+                            self.metrics.count_delivery(waited_ms);
+                            self.mark_dirty(key);
+                        }
+                        HandOut::Expired => {}
+                        // Not before: it would be read again and again.
+                        HandOut::Held => return open.await_durable(Awaiting::Fresh(index)),
                     }
-                    self.mark_dirty(key);
                 }
                 Ok(_) => {}
                 // A gap has taken its place, behind what is there already.

@@ -6,6 +6,7 @@ use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq, UserId};
 use ringpost_protocol::message::{Delivery, Recipient, SendBody};
 
 use super::client::Client;
+use super::fate::Sending;
 use super::oracle::{MessageIndex, Oracle, index_of};
 use super::ring::Host;
 use super::workload::Draft;
@@ -47,14 +48,20 @@ impl Client {
         coverage.sends_to_unknown += u64::from(named.is_empty() && group.is_none());
         coverage.sends_per_device += u64::from(matches!(send.body, SendBody::PerDevice(_)));
         let to = send.to.clone();
+        let envelope_bytes = match &send.body {
+            SendBody::Shared(envelope) => envelope.len(),
+            SendBody::PerDevice(envelopes) => {
+                envelopes.iter().map(|(_, envelope)| envelope.len()).max().unwrap_or(0)
+            }
+        };
         let Ok(id) = self.ledger_mut().enqueue(send) else { return false };
         let batch = self.ledger().last_batch();
-        let now_ns = host.clock.now_ns();
+        let sending = Sending { ttl_ms, envelope_bytes, now_ns: host.clock.now_ns() };
         match group {
             Some(group) => {
-                oracle.sent_to_group(self.index, (group, roster_version), id, ttl_ms, now_ns);
+                oracle.sent_to_group(self.index, (group, roster_version), id, sending);
             }
-            None => oracle.sent(self.index, &named, id, ttl_ms, now_ns),
+            None => oracle.sent(self.index, &named, id, sending),
         }
         self.promised.push((batch, message));
         host.tell(|| format!("client {} sends message {message} to {to:?} as {id:?}", self.index));

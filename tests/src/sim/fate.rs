@@ -26,12 +26,22 @@ pub struct Fate {
     pub skipped_full: Vec<usize>,
     /// Zero: it outlives the world.
     pub ttl_ms: u64,
+    pub envelope_bytes: usize,
     pub sent_ns: u64,
     pub outcome: Option<Result<(), RejectCode>>,
     /// When the sender's app was told that it was accepted.
     pub accepted_ns: u64,
     /// The sender's device may have lost it before it promised anything.
     pub unsure: bool,
+}
+
+/// How and when an app sends a message.
+#[derive(Clone, Copy, Debug)]
+pub struct Sending {
+    /// Zero: it outlives the world.
+    pub ttl_ms: u64,
+    pub envelope_bytes: usize,
+    pub now_ns: u64,
 }
 
 /// What the app of one client has heard.
@@ -59,8 +69,9 @@ pub struct Excuse {
 }
 
 impl Fate {
-    pub fn new(from: usize, owed: Vec<usize>, ttl_ms: u64, sent_ns: u64) -> Self {
+    pub fn new(from: usize, owed: Vec<usize>, sending: Sending) -> Self {
         let skipped_full = Vec::new();
+        let Sending { ttl_ms, envelope_bytes, now_ns: sent_ns } = sending;
         Self {
             from,
             group: None,
@@ -69,6 +80,7 @@ impl Fate {
             owed,
             skipped_full,
             ttl_ms,
+            envelope_bytes,
             sent_ns,
             outcome: None,
             accepted_ns: 0,
@@ -152,6 +164,20 @@ impl Oracle {
             }
         }
         missing
+    }
+
+    /// Of the envelopes that have yet to come to the client for which there are most.
+    pub fn most_owed_bytes(&self) -> usize {
+        let owed_bytes = |(client, told): (usize, &Told)| {
+            let fates = self.messages.iter().enumerate();
+            fates
+                .filter(|(index, fate)| {
+                    fate.owed.contains(&client) && !told.messages.contains(index)
+                })
+                .map(|(_, fate)| fate.envelope_bytes)
+                .sum::<usize>()
+        };
+        self.told.iter().enumerate().map(owed_bytes).max().unwrap_or(0)
     }
 
     /// The highest number of which its sender must be told that `client` has taken it. Not one that the

@@ -9,7 +9,7 @@ use ringpost_protocol::id::UserId;
 use ringpost_protocol::message::RejectCode;
 use ringpost_protocol::wire::{self, client_frame::Frame, send};
 
-use super::fate::Fate;
+use super::fate::{Fate, Sending};
 use super::oracle::{MessageIndex, Oracle, index_of};
 
 /// What each client was told of a group, in that order.
@@ -23,8 +23,7 @@ impl Oracle {
         from: usize,
         (group, roster_version): (UserId, u64),
         id: SendId,
-        ttl_ms: u64,
-        now_ns: u64,
+        sending: Sending,
     ) {
         let roster = match roster_version {
             0 => self.registry.newest(&group),
@@ -35,7 +34,7 @@ impl Oracle {
                 && roster.is_some_and(|roster| roster.members.contains(&self.devices[client].user))
         };
         let named: Vec<usize> = (0..self.devices.len()).filter(is_owed).collect();
-        self.sent(from, &named, id, ttl_ms, now_ns);
+        self.sent(from, &named, id, sending);
         let fate = self.messages.last_mut().expect("sent above");
         (fate.group, fate.roster_version) = (Some(group), roster_version);
         self.reached.group_sends += 1;

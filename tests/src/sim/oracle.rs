@@ -7,7 +7,7 @@ use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq, UserId};
 use ringpost_protocol::message::{Delivery, GapReason, RejectCode, SkipReason};
 
 use super::counts::Coverage;
-use super::fate::{Excuse, Fate, Taken, Told};
+use super::fate::{Excuse, Fate, Sending, Taken, Told};
 use super::groups;
 use super::injury::Damage;
 use super::registry::Registry;
@@ -115,11 +115,11 @@ impl Oracle {
     }
 
     /// The app of `from` has sent a message that is meant for the clients `named`.
-    pub fn sent(&mut self, from: usize, named: &[usize], id: SendId, ttl_ms: u64, now_ns: u64) {
+    pub fn sent(&mut self, from: usize, named: &[usize], id: SendId, sending: Sending) {
         // Those that were never welcomed may be unknown to the gateway.
         let owed = named.iter().copied().filter(|&client| self.welcomed[client]).collect();
         self.by_send.insert((from, id), self.messages.len());
-        self.messages.push(Fate::new(from, owed, ttl_ms, now_ns));
+        self.messages.push(Fate::new(from, owed, sending));
     }
 
     /// The sender crashed before this message was surely on its disk.

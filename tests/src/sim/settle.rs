@@ -60,7 +60,9 @@ impl World {
         let share = if self.shape.is_narrow() { 1 } else { records };
         let longest = self.clients.iter().map(|client| client.outbox_len()).max().unwrap_or(0);
         let rounds = (longest as u64).div_ceil(share);
-        Settled { whole_ms: FETCH_MS_MAX + rounds * round_ms, still_ms }
+        // A link carries what its buffer holds, once in a trip.
+        let loads = (self.oracle.most_owed_bytes() / weights.send_buffer_bytes) as u64;
+        Settled { whole_ms: FETCH_MS_MAX + rounds * round_ms + loads * trip_ms, still_ms }
     }
 
     fn is_settled(&self) -> bool {
@@ -88,5 +90,5 @@ const DELAY_FACTOR_MAX: u64 = 16;
 /// Until a client is back that stays away, does not read, or has yet to notice that its connection
 /// is gone, and the gateway that starts again.
 const COME_BACK_MS_MAX: u64 = 300_000;
-/// Until what waits in mailboxes has been fetched over slow links.
+/// Until what waits in mailboxes has been fetched, but for the time that its bytes need.
 const FETCH_MS_MAX: u64 = 1_200_000;
