@@ -53,6 +53,12 @@ mutants! {
     CreditLeaked,
     /// A Send to a group that waits for the one before it is not told that its turn has come.
     GroupWakeLost,
+    /// A device may have several Sends to one group under way.
+    GroupSendsTogether,
+    /// Messages to groups that waited for a store to be opened are stored in another order.
+    HeldPartsReordered,
+    /// Envelopes for an older device list than the present one are taken as if they were for it.
+    StaleListIgnored,
     /// A Send for a version of the roster that is not in force is taken.
     StaleRosterTaken,
     /// A change of a roster is answered and served before it is durable.

@@ -121,3 +121,64 @@ fn sender_with_an_old_list_reaches_the_devices_of_the_present_one_and_is_told_th
     let read: Vec<String> = (0..5).map(|_| envelope(&mut phone)).collect();
     assert_eq!(read[2..], ["101 for phone", "102 for phone", "103 for phone"]);
 }
+
+#[test]
+fn what_is_for_all_devices_goes_to_those_on_the_list() {
+    let mut gateway = Gateway::start(Settings::default());
+    let (alice, group) = (user_at(0, 2, "alice"), user_at(0, 2, "group"));
+    let users: Vec<String> = (0..2).map(|shard| user_at(shard, 2, "bob")).collect();
+    let mut sender = Raw::open(&gateway, &alice, "phone");
+    let create = wire::GroupCreate { request_id: 1, group: group.clone(), members: users.clone() };
+    sender.send(Frame::GroupCreate(create));
+    sender.expect(|frame| match frame {
+        server_frame::Frame::GroupState(state) if state.request_id == 1 => Some(()),
+        _ => None,
+    });
+    let mut send_seq = 0;
+    let mut write = |sender: &mut Raw, to: send::To, text: &str| {
+        send_seq += 1;
+        let body = Some(send::Body::Shared(Bytes::from(text.to_owned())));
+        sender.send(Frame::Send(wire::Send { send_seq, to: Some(to), body, ..Default::default() }));
+        assert_eq!(skipped(sender), Ok(vec![]), "{text}");
+    };
+    for bob in &users {
+        let [mut phone, mut old] = ["phone", "old"].map(|device| Raw::open(&gateway, bob, device));
+        let to_bob = || send::To::User(bob.clone());
+        write(&mut sender, to_bob(), "for both");
+        assert_eq!([&mut phone, &mut old].map(envelope), ["for both", "for both"]);
+        put_list(&mut phone, 1, &["phone"]);
+        write(&mut sender, to_bob(), "for one");
+        write(&mut sender, send::To::Group(group.clone()), "group");
+        // One that comes before its user has put it on the list.
+        let mut tablet = Raw::open(&gateway, bob, "tablet");
+        write(&mut sender, to_bob(), "not for the new one");
+        for text in ["for one", "group", "not for the new one"] {
+            assert_eq!(envelope(&mut phone), text);
+        }
+        put_list(&mut phone, 2, &["phone", "tablet"]);
+        write(&mut sender, to_bob(), "for two");
+        assert_eq!([&mut phone, &mut tablet].map(envelope), ["for two", "for two"]);
+        put_list(&mut phone, 3, &["phone", "tablet", "old"]);
+        write(&mut sender, to_bob(), "for all");
+        assert_eq!([&mut phone, &mut tablet, &mut old].map(envelope), ["for all"; 3]);
+        put_list(&mut phone, 4, &["phone"]);
+    }
+    // Lists are not in memory after a restart: until this one is read, all get it.
+    gateway.kill();
+    gateway.restart();
+    let mut sender = Raw::open(&gateway, &alice, "phone");
+    write(&mut sender, send::To::User(users[1].clone()), "for all as far as is known");
+    let mut old = Raw::open(&gateway, &users[1], "old");
+    while envelope(&mut old) != "for all as far as is known" {}
+    let get = wire::DeviceListGet { request_id: 7, user: users[1].clone() };
+    sender.send(Frame::DeviceListGet(get));
+    let version = sender.expect(|frame| match frame {
+        server_frame::Frame::DeviceList(list) => Some(list.version),
+        _ => None,
+    });
+    assert_eq!(version, 4);
+    write(&mut sender, send::To::User(users[1].clone()), "for those on the list");
+    put_list(&mut old, 5, &["old"]);
+    write(&mut sender, send::To::User(users[1].clone()), "for the old one");
+    assert_eq!(envelope(&mut old), "for the old one");
+}

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use ringpost_protocol::message::{RejectCode, SendBody};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 
 use super::Shard;
@@ -128,7 +129,14 @@ impl<R: Ring> Shard<R> {
     /// The store is open.
     pub(super) fn handle_backlog(&mut self) {
         let home = self.home.as_mut().expect("its store was opened");
-        for request in home.backlog.take() {
+        let mut requests = home.backlog.take();
+        if is_active(Mutant::HeldPartsReordered) {
+            requests.make_contiguous().sort_by_key(|request| match request {
+                Request::Part(part) => u32::MAX - part.fanout,
+                _ => 0,
+            });
+        }
+        for request in requests {
             match request {
                 Request::Store(request) => self.handle_store(*request),
                 Request::Part(part) => self.handle_part(part),

@@ -156,8 +156,7 @@ impl Home {
         match &request.body {
             SendBody::Shared(envelope) => {
                 let mut others = std::mem::take(&mut deposited.others);
-                let others_of = |&&index: &&DeviceIndex| self.device(index).address != request.from;
-                others.extend(devices.iter().filter(others_of));
+                others.extend(self.readers(devices, &request.from));
                 self.store_envelope(&letter, envelope, &others, time, deposited);
                 deposited.others = others;
             }
@@ -195,7 +194,7 @@ impl Home {
         let letter = Letter::of_part(part);
         let mut others = std::mem::take(&mut deposited.others);
         let devices = part.members.iter().filter_map(|user| self.users.get(user)).flatten();
-        others.extend(devices.filter(|&&index| self.device(index).address != part.send.from));
+        others.extend(self.readers(devices, &part.send.from));
         for devices in others.chunks(MAILBOXES_PER_RECORD_MAX) {
             self.store_envelope(&letter, &part.send.envelope, devices, time, deposited);
         }
@@ -204,6 +203,19 @@ impl Home {
             self.leave_gaps(Some(part.send.group.as_str()), deposited);
         }
         if deposited.fresh.is_empty() { Err(deposited.refusal()) } else { Ok(()) }
+    }
+
+    /// Which of these devices something for all of them is for: those on their user's list, but not
+    /// the one that sends it.
+    fn readers<'a>(
+        &'a self,
+        devices: impl IntoIterator<Item = &'a DeviceIndex>,
+        from: &'a DeviceAddress,
+    ) -> impl Iterator<Item = DeviceIndex> {
+        devices.into_iter().copied().filter(|&index| {
+            let device = self.device(index);
+            device.is_listed && device.address != *from
+        })
     }
 
     fn leave_gaps(&mut self, group: Option<&str>, deposited: &Deposited) {

@@ -190,6 +190,7 @@ impl Home {
             address,
             user,
             mailbox,
+            is_listed: true,
             attached: None,
             ack: None,
             memory: None,

@@ -70,11 +70,7 @@ impl<R: Ring> Shard<R> {
         let home = self.home.as_mut().expect("lists are put at home shards");
         match answer {
             Answer::Stored { .. } => self.install_list(user, list),
-            Answer::Failed => {
-                // Nobody knows which one is stored.
-                home.lists.remove(user);
-                home.note_list_version(user, None);
-            }
+            Answer::Failed => home.forget_list(user),
             _ => {}
         }
     }
@@ -82,7 +78,7 @@ impl<R: Ring> Shard<R> {
     /// Answers come in the order of the requests, so that a later one is never older.
     pub(super) fn install_list(&mut self, user: &UserId, list: DeviceListPut) {
         let home = self.home.as_mut().expect("lists are read at home shards");
-        home.note_list_version(user, Some(list.version));
+        home.note_list(user, &list);
         let names: usize = list.devices.iter().map(|device| device.as_str().len()).sum();
         let bytes = list.signed_list.len() + names;
         for _ in 0..home.lists.put(user, list, bytes) {

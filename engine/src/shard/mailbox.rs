@@ -29,6 +29,8 @@ pub(super) struct Device {
     /// Number of its user in this shard.
     pub(super) user: u32,
     pub(super) mailbox: MailboxId,
+    /// As far as the device list of its user is known here: see [`super::stale`].
+    pub(super) is_listed: bool,
     pub(super) attached: Option<Box<Attached>>,
     pub(super) ack: Option<Box<AckWalk>>,
     pub(super) memory: Option<Box<SendMemory>>,
@@ -138,7 +140,9 @@ impl<R: Ring> Shard<R> {
             mailbox,
             created_unix_ms: self.time.unix_ms,
         });
-        Ok(home.insert(address.clone(), mailbox))
+        let index = home.insert(address.clone(), mailbox);
+        home.note_registered(index);
+        Ok(index)
     }
 
     /// The device's record is durable: the session opens, and delivery begins.

@@ -342,6 +342,7 @@ impl<R: Ring> Shard<R> {
         let home = self.home.as_ref().expect("an open connection is at home");
         let memory = home.device(device).memory.as_ref();
         memory.is_some_and(|memory| memory.awaits_other(send.send_seq, &send.to))
+            && !is_active(Mutant::GroupSendsTogether)
     }
 
     /// A request to a group; there is room.

@@ -1,5 +1,9 @@
 //! Sends to devices that are not all the recipient has, or not his any more.
 //!
+//! What is for all devices of a user goes to those on the list, once the user has one and it is known
+//! here: a phone that was removed, or is not linked yet, could not read it, and its mailbox would only
+//! fill up.
+//!
 //! A Send may name the version of the device list that its envelopes are for. The home shard keeps
 //! the versions of its users' lists in memory, 8 bytes each: as long as they agree nothing more is
 //! looked at. When the sender's is older, what is for devices of the present list is stored, the
@@ -14,15 +18,16 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
-use ringpost_protocol::id::UserId;
+use ringpost_protocol::id::{DeviceId, UserId};
 use ringpost_protocol::message::{self, DeviceList, DeviceListPut, RejectCode, SendBody};
+use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 
 use super::Shard;
 use super::deposit::rejected;
 use super::directory::Inquirer;
 use super::home::Home;
-use super::message::{Origin, StoreRequest};
+use super::message::{DeviceIndex, Origin, StoreRequest};
 use crate::directory::{Answer, Request};
 use crate::limits::{LIST_WAITING_REQUESTS_MAX, OVERLOAD_RETRY_MS};
 use crate::metrics::Bound;
@@ -81,12 +86,31 @@ impl ListWaits {
 }
 
 impl Home {
-    /// `None`: it is not known any more.
-    pub(super) fn note_list_version(&mut self, user: &UserId, version: Option<u64>) {
+    /// This is the list of `user` now.
+    pub(super) fn note_list(&mut self, user: &UserId, list: &DeviceListPut) {
         // Who has no device here gets nothing.
+        for &index in self.users.get(user).into_iter().flatten() {
+            let device = &mut self.devices[index.0 as usize];
+            device.is_listed = is_on(list, &device.address.device);
+            self.list_versions[device.user as usize] = ListVersion(list.version);
+        }
+    }
+
+    /// Nobody knows which list of `user` is stored.
+    pub(super) fn forget_list(&mut self, user: &UserId) {
+        self.lists.remove(user);
         let Some(first) = self.users.get(user).and_then(|devices| devices.first()) else { return };
         let user = self.device(*first).user as usize;
-        self.list_versions[user] = version.map_or(ListVersion::UNKNOWN, ListVersion);
+        self.list_versions[user] = ListVersion::UNKNOWN;
+    }
+
+    /// A device is new here; its user may have a list already.
+    pub(super) fn note_registered(&mut self, index: DeviceIndex) {
+        let device = &mut self.devices[index.0 as usize];
+        match self.lists.get(&device.address.user) {
+            Some(list) => device.is_listed = is_on(list, &device.address.device),
+            None => self.list_versions[device.user as usize] = ListVersion::UNKNOWN,
+        }
     }
 
     pub(super) fn freshness(&mut self, request: &StoreRequest) -> Freshness {
@@ -94,7 +118,8 @@ impl Home {
             return Freshness::Unknown;
         }
         let theirs = request.device_list_version;
-        if theirs == 0 || !matches!(request.body, SendBody::PerDevice(_)) {
+        let is_checked = theirs != 0 && matches!(request.body, SendBody::PerDevice(_));
+        if !is_checked || is_active(Mutant::StaleListIgnored) {
             return Freshness::Fresh;
         }
         let Some(first) = self.users.get(&request.to).and_then(|devices| devices.first()) else {
@@ -109,6 +134,11 @@ impl Home {
         self.list_versions[user] = ListVersion(list.version);
         Freshness::of(&request.to, list, theirs)
     }
+}
+
+/// Whether a device is on a list. Version 0 says that there is none.
+fn is_on(list: &DeviceListPut, device: &DeviceId) -> bool {
+    list.version == 0 || list.devices.contains(device)
 }
 
 impl Freshness {

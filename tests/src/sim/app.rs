@@ -9,6 +9,7 @@ use super::client::Client;
 use super::fate::Sending;
 use super::oracle::{MessageIndex, Oracle, index_of};
 use super::ring::Host;
+use super::stale::Addressed;
 use super::workload::Draft;
 
 /// A message that a connection has brought.
@@ -38,7 +39,7 @@ impl Client {
     /// False: the outbox is full.
     pub fn app_sends(&mut self, host: &mut Host, oracle: &mut Oracle, draft: Draft) -> bool {
         let message = oracle.next_message();
-        let Draft { send, named, ttl_ms, roster_version } = draft;
+        let Draft { mut send, named, ttl_ms, roster_version } = draft;
         let group = match &send.to {
             Recipient::Group(group) => Some(group.clone()),
             Recipient::User(_) => None,
@@ -48,15 +49,22 @@ impl Client {
         coverage.sends_to_unknown += u64::from(named.is_empty() && group.is_none());
         coverage.sends_per_device += u64::from(matches!(send.body, SendBody::PerDevice(_)));
         let to = send.to.clone();
-        let envelope_bytes = match &send.body {
-            SendBody::Shared(envelope) => envelope.len(),
-            SendBody::PerDevice(envelopes) => {
-                envelopes.iter().map(|(_, envelope)| envelope.len()).max().unwrap_or(0)
+        let (addressed, envelope_bytes) = match (&send.to, &send.body) {
+            (Recipient::User(user), SendBody::PerDevice(envelopes)) => {
+                let list_version = self.scribe.list_version(user);
+                send.options.device_list_version = list_version;
+                coverage.sends_listed += u64::from(list_version > 0);
+                let names = envelopes.iter().map(|(name, _)| name.clone()).collect();
+                let bytes = envelopes.iter().map(|(_, envelope)| envelope.len()).max();
+                let addressed = Addressed::Devices { user: user.clone(), names, list_version };
+                (addressed, bytes.unwrap_or(0))
             }
+            (_, SendBody::Shared(envelope)) => (Addressed::All, envelope.len()),
+            (Recipient::Group(_), SendBody::PerDevice(_)) => unreachable!("never to a group"),
         };
         let Ok(id) = self.ledger_mut().enqueue(send) else { return false };
         let batch = self.ledger().last_batch();
-        let sending = Sending { ttl_ms, envelope_bytes, now_ns: host.clock.now_ns() };
+        let sending = Sending { ttl_ms, addressed, envelope_bytes, now_ns: host.clock.now_ns() };
         match group {
             Some(group) => {
                 oracle.sent_to_group(self.index, (group, roster_version), id, sending);

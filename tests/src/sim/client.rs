@@ -60,7 +60,7 @@ impl Client {
         let is_late = shape.late && random.chance(300);
         Self {
             index,
-            scribe: Scribe::new(seed, index, address.clone()),
+            scribe: Scribe::new(seed, index, address.clone(), shape),
             address,
             disk,
             disk_ns: shape.client_disk_ns,
@@ -193,6 +193,7 @@ impl Client {
                 ClientEvent::Deliver(delivery) => {
                     self.brought.push(Brought::of(conn.mailbox, delivery));
                 }
+                ClientEvent::DeviceList(list) => self.scribe.saw_list(&list.user, list.version),
                 ClientEvent::GoAway { reconnect_after_ms, .. } => {
                     conn.leaving = Some((*reconnect_after_ms, now_ms + 5_000));
                 }

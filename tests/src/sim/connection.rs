@@ -202,6 +202,7 @@ impl Connection {
             ClientEvent::GroupChanged { group, version } => {
                 oracle.group_changed(client, group, *version);
             }
+            ClientEvent::DeviceList(list) => oracle.pushed_list(client, list, now_ns),
             ClientEvent::KeysLow { remaining_count } => oracle.keys_low(client, *remaining_count),
             ClientEvent::Error { fatal, code, request_id, .. } if self.has_lied => {
                 oracle.require(*fatal || *request_id != REQUEST_AFTER_LIE, || {

@@ -108,6 +108,7 @@ impl SimDirectory {
         }
         if fails {
             host.faults.counts.directory_failures += 1;
+            oracle.directory_failed = true;
             host.tell(|| "the directory fails".into());
             self.closed_until_ns = now_ns + self.random.between(50, 2_000) * MS;
         }

@@ -9,6 +9,7 @@ use ringpost_protocol::message::{GapReason, RejectCode};
 use super::clock::MS;
 use super::injury::Damage;
 use super::oracle::{MessageIndex, Oracle};
+use super::stale::Addressed;
 
 /// One message.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct Fate {
     pub skipped_full: Vec<usize>,
     /// Zero: it outlives the world.
     pub ttl_ms: u64,
+    pub addressed: Addressed,
     pub envelope_bytes: usize,
     pub sent_ns: u64,
     pub outcome: Option<Result<(), RejectCode>>,
@@ -36,10 +38,11 @@ pub struct Fate {
 }
 
 /// How and when an app sends a message.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Sending {
     /// Zero: it outlives the world.
     pub ttl_ms: u64,
+    pub addressed: Addressed,
     pub envelope_bytes: usize,
     pub now_ns: u64,
 }
@@ -71,7 +74,7 @@ pub struct Excuse {
 impl Fate {
     pub fn new(from: usize, owed: Vec<usize>, sending: Sending) -> Self {
         let skipped_full = Vec::new();
-        let Sending { ttl_ms, envelope_bytes, now_ns: sent_ns } = sending;
+        let Sending { ttl_ms, addressed, envelope_bytes, now_ns: sent_ns } = sending;
         Self {
             from,
             group: None,
@@ -80,6 +83,7 @@ impl Fate {
             owed,
             skipped_full,
             ttl_ms,
+            addressed,
             envelope_bytes,
             sent_ns,
             outcome: None,
@@ -211,7 +215,7 @@ impl Oracle {
     }
 
     /// The message skipped this client, which was told of a gap, or it was refused because of a roster
-    /// that has changed meanwhile; that answer was lost, with a process or with send memory that
+    /// or a device list that has changed meanwhile; that answer was lost, with a process or with send memory that
     /// nobody used for long, and the replay was stored for it behind later ones. The client takes it
     /// for one that it knows.
     fn came_too_late(&self, index: MessageIndex, fate: &Fate, to: usize) -> bool {
@@ -222,7 +226,9 @@ impl Oracle {
         };
         let was_forgotten = fate.accepted_ns - fate.sent_ns >= SEND_MEMORY_MS * MS;
         (self.answers_lost || was_forgotten)
-            && (told.has_gap_since(GapReason::Full, fate.sent_ns) || self.saw_rosters_change(fate))
+            && (told.has_gap_since(GapReason::Full, fate.sent_ns)
+                || self.saw_rosters_change(fate)
+                || self.saw_lists_change(fate, to))
             && told.messages.range(index + 1..).any(overtaken)
     }
 

@@ -119,6 +119,7 @@ impl Oracle {
     }
 
     pub(super) fn group_refused(&mut self, message: MessageIndex, code: RejectCode, now_ns: u64) {
+        self.forget_unlisted(message, now_ns);
         let fate = &self.messages[message];
         let Some(group) = &fate.group else { return };
         let states = self.registry.in_force(group, fate.sent_ns, now_ns);

@@ -34,6 +34,7 @@ pub mod fate;
 pub mod oracle;
 pub mod registry;
 pub mod groups;
+pub mod stale;
 pub mod stores;
 mod strike;
 pub mod settle;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ringpost_client::{Message, Receipt, Refused, SendId, Sent};
 use ringpost_protocol::id::{DeviceAddress, MailboxId, SendSeq, Seq, UserId};
-use ringpost_protocol::message::{Delivery, GapReason, RejectCode, SkipReason};
+use ringpost_protocol::message::{Delivery, GapReason, SkipReason};
 
 use super::counts::Coverage;
 use super::fate::{Excuse, Fate, Sending, Taken, Told};
@@ -50,6 +50,8 @@ pub struct Oracle {
     pub clock_was_set: bool,
     /// Answers to Sends may have been lost.
     pub answers_lost: bool,
+    /// The directory did not answer at times: nobody's devices were looked at then.
+    pub directory_failed: bool,
     /// Some reads of the disk were refused: three in a row are damage.
     pub reads_failed: bool,
     /// The disk has damaged something, at a home of clients or not.
@@ -82,6 +84,7 @@ impl Oracle {
             receipts: BTreeMap::new(),
             clock_was_set: false,
             answers_lost: false,
+            directory_failed: false,
             reads_failed: false,
             is_damaged: false,
             excused: BTreeMap::new(),
@@ -192,6 +195,7 @@ impl Oracle {
         let index = self.by_send[&(client, sent.id)];
         self.messages[index].accepted_ns = now_ns;
         self.group_accepted(index, now_ns);
+        self.listed_accepted(index, &sent.skipped, now_ns);
         for (user, device, reason) in &sent.skipped {
             let address = DeviceAddress { user: user.clone(), device: device.clone() };
             // One that does not exist is named too, and owed nothing.
@@ -203,7 +207,8 @@ impl Oracle {
                 fate.skipped_full.push(skipped);
             }
             let is_excused = self.excused.contains_key(&skipped);
-            self.require(*reason == SkipReason::Full || !was_owed || is_excused, || {
+            let is_right = matches!(reason, SkipReason::Full | SkipReason::Stale);
+            self.require(is_right || !was_owed || is_excused, || {
                 format!("client {skipped} exists and was skipped with message {index}: {reason:?}")
             });
         }
@@ -220,14 +225,12 @@ impl Oracle {
         self.advances += u64::from(before.is_none());
         let excused = &self.excused;
         fate.owed.retain(|owed| !excused.contains_key(owed));
-        let owed = fate.owed.clone();
         self.require(before.is_none(), || format!("message {index} was settled twice"));
         if self.messages[index].group.is_some() {
-            return self.group_refused(index, refused.code, now_ns);
+            self.group_refused(index, refused.code, now_ns);
+        } else {
+            self.listed_refused(index, refused.code, now_ns);
         }
-        self.require(refused.code == RejectCode::UnknownRecipient && owed.is_empty(), || {
-            format!("message {index} was refused ({:?}) though {owed:?} exist", refused.code)
-        });
     }
 
     /// `client` holds a message of `from` durably, and has said so or may.

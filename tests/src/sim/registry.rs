@@ -57,20 +57,25 @@ impl Registry {
         Some(&self.rosters.get(group)?.last()?.1)
     }
 
+    /// The list of a version, if it was ever stored.
+    pub(super) fn list(&self, user: &UserId, version: u64) -> Option<&DeviceListPut> {
+        of_version(self.lists.get(user)?, version)
+    }
+
     /// The version of a user's list at a moment.
-    fn list_version(&self, user: &UserId, at_ns: u64) -> u64 {
+    pub(super) fn list_version(&self, user: &UserId, at_ns: u64) -> u64 {
         let lists = self.lists.get(user).map_or(&[][..], Vec::as_slice);
         lists.iter().filter(|(since_ns, _)| *since_ns < at_ns).count() as u64
     }
 
     /// The highest version of a user's list that anybody was told of before.
-    fn list_told(&self, user: &UserId, at_ns: u64) -> u64 {
+    pub(super) fn list_told(&self, user: &UserId, at_ns: u64) -> u64 {
         let told = self.lists_told.get(user).into_iter().flatten();
         let before = told.filter(|(since_ns, _)| *since_ns < at_ns);
         before.map(|(_, version)| *version).max().unwrap_or_default()
     }
 
-    fn tell_list(&mut self, user: &UserId, version: u64, now_ns: u64) {
+    pub(super) fn tell_list(&mut self, user: &UserId, version: u64, now_ns: u64) {
         let told = self.lists_told.entry(user.clone()).or_default();
         if told.last().is_none_or(|(_, last)| *last < version) {
             told.push((now_ns, version));
@@ -134,9 +139,7 @@ impl Oracle {
                 }
             }
             (Call::DeviceListPut(list), Reply::Done) => {
-                let stored = self.registry.lists.get(&user);
-                let stored = stored.and_then(|lists| of_version(lists, list.version));
-                let is_stored = stored == Some(list);
+                let is_stored = self.registry.list(&user, list.version) == Some(list);
                 self.registry.tell_list(&user, list.version, now_ns);
                 self.require(is_stored, || format!("a list of client {client} is not stored"));
             }
@@ -177,10 +180,14 @@ impl Oracle {
         });
     }
 
-    fn shown_list(&mut self, client: usize, user: &UserId, asked_ns: u64, list: &DeviceList) {
-        let lists = self.registry.lists.get(user);
-        let stored = lists.and_then(|lists| of_version(lists, list.version));
-        let is_right = match stored {
+    pub(super) fn shown_list(
+        &mut self,
+        client: usize,
+        user: &UserId,
+        asked_ns: u64,
+        list: &DeviceList,
+    ) {
+        let is_right = match self.registry.list(user, list.version) {
             Some(stored) => {
                 stored.devices == list.devices && stored.signed_list == list.signed_list
             }

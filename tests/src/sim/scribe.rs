@@ -27,20 +27,25 @@ pub struct Scribe {
     /// The first one-time key that is not known to be published.
     pending_from: u32,
     /// Of the own list; `None`: it must be asked for.
-    list_version: Option<u64>,
+    own_version: Option<u64>,
+    /// Versions of device lists that it has seen, when it names them to the gateway and leaves devices
+    /// out of its own.
+    lists: Option<(Stream, BTreeMap<UserId, u64>)>,
     /// Rosters as this app has last seen them.
     pub(super) views: BTreeMap<UserId, GroupState>,
 }
 
 impl Scribe {
-    pub fn new(seed: u64, client: usize, address: DeviceAddress) -> Self {
+    pub fn new(seed: u64, client: usize, address: DeviceAddress, shape: &Shape) -> Self {
+        let lists = Stream::new(seed, &format!("lists {client}"));
         Self {
+            lists: shape.names_lists.then(|| (lists, BTreeMap::new())),
             client,
             address,
             random: Stream::new(seed, &format!("scribe {client}")),
             last_request: FIRST_REQUEST,
             pending_from: 1,
-            list_version: None,
+            own_version: None,
             views: BTreeMap::new(),
         }
     }
@@ -54,7 +59,7 @@ impl Scribe {
         for _ in 0..self.random.index(4) {
             calls.push(Call::KeysFetch { user: self.any_user(shape), devices: self.any_devices() });
         }
-        if self.random.chance(100) {
+        if self.random.chance(if shape.names_lists { 300 } else { 100 }) {
             calls.push(self.list_call(shape));
         }
         if self.random.chance(20) {
@@ -85,7 +90,7 @@ impl Scribe {
 
     fn list_call(&mut self, shape: &Shape) -> Call {
         let is_own = self.random.chance(600);
-        let Some(version) = self.list_version.filter(|_| is_own) else {
+        let Some(version) = self.own_version.filter(|_| is_own) else {
             let user = if is_own { self.address.user.clone() } else { self.any_user(shape) };
             return Call::DeviceListGet { user };
         };
@@ -95,8 +100,29 @@ impl Scribe {
         if self.random.chance(300) {
             devices.push(DeviceId::new("watch").expect("a short name"));
         }
+        if let Some((random, _)) = &mut self.lists {
+            devices.retain(|_| !random.chance(250));
+        }
         let signed_list = self.random.next_u64().to_be_bytes().to_vec().into();
         Call::DeviceListPut(DeviceListPut { version: version + 1, devices, signed_list })
+    }
+
+    /// The version that a message for devices of `user` names; 0: none.
+    pub(super) fn list_version(&mut self, user: &UserId) -> u64 {
+        let Some((random, seen)) = &mut self.lists else { return 0 };
+        let seen = seen.get(user).copied().unwrap_or(0);
+        match random.index(10) {
+            0..=1 => 0,
+            2 => seen + 1, // the gateway may hear of it later
+            _ => seen,
+        }
+    }
+
+    /// It was shown the list of a user.
+    pub(super) fn saw_list(&mut self, user: &UserId, version: u64) {
+        if let Some((_, seen)) = &mut self.lists {
+            seen.insert(user.clone(), version);
+        }
     }
 
     fn group_call(&mut self, shape: &Shape, group: UserId) -> Option<Call> {
@@ -145,11 +171,12 @@ impl Scribe {
                 let last = published.one_time_keys.last().expect("at least one");
                 self.pending_from = self.pending_from.max(last.key_id + 1);
             }
-            (Call::DeviceListPut(list), _) => self.list_version = Some(list.version),
-            (Call::DeviceListGet { user }, Reply::DeviceList(list))
-                if user == self.address.user =>
-            {
-                self.list_version = Some(list.version);
+            (Call::DeviceListPut(list), _) => self.own_version = Some(list.version),
+            (Call::DeviceListGet { user }, Reply::DeviceList(list)) => {
+                self.saw_list(&user, list.version);
+                if user == self.address.user {
+                    self.own_version = Some(list.version);
+                }
             }
             (Call::GroupLeave { group }, _) => {
                 self.views.remove(&group);
@@ -163,7 +190,7 @@ impl Scribe {
 
     fn hears_refusal(&mut self, call: &Call, code: ErrorCode) {
         match (call, code) {
-            (Call::DeviceListPut(_), _) => self.list_version = None,
+            (Call::DeviceListPut(_), _) => self.own_version = None,
             (Call::GroupGet { group }, ErrorCode::NotAllowed) => {
                 self.views.remove(group);
             }

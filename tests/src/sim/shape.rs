@@ -21,6 +21,8 @@ pub struct Shape {
     /// Every other world is about messages between users alone: keys and groups take the place of much
     /// else.
     pub has_directory: bool,
+    /// Senders name the device lists that they know, and lists leave devices out.
+    pub names_lists: bool,
     /// Time in which messages are sent and things go wrong.
     pub busy_ms: u64,
     /// A client's app does something after up to this time.
@@ -70,6 +72,7 @@ impl Shape {
                 false => Vec::new(),
             },
             has_directory,
+            names_lists: has_directory && Stream::new(seed, "names lists").chance(500),
             busy_ms: random.between(8_000, 30_000),
             pause_ms_max: pick(&mut random, [800, 3_000, 6_000]),
             focus_ms: pick(&mut Stream::new(seed, "focus"), [0, 2_000, 8_000]),
