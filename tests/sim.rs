@@ -45,6 +45,11 @@ const REGRESSION_SEEDS: &[u64] = &[
     7402,
     // Receipts of groups stand beside those of messages between two.
     7058,
+    // A device that was taken off the list and put on it again published keys once more, and they were
+    // handed out once more.
+    454,
+    // Sends waited for a device list; the first was refused, and those behind it were stored.
+    692,
 ];
 
 /// Names the seed also when production code panics.

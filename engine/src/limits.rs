@@ -146,6 +146,9 @@ pub const CONNECTION_REQUESTS_MAX: u8 = 32;
 pub const DIRECTORY_CACHE_BYTES: usize = 64 << 20;
 /// One-time keys in stock of one device.
 pub const ONE_TIME_KEYS_MAX: usize = 1_000;
+/// Devices of a user that were taken off the list, and of which the directory knows which one-time keys
+/// they have published, in case they come back; one of the others goes for the next.
+pub const REMOVED_DEVICES_MAX: usize = 16;
 /// A device with fewer one-time keys is told.
 pub const ONE_TIME_KEYS_LOW: u32 = 20;
 /// Memory of one shard for the device lists of its users; others are read when they are wanted.

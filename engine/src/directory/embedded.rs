@@ -142,9 +142,10 @@ fn fault(error: redb::Error) -> DirectoryFault {
 
 type Bytes = &'static [u8];
 
-const TABLES: [(TableId, TableDefinition<'_, Bytes, Bytes>); 5] = [
+const TABLES: [(TableId, TableDefinition<'_, Bytes, Bytes>); 6] = [
     (TableId::Devices, TableDefinition::new("devices")),
     (TableId::OneTimeKeys, TableDefinition::new("one_time_keys")),
+    (TableId::Removed, TableDefinition::new("removed_devices")),
     (TableId::Lists, TableDefinition::new("device_lists")),
     (TableId::Rosters, TableDefinition::new("rosters")),
     (TableId::Totals, TableDefinition::new("totals")),

@@ -11,7 +11,7 @@ use super::record::{
     encode_list, encode_roster, place_key, user_prefix,
 };
 use super::request::{Answer, Request, Roster, TakenBundle};
-use crate::limits::{ONE_TIME_KEYS_MAX, PerHour};
+use crate::limits::{ONE_TIME_KEYS_MAX, PerHour, REMOVED_DEVICES_MAX};
 
 /// The tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +20,8 @@ pub(super) enum TableId {
     Devices,
     /// User, device and place: a one-time key.
     OneTimeKeys,
+    /// User and device, of devices that were taken off the list: [`DeviceKeys`] without keys in stock.
+    Removed,
     /// User: a [`DeviceListPut`].
     Lists,
     /// Group: a version and a [`Roster`].
@@ -115,7 +117,8 @@ fn publish<T: WriteTables>(
 ) -> Ruled<Answer, T::Fault> {
     let key = device_key(owner);
     let stored = keys_of(tables, &key)?;
-    if stored.is_none() {
+    let is_first = stored.is_none();
+    if is_first {
         if new.identity_key.is_none() {
             return Ok(Answer::NoIdentity);
         }
@@ -124,7 +127,10 @@ fn publish<T: WriteTables>(
             return Ok(Answer::StockFull);
         }
     }
-    let mut keys = stored.unwrap_or_default();
+    let mut keys = match stored {
+        Some(stored) => stored,
+        None => removed_keys(tables, &key, new)?,
+    };
     let identity_key = new.identity_key.as_ref().filter(|&key| *key != keys.identity_key);
     let is_new_identity = identity_key.is_some();
     let kept = if is_new_identity { 0 } else { keys.stock() };
@@ -152,8 +158,26 @@ fn publish<T: WriteTables>(
         keys.key_id_min = u64::from(one_time_key.key_id) + 1;
     }
     tables.put(TableId::Devices, &key, &keys.encode())?;
+    if is_first {
+        tables.remove(TableId::Removed, &key)?;
+    }
     add_to_total(tables, i64::from(keys.stock()) - i64::from(before))?;
     Ok(Answer::Published { stock: keys.stock() })
+}
+
+/// What is known of a device that publishes for the first time, or for the first time since it was
+/// taken off the list: none of its one-time keys may be handed out again.
+fn removed_keys<T: ReadTables>(
+    tables: &T,
+    key: &[u8],
+    new: &KeysPublish,
+) -> Ruled<DeviceKeys, T::Fault> {
+    let Some(record) = tables.get(TableId::Removed, key)? else {
+        return Ok(DeviceKeys::default());
+    };
+    let removed = DeviceKeys::decode(&record).ok_or(RuleFault::Damaged(TableId::Removed))?;
+    let is_same = new.identity_key.as_ref() == Some(&removed.identity_key);
+    Ok(if is_same { removed } else { DeviceKeys::default() })
 }
 
 fn drop_one_time_keys<T: WriteTables>(
@@ -254,11 +278,28 @@ fn put_list<T: WriteTables>(
             let stock = keys.stock();
             drop_one_time_keys(tables, &address, &mut keys)?;
             tables.remove(TableId::Devices, &key)?;
+            remember(tables, user, &key, keys)?;
             add_to_total(tables, -i64::from(stock))?;
         }
     }
     tables.put(TableId::Lists, user.as_str().as_bytes(), &encode_list(list))?;
     Ok(Answer::Stored { version: list.version })
+}
+
+/// A device was taken off the list; it has no one-time keys in stock any more.
+fn remember<T: WriteTables>(
+    tables: &mut T,
+    user: &UserId,
+    key: &[u8],
+    keys: DeviceKeys,
+) -> Ruled<(), T::Fault> {
+    let others = tables.with_prefix(TableId::Removed, &user_prefix(user))?;
+    if let Some((any, _)) = others.first().filter(|_| others.len() >= REMOVED_DEVICES_MAX) {
+        tables.remove(TableId::Removed, any)?;
+    }
+    let removed = DeviceKeys { signed_prekey: None, ..keys };
+    tables.put(TableId::Removed, key, &removed.encode())?;
+    Ok(())
 }
 
 fn keys_of<T: ReadTables>(tables: &T, key: &[u8]) -> Ruled<Option<DeviceKeys>, T::Fault> {

@@ -43,6 +43,11 @@ impl Blocks {
         self.armed.insert(key(&origin, to), Block { send_seq: origin.send_seq, refusal });
     }
 
+    /// Senders of `shard` know of all refusals.
+    pub(super) fn forget(&mut self, shard: u16) {
+        self.armed.retain(|(of, _, _), _| *of != shard);
+    }
+
     pub(super) fn noted(&mut self, note: &BlockArmed) {
         let key = key(&note.origin, &note.to);
         if self.armed.get(&key).is_some_and(|block| block.send_seq == note.origin.send_seq) {

@@ -126,8 +126,9 @@ impl<R: Ring> Shard<R> {
         let StoreRequest { origin, to, .. } = request;
         if refusal.is_retryable() {
             self.metrics.bound_hits.add(bound_of(&refusal));
-            if origin.shard != self.id && !is_active(Mutant::HomeBlockMissing) {
-                let home = self.home.as_mut().expect("requests go to home shards");
+            let home = self.home.as_mut().expect("requests go to home shards");
+            let has_others_behind = origin.shard != self.id || home.list_waits.is_served();
+            if has_others_behind && !is_active(Mutant::HomeBlockMissing) {
                 home.blocks.arm(*origin, to, Refusal::Outcome(refusal.clone()));
             }
         }

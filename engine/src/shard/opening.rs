@@ -382,6 +382,7 @@ impl<R: Ring> Shard<R> {
         for (_, awaiting) in awaiting {
             self.never_durable(awaiting);
         }
+        self.give_up_list_waits();
         for key in self.conns.keys() {
             let phase = self.conns.get(key).map(|conn| &conn.phase);
             if let Some(Phase::Registering { .. } | Phase::Open { .. }) = phase {

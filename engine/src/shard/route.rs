@@ -296,7 +296,7 @@ impl<R: Ring> Shard<R> {
         let Recipient::User(to) = to else { return };
         let to_shard = self.home_of(to);
         if to_shard == self.id {
-            return; // answered in the same call: nothing could be in between
+            return; // answered in the same call, or held until all that waited is (`stale`)
         }
         let note = BlockArmed { origin, to: to.clone() };
         self.push_mesh(to_shard, MeshMessage::BlockArmed(Box::new(note)));

@@ -19,7 +19,9 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 use ringpost_protocol::id::{DeviceId, UserId};
-use ringpost_protocol::message::{self, DeviceList, DeviceListPut, RejectCode, SendBody};
+use ringpost_protocol::message::{
+    self, DeviceList, DeviceListPut, Recipient, RejectCode, SendBody,
+};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use ringpost_ring::Ring;
 
@@ -50,6 +52,8 @@ pub(super) enum Freshness {
 pub(super) struct ListWaits {
     by_user: HashMap<UserId, VecDeque<StoreRequest>>,
     count: usize,
+    /// Those that waited for one list are being stored.
+    is_served: bool,
 }
 
 impl Default for ListVersion {
@@ -76,6 +80,19 @@ impl ListWaits {
         debug_assert!(!self.is_full(), "the caller has looked");
         self.count += 1;
         self.by_user.entry(request.to.clone()).or_default().push_back(request);
+    }
+
+    /// Whether a Send that is refused now may have others behind it that were taken before, also of a
+    /// sender in this shard.
+    pub(super) fn is_served(&self) -> bool {
+        self.is_served
+    }
+
+    fn take_all(&mut self) -> Vec<StoreRequest> {
+        self.count = 0;
+        let mut lists: Vec<_> = self.by_user.drain().collect();
+        lists.sort_unstable_by(|(one, _), (other, _)| one.cmp(other)); // the same in every run
+        lists.into_iter().flat_map(|(_, requests)| requests).collect()
     }
 
     fn take(&mut self, user: &UserId) -> VecDeque<StoreRequest> {
@@ -182,16 +199,37 @@ impl<R: Ring> Shard<R> {
         let home = self.home.as_mut().expect("lists are read at home shards");
         let requests = home.list_waits.take(user);
         self.install_list(user, list);
-        for request in requests {
-            self.handle_store(request);
-        }
+        self.store_waiting(requests);
     }
 
     /// The list cannot be read now.
     fn store_unchecked(&mut self, user: &UserId) {
         let home = self.home.as_mut().expect("requests go to home shards");
-        for request in home.list_waits.take(user) {
-            self.handle_store(StoreRequest { device_list_version: 0, ..request });
+        let mut requests = home.list_waits.take(user);
+        for request in &mut requests {
+            request.device_list_version = 0;
+        }
+        self.store_waiting(requests);
+    }
+
+    /// One that is refused holds those behind it: their sender could not know when they came. Of a
+    /// sender in this shard, too, which knows of the refusal when all of them are through.
+    fn store_waiting(&mut self, requests: VecDeque<StoreRequest>) {
+        let home = self.home.as_mut().expect("requests go to home shards");
+        home.list_waits.is_served = true;
+        for request in requests {
+            self.handle_store(request);
+        }
+        let home = self.home.as_mut().expect("requests go to home shards");
+        home.list_waits.is_served = false;
+        home.blocks.forget(self.id);
+    }
+
+    /// The store fails, and may have lost Sends that those came behind: all must be replayed in order.
+    pub(super) fn give_up_list_waits(&mut self) {
+        let home = self.home.as_mut().expect("its store failed");
+        for StoreRequest { origin, to, .. } in home.list_waits.take_all() {
+            self.outcome_unknown(origin, Recipient::User(to));
         }
     }
 

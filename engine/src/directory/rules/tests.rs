@@ -219,6 +219,51 @@ fn device_lists_follow_one_another_and_removed_devices_give_no_bundles() {
 }
 
 #[test]
+fn device_that_is_taken_off_the_list_and_comes_back_hands_out_no_key_twice() {
+    on_each(|directory| {
+        let mut version = 0;
+        let mut lists = |directory: &mut dyn Directory, devices: &[&str]| {
+            version += 1;
+            let put = Request::PutList { user: user("bob"), list: list(version, devices) };
+            assert_eq!(ask(directory, put), Answer::Stored { version });
+        };
+        lists(directory, &["a", "b"]);
+        ask(directory, publish(("bob", "a"), 1, 0..5));
+        ask(directory, publish(("bob", "b"), 2, 0..5));
+        assert_eq!(taken(&ask(directory, fetch("bob"))), [("a", Some(0), 4), ("b", Some(0), 4)]);
+        lists(directory, &["a"]);
+        lists(directory, &["a", "b"]);
+        assert_eq!(taken(&ask(directory, fetch_devices("bob", &["b"], None))), []);
+        // It has not noted that these are published, and is the same device.
+        let again = ask(directory, publish(("bob", "b"), 2, 0..8));
+        assert_eq!(again, Answer::Published { stock: 3 });
+        assert_eq!(taken(&ask(directory, fetch_devices("bob", &["b"], None))), [("b", Some(5), 2)]);
+        // Another one of that name begins anew.
+        lists(directory, &["a"]);
+        let anew = ask(directory, publish(("bob", "b"), 3, 0..2));
+        assert_eq!(anew, Answer::Published { stock: 2 });
+        assert_eq!(directory.stock(), 4 + 2);
+        // There are never too many that are remembered.
+        for number in 0..REMOVED_DEVICES_MAX + 4 {
+            let name = format!("gone{number}");
+            lists(directory, &["a", &name]);
+            ask(directory, publish(("bob", &name), 9, 0..1));
+        }
+        lists(directory, &["a"]);
+        let count = ask(directory, Request::Count { owner: owner("bob", "gone3") });
+        assert_eq!(count, Answer::Stock(None));
+        assert_eq!(
+            ask(directory, publish(("bob", "gone0"), 9, 0..1)),
+            Answer::Published { stock: 1 }
+        );
+        assert_eq!(
+            ask(directory, publish(("bob", "gone19"), 9, 0..1)),
+            Answer::Published { stock: 0 }
+        );
+    });
+}
+
+#[test]
 fn rosters_change_only_from_the_expected_version() {
     on_each(|directory| {
         let roster = Roster { members: vec![user("a"), user("b")], admins: vec![user("a")] };
