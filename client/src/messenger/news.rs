@@ -59,7 +59,9 @@ pub enum News {
         user: UserId,
         reason: String,
     },
-    /// A message came that cannot be shown; `reason` is a sentence for the user.
+    /// A message came that cannot be shown; `reason` is a sentence for the user. So is what a member
+    /// wrote before being removed, where the removal was heard of first: only the server knows which
+    /// of the two came first, and could otherwise let somebody who was removed go on speaking.
     Undecryptable {
         from: DeviceAddress,
         group: Option<UserId>,
