@@ -66,6 +66,11 @@ impl BackgroundDisk {
         self.asked.send((id, op)).expect("the thread ends with this");
     }
 
+    /// The next result, if it is there.
+    pub fn poll(&self) -> Option<(DiskOpId, Result<DiskOutcome, DiskError>)> {
+        self.answered.try_recv().ok()
+    }
+
     /// The next result; waits for it.
     pub fn wait(&self) -> (DiskOpId, Result<DiskOutcome, DiskError>) {
         self.answered.recv().expect("the thread ends with this")

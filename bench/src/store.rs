@@ -102,12 +102,28 @@ impl<D: BlockingDisk> OpenStore<D> {
     pub fn finish_commit(&mut self, disk: &BackgroundDisk) {
         while self.durable_up_to < self.committing_up_to {
             assert!(self.under_way > 0, "a batch that waits has an operation under way");
-            let (id, result) = disk.wait();
-            self.under_way -= 1;
-            answer(&mut self.store, id, result, &mut self.durable_up_to);
-            if self.durable_up_to < self.committing_up_to {
-                self.start(disk);
-            }
+            let finished = disk.wait();
+            self.handle(disk, finished);
+        }
+    }
+
+    /// What a turn of the gateway does between two receives: takes what the disk has done, and lets it
+    /// go on. A batch is a write, and then a sync.
+    pub fn turn(&mut self, disk: &BackgroundDisk) {
+        while let Some(finished) = disk.poll() {
+            self.handle(disk, finished);
+        }
+    }
+
+    fn handle(
+        &mut self,
+        disk: &BackgroundDisk,
+        (id, result): (DiskOpId, Result<DiskOutcome, DiskError>),
+    ) {
+        self.under_way -= 1;
+        answer(&mut self.store, id, result, &mut self.durable_up_to);
+        if self.durable_up_to < self.committing_up_to {
+            self.start(disk);
         }
     }
 

@@ -111,7 +111,7 @@ impl Store {
     /// Beyond it the oldest segment is reclaimed.
     fn dead_bytes_max(&self) -> u64 {
         let slack = SLACK_SEGMENTS * u64::from(self.config.segment_bytes);
-        (self.log.live_bytes / 5 * 2).max(slack)
+        (self.log.live_bytes / 25 * 9).max(slack)
     }
 
     /// The byte budget per second; more of it when what comes in outruns it.

@@ -47,6 +47,9 @@ struct Settings {
     /// Connections, one message under way on each
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
+    /// Connections that are counted for their memory: many, as an allocator takes whole megabytes
+    #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..))]
+    idle_connections: u32,
     /// Times that each runtime has its turn
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -105,10 +108,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("# load average when it began: {load}");
     println!(
         "# {} connections, {MESSAGE_BYTES} bytes, one message under way on each; {} rounds of {} s; \
-         server on core {server_core}, client on core {client_core}",
-        settings.connections, settings.rounds, settings.seconds
+         {} idle ones; server on core {server_core}, client on core {client_core}",
+        settings.connections, settings.rounds, settings.seconds, settings.idle_connections
     );
-    raise_open_files()?;
+    let files = u64::from(settings.idle_connections.max(settings.connections)) + FILES_BESIDE;
+    let files_max = raise_open_files()?;
+    if files_max < files {
+        let fix = "raise RLIMIT_NOFILE (ulimit -Hn)";
+        return Err(format!("{files} open files are needed, the limit is {files_max}: {fix}").into());
+    }
     pin_to_core(client_core)?;
     let mut turns: Vec<Vec<Turn>> = Runtime::ALL.iter().map(|_| Vec::new()).collect();
     for number in 0..settings.rounds as usize {
@@ -116,16 +124,17 @@ fn main() -> Result<(), Box<dyn Error>> {
             turns[index].push(turn);
         }
     }
-    let client_end = plain_end_bytes(settings.connections, SETTLE_TIME)?;
+    let client_end = plain_end_bytes(settings.idle_connections / 2, SETTLE_TIME)?;
     let mut figures = Vec::new();
     for (runtime, turns) in Runtime::ALL.into_iter().zip(turns) {
-        let idle = idle(runtime, server_core, settings.connections, client_end)?;
+        let idle = idle(runtime, server_core, settings.idle_connections, client_end)?;
         figures.push(Figures::of(runtime, turns, idle));
     }
     print_table(&figures);
     if let Some(path) = &settings.json {
         let result = serde_json::json!({
             "host": Host::read(None), "load_average": load, "connections": settings.connections,
+            "idle_connections": settings.idle_connections,
             "message_bytes": MESSAGE_BYTES, "rounds": settings.rounds,
             "seconds": settings.seconds, "server_core": server_core, "client_core": client_core,
             "runtimes": figures,
@@ -161,6 +170,7 @@ fn turn(runtime: Runtime, settings: &Settings, core: usize) -> Result<Turn, Box<
     let before_ns = server.cpu_ns()?;
     let (messages, time) = client.run(Duration::try_from_secs_f64(settings.seconds)?)?;
     let cpu_ns = server.cpu_ns()? - before_ns;
+    client.leave()?;
     if messages == 0 {
         return Err(format!("{} answered nothing", runtime.name()).into());
     }
@@ -244,6 +254,8 @@ fn figure(count: u64) -> f64 {
 }
 
 const WARM_UP_CONNECTIONS: u32 = 100;
+/// Open files beside the connections that are counted.
+const FILES_BESIDE: u64 = 500;
 /// Until the kernel has freed what the connecting needed.
 const SETTLE_TIME: Duration = Duration::from_millis(1500);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);

@@ -70,6 +70,38 @@ impl EchoClient {
         Ok((self.answered - before, started.elapsed()))
     }
 
+    /// Closes the connections: a ring that is dropped leaves that to the end of the process.
+    pub fn leave(mut self) -> io::Result<()> {
+        let sockets: Vec<Socket> = self.links.iter().map(|link| link.socket).collect();
+        for &socket in &sockets {
+            self.ring.submit(0, Op::Shutdown { socket });
+        }
+        self.finish()?;
+        for socket in sockets {
+            self.ring.submit(0, Op::CloseSocket { socket });
+        }
+        self.finish()
+    }
+
+    /// Waits for all that was asked.
+    fn finish(&mut self) -> io::Result<()> {
+        let started = Instant::now();
+        let mut completions = std::mem::take(&mut self.completions);
+        while self.ring.in_flight() > 0 {
+            if started.elapsed() > LEAVE_TIME_MAX {
+                return Err(io::Error::other("connections do not end"));
+            }
+            self.ring.enter(WAIT_NS, &mut completions);
+            for completion in completions.drain(..) {
+                if let Ok(Outcome::Received(Some(lease))) = completion.result {
+                    self.ring.release(lease);
+                }
+            }
+        }
+        self.completions = completions;
+        Ok(())
+    }
+
     fn handle(&mut self, completion: Completion) -> io::Result<()> {
         let Completion { token, more, result, .. } = completion;
         match result {
@@ -128,5 +160,6 @@ fn message(link: usize) -> Bytes {
 }
 
 const CONNECTING_MAX: usize = 64;
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// A turn waits no longer, so that a run ends on time.
 const WAIT_NS: u64 = 10_000_000;

@@ -172,7 +172,12 @@ fn in_ringpost_overlapped(work: &Work, directory: &Path) -> Outcome {
     let mut last = Instant::now();
     for number in 0..=work.batches {
         if number < work.batches {
-            (0..work.messages_per_batch).for_each(|_| store.append());
+            for message in 0..work.messages_per_batch {
+                if message.is_multiple_of(MESSAGES_PER_TURN) {
+                    store.turn(&background);
+                }
+                store.append();
+            }
         }
         if number > 0 {
             store.finish_commit(&background);
@@ -186,6 +191,8 @@ fn in_ringpost_overlapped(work: &Work, directory: &Path) -> Outcome {
     Outcome::of(time, time, batch_times)
 }
 
+/// A turn of the gateway takes some messages, and then looks what its disk has done.
+const MESSAGES_PER_TURN: u32 = 32;
 /// Queues that the messages are spread over.
 pub const QUEUES: u64 = 1000;
 /// Length of a segment, and so of the file that the bytes alone are written into.
