@@ -115,7 +115,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files_max = raise_open_files()?;
     if files_max < files {
         let fix = "raise RLIMIT_NOFILE (ulimit -Hn)";
-        return Err(format!("{files} open files are needed, the limit is {files_max}: {fix}").into());
+        return Err(
+            format!("{files} open files are needed, the limit is {files_max}: {fix}").into()
+        );
     }
     pin_to_core(client_core)?;
     let mut turns: Vec<Vec<Turn>> = Runtime::ALL.iter().map(|_| Vec::new()).collect();

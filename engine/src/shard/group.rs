@@ -26,8 +26,8 @@ use super::Shard;
 use super::deposit::rejected;
 use super::fanout::GroupSend;
 use super::group_call::{BUSY, GroupCall};
+use super::lanes::Waiter;
 use super::roster::Roster;
-use super::route::Waiter;
 use crate::limits::{OVERLOAD_RETRY_MS, ROSTER_MEMBERS_CACHED_MAX};
 
 /// What comes to the home of a group.

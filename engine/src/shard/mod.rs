@@ -25,7 +25,9 @@ mod datagrams;
 pub mod relay;
 mod flow;
 mod inbound;
+mod inbox;
 mod route;
+mod lanes;
 mod blocks;
 mod deposit;
 mod cache;
@@ -40,12 +42,14 @@ pub mod fanout;
 mod home;
 mod disk;
 mod opening;
+mod durable;
 mod backlog;
 mod mailbox;
 mod receipts;
 mod outbound;
 mod wheel;
 mod drain;
+mod snapshot;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -63,17 +67,18 @@ use self::drain::Drain;
 use self::edge::Edge;
 use self::greeting::Greetings;
 use self::home::Home;
+use self::lanes::Lane;
 use self::link::LinkDone;
-use self::message::{MeshMessage, ShardEvent};
+use self::message::ShardEvent;
 use self::outbound::SpareBuffers;
-use self::route::Lane;
+
 pub use self::settings::ShardSettings;
 use self::token::Token;
 use self::wheel::Wheel;
 use crate::control::auth::Verifier;
 use crate::directory::DirectoryPort;
-use crate::limits::{AddressTable, Cidr, Gate, LimitSet, MESH_BATCH_MAX, SHARDS_MAX};
-use crate::mesh::{Mesh, Source};
+use crate::limits::{AddressTable, Cidr, Gate, LimitSet, SHARDS_MAX};
+use crate::mesh::Mesh;
 use crate::metrics::{Bound, ShardMetrics};
 use crate::transport::Acceptor;
 use crate::transport::quic::QuicEndpoint;
@@ -351,73 +356,6 @@ impl<R: Ring> Shard<R> {
         self.completions = completions;
     }
 
-    fn drain_mesh(&mut self) {
-        for _ in 0..MESH_BATCH_MAX {
-            let Some(inbound) = self.mesh.pop() else { return };
-            match (inbound.from, inbound.message) {
-                (_, MeshMessage::Control(request)) => self.handle_control(request),
-                (_, MeshMessage::Answered(answered)) => self.handle_answered(*answered),
-                (Source::Shard(from), message) => self.handle_mesh(from, message),
-                (Source::Control | Source::Directory, _) => {
-                    unreachable!("they have one kind of message each")
-                }
-            }
-        }
-    }
-
-    fn handle_mesh(&mut self, from: u16, message: MeshMessage) {
-        match message {
-            MeshMessage::Move(arrival) => self.handle_move(from, arrival),
-            MeshMessage::Store(request) => self.handle_store(*request),
-            MeshMessage::Receipt(receipt) => self.handle_receipt(from, receipt),
-            MeshMessage::Moved => self.mesh.replied(from),
-            MeshMessage::Stored(reply) => {
-                self.mesh.replied(from);
-                self.settle(*reply);
-            }
-            MeshMessage::Unknown(unknown) => {
-                self.mesh.replied(from);
-                self.handle_unknown(unknown.origin, &unknown.to);
-            }
-            MeshMessage::ReceiptStored { device } => {
-                self.receipt_replied(from);
-                self.handle_receipt_stored(device);
-            }
-            MeshMessage::BlockArmed(note) => {
-                let home = self.home.as_mut().expect("blocks are armed at home shards");
-                home.blocks.noted(&note);
-            }
-            MeshMessage::Group(request) => self.handle_group(request),
-            MeshMessage::GroupAnswer(answer) => {
-                self.mesh.replied(from);
-                self.handle_group_answer(from, *answer);
-            }
-            MeshMessage::Part(part) => self.handle_part(part),
-            MeshMessage::PartDone(reply) => {
-                self.mesh.replied(from);
-                self.part_done(*reply);
-            }
-            MeshMessage::GroupNews(news) => self.handle_group_news(from, &news),
-            MeshMessage::GroupNewsTaken => self.mesh.replied(from),
-            MeshMessage::StreamOrder(order) => self.handle_order(from, *order),
-            MeshMessage::StreamOrderReply(reply) => self.handle_order_reply(from, reply),
-            MeshMessage::StreamNews(news) => self.handle_news(from, *news),
-            MeshMessage::StreamNewsReply(reply) => self.handle_news_reply(from, reply),
-            MeshMessage::Datagram(datagram) => self.handle_foreign(from, &datagram),
-            MeshMessage::DatagramTaken => self.handle_datagram_taken(from),
-            MeshMessage::KeysLow(news) => self.handle_keys_low(from, *news),
-            MeshMessage::GetList(request) => self.read_list(request.reader, request.user),
-            MeshMessage::List(reply) => {
-                self.mesh.replied(from);
-                self.tell_list(*reply);
-            }
-            MeshMessage::KeysLowTaken => self.mesh.replied(from),
-            MeshMessage::Control(_) | MeshMessage::Answered(_) => {
-                unreachable!("handled by the caller")
-            }
-        }
-    }
-
     fn expire_timers(&mut self) {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(self.time.now_ms, &mut due);
@@ -430,39 +368,6 @@ impl<R: Ring> Shard<R> {
 
     fn is_ready(&self) -> bool {
         self.ready
-    }
-
-    /// A copy of the counters, with what is measured only when asked for.
-    fn snapshot(&self) -> ShardMetrics {
-        let mut metrics = self.metrics.clone();
-        metrics.connections.set(self.conns.len() as u64);
-        metrics.handshakes_pending.set(self.greetings.count() as u64);
-        metrics.addresses.set(self.gate.addresses() as u64);
-        metrics.timers.set(self.wheel.len() as u64);
-        metrics.mesh_unanswered.set(self.mesh.unanswered());
-        metrics.directory_unanswered.set(self.inquiries.unanswered() as u64);
-        let group_requests = self.lanes.iter().map(Lane::group_requests).sum();
-        metrics.group_requests_unanswered.set(group_requests);
-        metrics.mesh_depth.set(self.mesh.depth() as u64);
-        metrics.set_ring(&self.ring.counters());
-        if let Some(edge) = &self.edge {
-            metrics.set_quic(&edge.endpoint);
-        }
-        if let Some(home) = &self.home {
-            metrics.device_lists_cached.set(home.lists.len() as u64);
-            metrics.mailboxes.set(home.devices.len() as u64);
-            metrics.sends_waiting.set(home.backlog.sends() as u64);
-            metrics.groups.set(home.groups.len() as u64);
-            metrics.group_sends_open.set(home.fanouts.len() as u64);
-            metrics.stores_reopening.set(u64::from(home.reopening.is_under_way()));
-            if home.state.is_open() {
-                let store = home.store();
-                metrics.set_store(&store.stats(), home.reopening.counted());
-                let clock_ms = store.expiry_clock_ms(self.time.now_ms);
-                metrics.expiry_clock_lag.set(self.time.unix_ms.saturating_sub(clock_ms) / 1_000);
-            }
-        }
-        metrics
     }
 
     fn close(&mut self) {

@@ -17,8 +17,8 @@ use ringpost_ring::Ring;
 use super::Shard;
 use super::conn::ConnKey;
 use super::edge::{Edge, Input};
+use super::lanes::Waiter;
 use super::message::MeshMessage;
-use super::route::Waiter;
 use crate::transport::quic::StreamKey;
 
 /// What the home of a connection wants of its stream.
