@@ -37,11 +37,16 @@ async fn many_power_failures_under_load_lose_nothing() {
         .unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
 }
 
-/// The control experiment.
+/// The control experiment. Everybody is online, so what is lost may all have been delivered: the first
+/// rounds need not find anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rounds_find_what_a_disk_loses_whose_syncs_lie() {
-    let fault = power_rounds(1, 2, true, Duration::from_secs(5)).await.unwrap_err();
-    println!("found: {fault}");
+    for seed in 1..=10 {
+        if let Err(fault) = power_rounds(seed, 2, true, Duration::from_secs(5)).await {
+            return println!("found: {fault}");
+        }
+    }
+    panic!("nothing was lost that anybody missed");
 }
 
 /// Rounds of load, each ended by kill -9 and a power failure: at any moment, or while syncs do not
