@@ -50,6 +50,8 @@ const REGRESSION_SEEDS: &[u64] = &[
     454,
     // Sends waited for a device list; the first was refused, and those behind it were stored.
     692,
+    // More Sends waited for a device list than are kept, so that one was not held against it.
+    8356,
 ];
 
 /// Names the seed also when production code panics.

@@ -29,6 +29,10 @@ pub struct Oracle {
     /// Devices by client.
     pub devices: Vec<DeviceAddress>,
     pub(super) messages: Vec<Fate>,
+    /// How many had no outcome when each of them was sent, itself included.
+    pub(super) unsettled: Vec<usize>,
+    /// How many have none now.
+    unsettled_now: usize,
     /// What an id in a client's outbox stands for. A crash may give an id again.
     by_send: BTreeMap<(usize, SendId), MessageIndex>,
     welcomed: Vec<bool>,
@@ -74,6 +78,8 @@ impl Oracle {
             told: devices.iter().map(|_| Told::default()).collect(),
             devices,
             messages: Vec::new(),
+            unsettled: Vec::new(),
+            unsettled_now: 0,
             by_send: BTreeMap::new(),
             last_told: BTreeMap::new(),
             orders: BTreeMap::new(),
@@ -123,6 +129,8 @@ impl Oracle {
         let owed = named.iter().copied().filter(|&client| self.welcomed[client]).collect();
         self.by_send.insert((from, id), self.messages.len());
         self.messages.push(Fate::new(from, owed, sending));
+        self.unsettled_now += 1;
+        self.unsettled.push(self.unsettled_now);
     }
 
     /// The sender crashed before this message was surely on its disk.
@@ -214,6 +222,7 @@ impl Oracle {
         }
         let before = self.messages[index].outcome.replace(Ok(()));
         self.advances += u64::from(before.is_none());
+        self.unsettled_now -= usize::from(before.is_none());
         self.require(before.is_none(), || format!("message {index} was settled twice"));
     }
 
@@ -223,6 +232,7 @@ impl Oracle {
         let fate = &mut self.messages[index];
         let before = fate.outcome.replace(Err(refused.code));
         self.advances += u64::from(before.is_none());
+        self.unsettled_now -= usize::from(before.is_none());
         let excused = &self.excused;
         fate.owed.retain(|owed| !excused.contains_key(owed));
         self.require(before.is_none(), || format!("message {index} was settled twice"));

@@ -22,6 +22,9 @@ pub struct Registry {
     /// Versions of lists that somebody was told of, and since when: nobody who asks later is shown
     /// an older one.
     lists_told: BTreeMap<UserId, Vec<(u64, u64)>>,
+    /// Since when the gateway is known to have a user's list in memory. A new process has none.
+    lists_in_memory: BTreeMap<UserId, u64>,
+    process_started_ns: u64,
     /// The highest number that each device has asked to publish a key under.
     published: BTreeMap<DeviceAddress, u32>,
     /// One-time keys that anybody was given.
@@ -80,6 +83,24 @@ impl Registry {
         if told.last().is_none_or(|(_, last)| *last < version) {
             told.push((now_ns, version));
         }
+    }
+
+    /// The gateway begins to serve, and has read nothing yet.
+    pub fn process_started(&mut self, now_ns: u64) {
+        self.process_started_ns = now_ns;
+        self.lists_in_memory.clear();
+    }
+
+    /// A call was answered that the present process must have answered if it was asked since it began.
+    fn note_in_memory(&mut self, user: &UserId, asked_ns: u64, now_ns: u64) {
+        if asked_ns > self.process_started_ns {
+            self.lists_in_memory.entry(user.clone()).or_insert(now_ns);
+        }
+    }
+
+    /// Whether the gateway had the list of a user in memory at that time, and has it still.
+    pub(super) fn is_in_memory(&self, user: &UserId, at_ns: u64) -> bool {
+        self.lists_in_memory.get(user).is_some_and(|since_ns| *since_ns < at_ns)
     }
 
     /// A device asks to publish keys.
@@ -141,11 +162,13 @@ impl Oracle {
             (Call::DeviceListPut(list), Reply::Done) => {
                 let is_stored = self.registry.list(&user, list.version) == Some(list);
                 self.registry.tell_list(&user, list.version, now_ns);
+                self.registry.note_in_memory(&user, asked.at_ns, now_ns);
                 self.require(is_stored, || format!("a list of client {client} is not stored"));
             }
             (Call::DeviceListGet { user }, Reply::DeviceList(list)) => {
                 self.shown_list(client, user, asked.at_ns, list);
                 self.registry.tell_list(user, list.version, now_ns);
+                self.registry.note_in_memory(user, asked.at_ns, now_ns);
             }
             (Call::GroupLeave { group }, Reply::Done) => {
                 let states = self.registry.in_force(group, asked.at_ns, now_ns);

@@ -1,6 +1,7 @@
 //! What must hold of device lists: which devices a message is for, and what a sender who knows an older
 //! list is told.
 
+use ringpost_engine::limits::LIST_WAITING_REQUESTS_MAX;
 use ringpost_protocol::id::{DeviceAddress, DeviceId, UserId};
 use ringpost_protocol::message::{DeviceList, DeviceListPut, RejectCode, SkipReason};
 
@@ -58,6 +59,7 @@ impl Oracle {
             && *list_version > 0
             && self.registry.is_surely_newer(user, *list_version, fate.sent_ns)
             && !self.directory_failed
+            && !self.may_be_unchecked(message, user)
         {
             let devices = newer.iter().flat_map(|list| &list.devices).chain(names);
             let untold = devices
@@ -71,6 +73,14 @@ impl Oracle {
         for fault in faults {
             self.violated(fault);
         }
+    }
+
+    /// Whether the list had to be read, and since this message was sent more Sends may have waited for
+    /// that at one time than the gateway keeps: it takes the others as they are.
+    fn may_be_unchecked(&self, message: MessageIndex, to: &UserId) -> bool {
+        let may_wait = !self.registry.is_in_memory(to, self.messages[message].sent_ns);
+        let mut unsettled = self.unsettled[message..].iter();
+        may_wait && unsettled.any(|&count| count > LIST_WAITING_REQUESTS_MAX)
     }
 
     /// A message to a user was refused for good.

@@ -204,6 +204,7 @@ impl World {
     }
 
     fn begin(&mut self) {
+        self.oracle.registry.process_started(self.host.borrow().clock.now_ns());
         self.gateway.start(None);
         for client in 0..self.clients.len() {
             self.clients[client].drive(&mut self.host.borrow_mut(), &mut self.oracle);
@@ -463,6 +464,7 @@ impl World {
                 }
             })
         };
+        self.oracle.registry.process_started(self.host.borrow().clock.now_ns());
         if !self.gateway.start(reshard) {
             self.plan_start();
         }
