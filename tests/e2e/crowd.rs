@@ -520,7 +520,7 @@ async fn members_come_and_go_while_others_write() {
 
 /// RINGPOST_CROWD=MEMBERS,MESSAGES makes it another: 100,1000 is the largest group there is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "half a minute"]
+#[ignore = "half a minute; run by .ci/run"]
 async fn many_members_come_and_go_while_others_write() {
     let size = std::env::var("RINGPOST_CROWD").unwrap_or_else(|_| "20,200".into());
     let (members, messages) = size.split_once(',').unwrap();

@@ -215,9 +215,9 @@ impl Oracle {
     }
 
     /// The message skipped this client, which was told of a gap, or it was refused because of a roster
-    /// or a device list that has changed meanwhile; that answer was lost, with a process or with send memory that
-    /// nobody used for long, and the replay was stored for it behind later ones. The client takes it
-    /// for one that it knows.
+    /// or a device list that has changed meanwhile; that answer was lost, with a process or with send
+    /// memory that nobody used for long, and the replay was stored for it behind later ones. The client
+    /// takes it for one that it knows.
     fn came_too_late(&self, index: MessageIndex, fate: &Fate, to: usize) -> bool {
         let told = &self.told[to];
         let overtaken = |&later: &MessageIndex| {
