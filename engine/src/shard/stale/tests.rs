@@ -40,3 +40,14 @@ fn only_a_sender_who_knows_an_older_list_gets_the_present_one() {
     let Freshness::Stale(told) = Freshness::of(&bob, &list, 4) else { panic!("it is stale") };
     assert_eq!((told.user, told.version, told.devices), (bob, 5, list.devices));
 }
+
+#[test]
+fn all_that_waits_is_given_up_each_user_s_sends_in_order() {
+    let mut waits = ListWaits::default();
+    for (send_seq, to) in [(1, "carol"), (2, "bob"), (3, "carol"), (4, "bob")] {
+        waits.push(StoreRequest::sample(send_seq, to));
+    }
+    assert_eq!(send_seqs(waits.take_all().into()), [2, 4, 1, 3]);
+    assert_eq!(waits.count, 0);
+    assert!(!waits.has(&UserId::new("bob").unwrap()) && waits.take_all().is_empty());
+}
