@@ -59,6 +59,8 @@ pub(crate) struct Driver {
     pub(crate) paths: Paths,
     /// What the present connection uses, once it is welcome.
     pub(crate) transport: watch::Sender<Option<Transport>>,
+    /// The server has answered all that the app sent.
+    pub(crate) is_flushed: watch::Sender<bool>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) started: Instant,
@@ -203,6 +205,8 @@ impl Driver {
         {
             self.writing = Some(tokio::task::spawn_blocking(move || batch.write()));
         }
+        // Before the app hears that something is on disk: from then on it counts.
+        self.note_flushed();
         self.answer_waiters();
         if self.next_event.is_none() {
             self.next_event = self.ledger.poll_event();
@@ -408,6 +412,12 @@ impl Driver {
         tracing::info!(reason, retry_in_ms, "disconnected");
         self.phase = Phase::Waiting { until_ms: now_ms.saturating_add(retry_in_ms) };
         self.ledger.report(Status::Disconnected { retry_in_ms, reason });
+    }
+
+    fn note_flushed(&self) {
+        let is_settled = self.desk.as_ref().is_none_or(|desk| desk.is_settled());
+        let is_flushed = is_settled && self.ledger.outbox_len() == 0;
+        self.is_flushed.send_if_modified(|was| std::mem::replace(was, is_flushed) != is_flushed);
     }
 
     fn answer_waiters(&mut self) {

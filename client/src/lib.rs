@@ -100,6 +100,7 @@ pub struct Client {
     commands: mpsc::Sender<Command>,
     events: Arc<Mutex<mpsc::Receiver<Event>>>,
     transport: watch::Receiver<Option<Transport>>,
+    is_flushed: watch::Receiver<bool>,
 }
 
 /// Why a client did not open.
@@ -165,6 +166,7 @@ impl Client {
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let (events_out, events) = mpsc::channel(EVENTS_MAX);
         let (transport_out, transport) = watch::channel(None);
+        let (flushed_out, is_flushed) = watch::channel(false);
         let errands = desk.as_ref().map(|desk| desk.errands());
         let driver = Driver {
             ledger,
@@ -172,6 +174,7 @@ impl Client {
             reconnect: Reconnect::new(config.reconnect, config.addresses.len(), rand::random()),
             paths: Paths::new(config.path, rand::random()),
             transport: transport_out,
+            is_flushed: flushed_out,
             addresses: config.addresses,
             dialler,
             token_source: config.token_source,
@@ -190,7 +193,8 @@ impl Client {
             token_refusal_count: 0,
         };
         tokio::spawn(driver.run());
-        Ok((Self { commands, events: Arc::new(Mutex::new(events)), transport }, errands))
+        let events = Arc::new(Mutex::new(events));
+        Ok((Self { commands, events, transport, is_flushed }, errands))
     }
 
     /// Puts a message into the outbox; returns once it is on disk. [`News::Sent`] or
@@ -249,6 +253,14 @@ impl Client {
     /// [`Status`] when QUIC takes over from TLS.
     pub fn transport(&self) -> Option<Transport> {
         *self.transport.borrow()
+    }
+
+    /// Returns once the server has answered everything that was sent before: what a phone's system is
+    /// to wait for before it puts an app to sleep. It does not end while there is no connection, or
+    /// a mailbox stays full. Cancelling is fine: what is left goes out when the client is open again.
+    pub async fn flushed(&self) -> Result<(), Closed> {
+        let mut is_flushed = self.is_flushed.clone();
+        is_flushed.wait_for(|is_flushed| *is_flushed).await.map(drop).map_err(|_| Closed)
     }
 
     /// Says goodbye to the server and closes the database.

@@ -1,8 +1,12 @@
 //! People who use the messenger: everything encrypted, nothing set up by hand.
 
+use std::time::Duration;
+
 use ringpost_client::messenger::{Conversation, News};
 use ringpost_protocol::id::DeviceId;
+use tokio::time::timeout;
 
+use crate::support::PATIENCE;
 use crate::support::app::{App, id, register};
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
@@ -70,6 +74,49 @@ async fn both_see_the_same_safety_number_and_first_messages_cross() {
     assert_eq!(a.refusals() + b.refusals(), 0, "{:?} {:?}", a.news, b.news);
     a.close().await;
     b.close().await;
+}
+
+/// An app that is put to sleep when everything is flushed leaves nothing behind, neither what was read
+/// nor a change of a group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushed_is_what_the_server_has_answered() {
+    let mut gateway = Gateway::start(Settings::default());
+    let (alice, bob, group) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"), id("friends"));
+    let place = Place::new();
+    register(&gateway, &bob, &place.file("bob")).await;
+    let mut a = App::open(&gateway, &alice, "phone", &place.file("alice")).await;
+    let mut b = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
+    a.messenger.create_group(&group, vec![id(&bob)]).await.unwrap();
+    a.send(&bob, "hello").await;
+    flushed(&a).await;
+    let text = b.read("hello").await;
+    let is_group = |news: &News| matches!(news, News::Group { is_member: true, .. });
+    b.told("the group", is_group).await;
+    flushed(&b).await;
+
+    assert_eq!(gateway.stop().code(), Some(0));
+    let soon = Duration::from_millis(200);
+    b.messenger.mark_read(text.conversation, vec![text.id]).await.unwrap();
+    assert!(timeout(soon, b.messenger.flushed()).await.is_err(), "nobody has heard of it");
+    gateway.restart();
+    flushed(&b).await;
+
+    assert_eq!(gateway.stop().code(), Some(0));
+    b.messenger.leave_group(&group).await.unwrap();
+    assert!(timeout(soon, b.messenger.flushed()).await.is_err(), "nobody has heard of it");
+    gateway.restart();
+    flushed(&b).await;
+    b.close().await;
+    let is_tick =
+        |news: &News| matches!(news, News::Read { messages, .. } if messages == &[text.id]);
+    a.told("read", is_tick).await;
+    let is_alone = |news: &News| matches!(news, News::Group { members, .. } if members.len() == 1);
+    a.told("alone", is_alone).await;
+    a.close().await;
+}
+
+async fn flushed(app: &App) {
+    timeout(PATIENCE, app.messenger.flushed()).await.expect("the gateway answers").unwrap();
 }
 
 /// Nobody comes back for a while and the stock of one-time keys is used up.

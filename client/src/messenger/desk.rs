@@ -262,6 +262,13 @@ impl Desk {
         }
     }
 
+    /// Nothing waits to be encrypted, and of groups and the own device list nothing is to be changed.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.waiting.is_empty()
+            && self.own.changes.is_empty()
+            && self.groups.values().all(|group| group.steps.is_empty())
+    }
+
     /// Tells the app something that no news of the ledger stand for.
     pub(super) fn tell(&mut self, ledger: &mut Ledger, news: &News) {
         let sealed = self.sealed(news);

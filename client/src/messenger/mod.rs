@@ -309,6 +309,14 @@ impl Messenger {
         &self.client
     }
 
+    /// Returns once the server has answered everything that was written, read or changed before:
+    /// texts, what tells others that they were read, changes of groups and of the own devices. It
+    /// does not end while one of them cannot go out: without a connection, or for a user who has no
+    /// device yet. Cancelling is fine: what is left goes out when the messenger is open again.
+    pub async fn flushed(&self) -> Result<(), Closed> {
+        self.client.flushed().await
+    }
+
     /// Says goodbye to the server and closes the database.
     pub async fn close(&self) {
         self.client.close().await;

@@ -106,10 +106,11 @@ impl Terminal {
 
     /// The same after something else has ended it.
     pub fn wait(mut self) -> Vec<String> {
-        assert!(wait_for_exit(&mut self.process.0).success());
+        let status = wait_for_exit(&mut self.process.0);
         while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
             self.seen.push(line);
         }
+        assert!(status.success(), "{status}, after {:?}", self.seen);
         self.seen
     }
 }
