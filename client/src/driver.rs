@@ -3,6 +3,7 @@
 //!
 //! While a batch is written, commands and deliveries gather for the next one.
 
+mod command;
 mod connect;
 
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringpost_protocol::id::DeviceId;
-use ringpost_protocol::message::{Call, ClientEvent, ErrorCode, Mode, Reply};
+use ringpost_protocol::message::{ClientEvent, ErrorCode, Mode, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -18,8 +19,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::calls::CallError;
 use crate::calls::table::Calls;
 use crate::dial::Dialler;
-use crate::event::{Event, EventId, NewSend, SendId, Status};
-use crate::ledger::{Ledger, SendFault};
+use crate::event::{Event, Status};
+use crate::ledger::Ledger;
 use crate::limits::{CLOSE_MS_MAX, COMMANDS_PER_TURN_MAX, GO_AWAY_MS_MAX, OUTPUT_BYTES_MAX};
 use crate::link::{Link, LinkFault};
 use crate::messenger::desk::Desk;
@@ -29,22 +30,8 @@ use crate::store::{StoreFault, Written};
 use crate::stream::Stream;
 use crate::token::{TokenFault, TokenSource};
 
-pub(crate) enum Command {
-    Send(NewSend, oneshot::Sender<Result<SendId, SendFault>>),
-    Confirm(EventId, oneshot::Sender<()>),
-    Call(Call, oneshot::Sender<Result<Reply, CallError>>),
-    /// For the messenger; what it gives is run once everything it did is durable.
-    Desk(DeskWork),
-    Mode(Mode),
-    RenewToken(String),
-    Reconnect,
-    NetworkChanged,
-    Close(oneshot::Sender<()>),
-}
-
-/// Runs on the desk; gives what tells the one who asked.
-pub(crate) type DeskWork = Box<dyn FnOnce(&mut Desk, &mut Ledger, u64) -> Told + Send>;
-pub(crate) type Told = Box<dyn FnOnce() + Send>;
+use command::Waiter;
+pub(crate) use command::{Command, Told};
 
 pub(crate) struct Driver {
     pub(crate) ledger: Ledger,
@@ -77,12 +64,6 @@ pub(crate) struct Driver {
     pub(crate) other_address: Option<String>,
     /// In a row, without a Welcome between.
     pub(crate) token_refusal_count: u32,
-}
-
-pub(crate) enum Waiter {
-    Send(SendId, oneshot::Sender<Result<SendId, SendFault>>),
-    Confirm(oneshot::Sender<()>),
-    Desk(Told),
 }
 
 pub(crate) enum Phase {
@@ -263,54 +244,6 @@ impl Driver {
         }
     }
 
-    /// Gives the reply to a Close.
-    fn handle_commands(&mut self, commands: &mut Vec<Command>) -> Option<oneshot::Sender<()>> {
-        let now_ms = self.now_ms();
-        for command in commands.drain(..) {
-            match command {
-                Command::Send(send, reply) => match self.ledger.enqueue(send) {
-                    Ok(id) => {
-                        self.waiters.push_back((self.ledger.last_batch(), Waiter::Send(id, reply)));
-                    }
-                    Err(fault) => drop(reply.send(Err(fault))),
-                },
-                Command::Confirm(id, reply) => {
-                    self.ledger.confirm(id);
-                    self.waiters.push_back((self.ledger.last_batch(), Waiter::Confirm(reply)));
-                }
-                Command::Call(call, reply) => self.calls.begin(now_ms, call, reply),
-                Command::Desk(work) => {
-                    // Without a desk nobody asks, so nobody waits.
-                    let Some(desk) = &mut self.desk else { continue };
-                    let told = work(desk, &mut self.ledger, unix_ms());
-                    desk.turn(unix_ms(), &mut self.ledger);
-                    self.waiters.push_back((self.ledger.last_batch(), Waiter::Desk(told)));
-                }
-                Command::Mode(mode) => {
-                    self.mode = mode;
-                    if let Phase::Online { link, .. } = &mut self.phase {
-                        link.session.set_mode(now_ms, mode);
-                    }
-                }
-                Command::RenewToken(token) => {
-                    if let Phase::Online { link, .. } = &mut self.phase {
-                        link.session.renew_token(&token);
-                    }
-                }
-                Command::Reconnect => {
-                    if matches!(self.phase, Phase::Stopped | Phase::Waiting { .. }) {
-                        self.token_refusal_count = 0;
-                        self.reconnect.reset();
-                        self.connect();
-                    }
-                }
-                Command::NetworkChanged => self.handle_network_change(),
-                Command::Close(reply) => return Some(reply),
-            }
-        }
-        None
-    }
-
     fn handle_timer(&mut self) {
         let now_ms = self.now_ms();
         match &mut self.phase {
@@ -412,25 +345,6 @@ impl Driver {
         tracing::info!(reason, retry_in_ms, "disconnected");
         self.phase = Phase::Waiting { until_ms: now_ms.saturating_add(retry_in_ms) };
         self.ledger.report(Status::Disconnected { retry_in_ms, reason });
-    }
-
-    fn note_flushed(&self) {
-        let is_settled = self.desk.as_ref().is_none_or(|desk| desk.is_settled());
-        let is_flushed = is_settled && self.ledger.outbox_len() == 0;
-        self.is_flushed.send_if_modified(|was| std::mem::replace(was, is_flushed) != is_flushed);
-    }
-
-    fn answer_waiters(&mut self) {
-        let written = self.ledger.batches_written();
-        while self.waiters.front().is_some_and(|(batch, _)| *batch <= written) {
-            let Some((_, waiter)) = self.waiters.pop_front() else { return };
-            // The app may have stopped waiting.
-            match waiter {
-                Waiter::Send(id, reply) => drop(reply.send(Ok(id))),
-                Waiter::Confirm(reply) => drop(reply.send(())),
-                Waiter::Desk(told) => told(),
-            }
-        }
     }
 
     /// Tells the app and ends; what was not written is not answered.

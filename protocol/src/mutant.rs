@@ -57,6 +57,8 @@ mutants! {
     GroupSendsTogether,
     /// Messages to groups that waited for a store to be opened are stored in another order.
     HeldPartsReordered,
+    /// Sends that wait for a device list outlive the store that failed.
+    ListWaitsOutliveStore,
     /// Envelopes for an older device list than the present one are taken as if they were for it.
     StaleListIgnored,
     /// A Send for a version of the roster that is not in force is taken.

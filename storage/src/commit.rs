@@ -1,61 +1,20 @@
 //! Group commit: what gathered while one batch was synced is the next batch. Also the order of
 //! all disk operations of an open store, and the preparation of segments.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
-use hashbrown::HashMap;
 use ringpost_protocol::mutant::{Mutant, is_active};
 
-use crate::batch::{BATCH_HEAD_BYTES, BatchHead, index, padded};
+use crate::batch::{BATCH_HEAD_BYTES, BatchHead, index};
 use crate::checkpoint::CheckpointOp;
 use crate::disk::{DiskError, DiskErrorKind, DiskOp, DiskOpId, DiskOutcome, SegmentId};
 use crate::entry::Place;
 use crate::fault::Fault;
+use crate::forming::Batch;
 use crate::limits::{ATTEST_MS, BLOCK_BYTES};
 use crate::read::ReadTask;
 use crate::reclaim::Moved;
-use crate::record::{self, ACK_BYTES};
 use crate::segment::{Header, Preparation, PrepareOp};
 use crate::store::{RecordNumber, Store, StoreEvent};
-use crate::table::HashSeed;
-
-/// The batch that commands join, and the closed ones before it. Every record knows its place when
-/// it is written: a batch is closed before it would leave its segment.
-#[derive(Debug)]
-pub(crate) struct Forming {
-    pub(crate) number: u64,
-    pub(crate) segment: SegmentId,
-    /// Where the batch begins.
-    base: u32,
-    buffer: Vec<u8>,
-    records: u32,
-    /// Number of the last command in it; zero when none has one.
-    pub(crate) last_record: u64,
-    /// Written at the end of the batch, so once per mailbox and behind every copy that was made
-    /// while the messages were still needed.
-    acks: HashMap<u64, u64, HashSeed>,
-    /// Entries that move when the batch is durable.
-    pub(crate) copies: Vec<Moved>,
-    closed: VecDeque<Batch>,
-    closed_bytes: usize,
-    /// Memory of a batch that nobody reads any more, for the next one: fresh memory of that size
-    /// would be mapped and cleared page by page.
-    spare: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Batch {
-    number: u64,
-    segment: SegmentId,
-    base: u32,
-    /// Length without padding.
-    length: u32,
-    records: u32,
-    buffer: Vec<u8>,
-    last_record: u64,
-    copies: Vec<Moved>,
-}
 
 /// The one batch in flight.
 #[derive(Debug)]
@@ -87,109 +46,6 @@ pub(crate) enum Task {
     Unlink,
     UnlinkSync,
     Checkpoint(CheckpointOp),
-}
-
-impl Forming {
-    pub(crate) fn new(number: u64, segment: SegmentId, seed: HashSeed) -> Self {
-        Self {
-            number,
-            segment,
-            base: BLOCK_BYTES,
-            buffer: Vec::new(),
-            records: 0,
-            last_record: 0,
-            acks: HashMap::with_hasher(seed),
-            copies: Vec::new(),
-            closed: VecDeque::new(),
-            closed_bytes: 0,
-            spare: Vec::new(),
-        }
-    }
-
-    /// Nothing waits to be written.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.buffer.is_empty() && self.closed.is_empty()
-    }
-
-    /// The batch that commands join holds something.
-    pub(crate) fn is_begun(&self) -> bool {
-        !self.buffer.is_empty()
-    }
-
-    /// The last batch that something waits for.
-    pub(crate) fn last_number(&self) -> u64 {
-        if self.is_begun() { self.number } else { self.number - 1 }
-    }
-
-    pub(crate) fn queued_bytes(&self) -> usize {
-        self.closed_bytes + self.length()
-    }
-
-    /// The oldest segment that a batch still waits for.
-    pub(crate) fn oldest_segment(&self) -> SegmentId {
-        self.closed.front().map_or(self.segment, |batch| batch.segment)
-    }
-
-    /// Where the first batch that is not yet in flight begins; or earlier, if it is still empty.
-    pub(crate) fn first_place(&self) -> (SegmentId, u32) {
-        let closed = self.closed.front().map(|batch| (batch.segment, batch.base));
-        closed.unwrap_or((self.segment, self.base))
-    }
-
-    /// Where the current record is to be encoded; after [`Store::reserve`].
-    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
-
-    pub(crate) fn has_ack(&self, mailbox: u64) -> bool {
-        self.acks.contains_key(&mailbox)
-    }
-
-    pub(crate) fn put_ack(&mut self, mailbox: u64, up_to: u64) {
-        self.acks.insert(mailbox, up_to);
-    }
-
-    /// Bytes of the batch with its acks.
-    pub(crate) fn length(&self) -> usize {
-        self.buffer.len() + self.acks.len() * ACK_BYTES
-    }
-
-    pub(crate) fn base(&self) -> u32 {
-        self.base
-    }
-
-    /// Where the next batch begins.
-    pub(crate) fn end(&self) -> u32 {
-        self.base + padded(to_u32(self.length()))
-    }
-
-    /// Closes the batch; the next one begins behind it.
-    fn close(&mut self) {
-        for (mailbox, up_to) in self.acks.drain() {
-            record::put_ack(mailbox, up_to, &mut self.buffer);
-        }
-        let length = to_u32(self.buffer.len());
-        let whole = padded(length);
-        let mut next = std::mem::take(&mut self.spare);
-        next.reserve(self.buffer.capacity().min(index(whole)));
-        let mut buffer = std::mem::replace(&mut self.buffer, next);
-        buffer.resize(index(whole), 0);
-        self.closed_bytes += buffer.len();
-        self.closed.push_back(Batch {
-            number: self.number,
-            segment: self.segment,
-            base: self.base,
-            length,
-            records: self.records,
-            buffer,
-            last_record: self.last_record,
-            copies: std::mem::take(&mut self.copies),
-        });
-        self.number += 1;
-        self.base += whole;
-        self.records = 0;
-        self.last_record = 0;
-    }
 }
 
 impl Commit {
@@ -321,27 +177,18 @@ impl Store {
             self.close_batch();
         }
         let needed = self.forming.length().max(BATCH_HEAD_BYTES) + length;
-        if needed > index(self.config.segment_bytes - self.forming.base) {
-            if !self.forming.buffer.is_empty() {
+        if needed > index(self.config.segment_bytes - self.forming.base()) {
+            if self.forming.is_begun() {
                 self.close_batch();
             }
             self.begin_segment();
         }
-        let forming = &mut self.forming;
-        if forming.buffer.is_empty() {
-            forming.buffer.reserve(index(padded(to_u32(BATCH_HEAD_BYTES + length))));
-            forming.buffer.resize(BATCH_HEAD_BYTES, 0);
-        }
-        forming.records += 1;
-        let offset = forming.base + to_u32(forming.buffer.len());
-        Place { segment: forming.segment, offset }
+        self.forming.add(length)
     }
 
     /// Names the segment of the next batch; its file is prepared meanwhile, or already was.
     fn begin_segment(&mut self) {
-        let segment = next_segment(self.forming.segment);
-        self.forming.segment = segment;
-        self.forming.base = BLOCK_BYTES;
+        self.forming.begin_segment(next_segment(self.forming.segment));
         self.start_segment();
     }
 
@@ -362,7 +209,7 @@ impl Store {
 
     fn close_batch(&mut self) {
         self.forming.close();
-        self.log.extend(self.forming.segment, self.forming.base);
+        self.log.extend(self.forming.segment, self.forming.base());
     }
 
     fn poll_commit(&mut self, now_ms: u64) -> Option<(Task, DiskOp)> {
@@ -388,20 +235,17 @@ impl Store {
             self.attest_at_ms.filter(|at| *at <= now_ms)?;
             self.attest_at_ms = None;
             self.reserve(0);
-            self.forming.records = 0;
+            self.forming.attest_only();
         }
-        let (segment, end) = match self.forming.closed.front() {
-            Some(batch) => (batch.segment, batch.base + to_u32(batch.buffer.len())),
-            None => (self.forming.segment, self.forming.end()),
-        };
+        let (segment, end) = self.forming.first_end();
         let mut preparations = self.preparations.iter();
         if !preparations.any(|known| known.segment == segment && known.is_ready(end)) {
             return None;
         }
-        if self.forming.closed.is_empty() {
+        let batch = self.forming.take_closed().unwrap_or_else(|| {
             self.close_batch();
-        }
-        let batch = self.forming.closed.pop_front().expect("one was just closed");
+            self.forming.take_closed().expect("one was just closed")
+        });
         Some((Task::WriteBatch, self.write(batch)))
     }
 
@@ -413,7 +257,6 @@ impl Store {
         let durable_up_to = self.durable_batch;
         let head = BatchHead { length, records, number, durable_up_to, open_count };
         head.seal(self.config.origin(), segment, base, &mut buffer);
-        self.forming.closed_bytes -= buffer.len();
         self.stats.batches_written += 1;
         self.stats.batch_bytes_written += buffer.len() as u64;
         let (cost, batch_bytes) = (buffer.capacity(), buffer.len());
@@ -422,7 +265,7 @@ impl Store {
         if let Some(spare) = evicted.and_then(memory_of)
             && spare.capacity() <= SPARE_SIZES_MAX * batch_bytes
         {
-            self.forming.spare = spare;
+            self.forming.put_spare(spare);
         }
         self.preparations.retain(|known| known.segment >= segment);
         self.commit =
@@ -460,55 +303,6 @@ impl Store {
     }
 }
 
-/// Recent batches in log order, so that what was just committed is delivered without a read.
-#[derive(Debug, Default)]
-pub(crate) struct Cache {
-    batches: VecDeque<(Place, usize, Bytes)>,
-    bytes: usize,
-    bytes_max: usize,
-}
-
-impl Cache {
-    pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, ..Self::default() }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Gives the last batch that had to leave.
-    fn insert(&mut self, place: Place, batch: Bytes, cost: usize) -> Option<Bytes> {
-        self.bytes += cost;
-        self.batches.push_back((place, cost, batch));
-        let mut evicted = None;
-        while self.bytes > self.bytes_max
-            && let Some((_, cost, batch)) = self.batches.pop_front()
-        {
-            self.bytes -= cost;
-            evicted = Some(batch);
-        }
-        evicted
-    }
-
-    /// The bytes of one record, shared.
-    pub(crate) fn get(&self, place: Place, length: u32) -> Option<Bytes> {
-        let key = |place: Place| (place.segment, place.offset);
-        // Most records are read once, as soon as their batch is durable.
-        let newest = self.batches.back().filter(|(start, ..)| key(*start) <= key(place));
-        let (start, _, batch) = match newest {
-            Some(newest) => newest,
-            None => {
-                let after = self.batches.partition_point(|(start, ..)| key(*start) <= key(place));
-                self.batches.get(after.checked_sub(1)?)?
-            }
-        };
-        let from = index(place.offset - start.offset.min(place.offset));
-        let within = start.segment == place.segment && from + index(length) <= batch.len();
-        within.then(|| batch.slice(from..from + index(length)))
-    }
-}
-
 /// The empty buffer behind `batch`, if nothing else shares it.
 fn memory_of(mut batch: Bytes) -> Option<Vec<u8>> {
     if !batch.is_unique() {
@@ -527,10 +321,6 @@ fn fault(step: &'static str, segment: SegmentId, error: DiskError) -> Fault {
         DiskErrorKind::Full => Fault::Full { step, segment, error },
         DiskErrorKind::Io => Fault::Io { step, segment, error },
     }
-}
-
-fn to_u32(length: usize) -> u32 {
-    u32::try_from(length).expect("a batch fits its segment")
 }
 
 /// A spare buffer is at most so many times as long as the last batch: the cache counts all of it,

@@ -5,12 +5,14 @@ use ringpost_protocol::mutant::{Mutant, is_active};
 use std::collections::VecDeque;
 
 use crate::batch::{BATCH_HEAD_BYTES, BatchHead, padded};
+use crate::cache::Cache;
 use crate::checkpoint::{Checkpoints, Found};
 use crate::clock::ExpiryClock;
-use crate::commit::{Cache, Commit, Forming, next_segment};
+use crate::commit::{Commit, next_segment};
 use crate::disk::SegmentId;
 use crate::entry::{ENTRY_BYTES, Entry, Kind, Place};
 use crate::fault::OpenFault;
+use crate::forming::Forming;
 use crate::gap::group_hash;
 use crate::limits::{BLOCK_BYTES, StoreConfig};
 use crate::prepare::DiskRoom;

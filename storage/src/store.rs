@@ -8,12 +8,15 @@ use ringpost_protocol::id::{DeviceAddress, MailboxId, Seq};
 use ringpost_protocol::mutant::{Mutant, is_active};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::cache::Cache;
 use crate::checkpoint::Checkpoints;
 use crate::clock::ExpiryClock;
-use crate::commit::{Cache, Commit, Forming, Task};
+use crate::commit::{Commit, Task};
+
 use crate::disk::SegmentId;
 use crate::entry::{Entry, Kind, Place};
 use crate::fault::{Fault, StoreFull};
+use crate::forming::Forming;
 use crate::limits::{MAILBOXES_PER_RECORD_MAX, RECORD_BYTES_MAX, StoreConfig};
 use crate::prepare::DiskRoom;
 use crate::queue::Mailboxes;

@@ -19,6 +19,8 @@ use tracing::{error, info, warn};
 use self::counts::ControlMetrics;
 use self::keys::{Demand, Refresher};
 use self::reload::Reloader;
+pub use self::reports::{DirectoryReporter, ShardReporter, ShardReports, shard_reports};
+use self::reports::{ShardReport, ShardState};
 pub use self::rest::KeysInterface;
 use self::validity::Validity;
 use crate::audit::{AuditEvent, AuditLog};
@@ -36,6 +38,7 @@ mod http;
 pub mod keys;
 mod refusals;
 pub mod reload;
+mod reports;
 mod rest;
 pub mod tls_files;
 pub mod token;
@@ -62,47 +65,6 @@ pub struct DrainPlan {
     pub reconnect_jitter_ms: u64,
 }
 
-/// One shard's voice. Dropped before [`ShardReporter::drained`] it reports a failure, so a shard
-/// whose thread ends cannot go unnoticed.
-#[derive(Debug)]
-pub struct ShardReporter {
-    shard: u16,
-    reports: mpsc::Sender<ShardReport>,
-    /// Not a report: it may change often, and only the present state counts.
-    reopening: Arc<AtomicBool>,
-    key_demand: Arc<Demand>,
-    settled: bool,
-}
-
-/// What the shards report, for [`Control`].
-#[derive(Debug)]
-pub struct ShardReports {
-    reports: mpsc::Receiver<ShardReport>,
-    /// In the order of the shards.
-    reopening: Vec<Arc<AtomicBool>>,
-    key_demand: Arc<Demand>,
-}
-
-/// The directory's voice. Dropped before [`DirectoryReporter::ended`] it reports a failure.
-#[derive(Debug)]
-pub struct DirectoryReporter {
-    reports: mpsc::Sender<ShardReport>,
-    settled: bool,
-}
-
-#[derive(Debug)]
-enum ShardReport {
-    Shard { shard: u16, state: ShardState },
-    DirectoryFailed(String),
-}
-
-#[derive(Debug)]
-enum ShardState {
-    Ready,
-    Drained,
-    Failed(String),
-}
-
 /// Why the gateway ended other than by failing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitReason {
@@ -123,100 +85,6 @@ pub enum ControlFault {
     DrainTooSlow { missing: usize, shards: usize, waited_ms: u64 },
     #[error("a second signal ended the drain")]
     Interrupted,
-}
-
-/// A reporter per shard, in order, and the receiving end.
-pub fn shard_reports(shards: u16) -> (Vec<ShardReporter>, ShardReports) {
-    let (reports, receiver) = mpsc::channel(usize::from(shards) * REPORTS_PER_SHARD + 1);
-    let key_demand = Arc::<Demand>::default();
-    let reporters: Vec<_> = (0..shards)
-        .map(|shard| ShardReporter {
-            shard,
-            reports: reports.clone(),
-            reopening: Arc::default(),
-            key_demand: Arc::clone(&key_demand),
-            settled: false,
-        })
-        .collect();
-    let reopening = reporters.iter().map(|reporter| Arc::clone(&reporter.reopening)).collect();
-    (reporters, ShardReports { reports: receiver, reopening, key_demand })
-}
-
-impl DirectoryReporter {
-    /// For the directory that `shard` asks.
-    pub fn beside(shard: &ShardReporter) -> Self {
-        Self { reports: shard.reports.clone(), settled: false }
-    }
-
-    /// All that was asked is answered, and nobody can ask any more.
-    pub fn ended(mut self) {
-        self.settled = true;
-    }
-
-    /// The directory cannot go on; the process ends with exit code 1.
-    pub fn failed(mut self, text: impl Into<String>) {
-        self.report(text.into());
-    }
-
-    fn report(&mut self, text: String) {
-        self.settled = true;
-        // Closed means that control has ended and nobody needs to know.
-        let _ = self.reports.try_send(ShardReport::DirectoryFailed(text));
-    }
-}
-
-impl Drop for DirectoryReporter {
-    fn drop(&mut self) {
-        if !self.settled {
-            self.report("its thread ended unexpectedly".to_owned());
-        }
-    }
-}
-
-impl ShardReporter {
-    pub fn shard(&self) -> u16 {
-        self.shard
-    }
-
-    /// The shard has recovered its store and accepts connections. Called once.
-    pub fn ready(&self) {
-        self.report(ShardState::Ready);
-    }
-
-    /// Whether the shard's store has failed and is not open again.
-    pub fn set_reopening(&self, reopening: bool) {
-        self.reopening.store(reopening, Ordering::Relaxed);
-    }
-
-    /// A token names a key that is not known; perhaps it is new.
-    pub fn unknown_key(&self) {
-        self.key_demand.raise();
-    }
-
-    /// The shard has flushed and synced everything.
-    pub fn drained(mut self) {
-        self.settled = true;
-        self.report(ShardState::Drained);
-    }
-
-    /// The shard cannot go on; the process ends with exit code 1.
-    pub fn failed(mut self, text: impl Into<String>) {
-        self.settled = true;
-        self.report(ShardState::Failed(text.into()));
-    }
-
-    fn report(&self, state: ShardState) {
-        // Full cannot be, closed means that control has ended and nobody needs to know.
-        let _ = self.reports.try_send(ShardReport::Shard { shard: self.shard, state });
-    }
-}
-
-impl Drop for ShardReporter {
-    fn drop(&mut self) {
-        if !self.settled {
-            self.report(ShardState::Failed("its thread ended unexpectedly".to_owned()));
-        }
-    }
 }
 
 impl From<&DrainConfig> for DrainPlan {
@@ -514,8 +382,6 @@ async fn received(signal: &mut Option<Signal>) {
 
 /// A shard answers within one turn of its loop; this long only when it is stuck.
 const SHARD_REPLY_MAX: Duration = Duration::from_secs(2);
-/// Ready, drained or failed, and one to spare.
-const REPORTS_PER_SHARD: usize = 3;
 /// Beyond the shards' own limit: closing, the last sync.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 /// Supervisors signal a process and its group: what repeats that soon is the same wish.

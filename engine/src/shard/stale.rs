@@ -227,6 +227,9 @@ impl<R: Ring> Shard<R> {
 
     /// The store fails, and may have lost Sends that those came behind: all must be replayed in order.
     pub(super) fn give_up_list_waits(&mut self) {
+        if is_active(Mutant::ListWaitsOutliveStore) {
+            return;
+        }
         let home = self.home.as_mut().expect("its store failed");
         for StoreRequest { origin, to, .. } in home.list_waits.take_all() {
             self.outcome_unknown(origin, Recipient::User(to));

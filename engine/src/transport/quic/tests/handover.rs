@@ -26,23 +26,31 @@ fn moves(world: &mut World, client: usize, times: u16, patience_ns: u64) -> bool
     world.clients[client].received == expected
 }
 
+fn shards_used(world: &World) -> usize {
+    world.shards.iter().filter(|shard| !shard.streams.is_empty()).count()
+}
+
 /// Acceptance test 1: 40 moves between ports and addresses, four shards; every byte, one handshake,
 /// no datagram on a wrong shard.
 #[test]
 fn forty_moves_lose_nothing() {
     let mut world = World::new(4);
-    let clients: Vec<usize> = (0..8).map(|_| world.connected()).collect();
+    // The shard of a client is chance: eight are on two shards once in forty times.
+    let mut clients = Vec::new();
+    while clients.len() < 8 || shards_used(&world) < 3 {
+        assert!(clients.len() < 64, "they are on {} shards", shards_used(&world));
+        clients.push(world.connected());
+    }
     for &client in &clients {
         assert!(moves(&mut world, client, 40, 5 * SECOND));
     }
     world.run_for(SECOND);
-    assert_eq!(world.count(|counters| counters.handshakes), 8);
+    let count = clients.len() as u64;
+    assert_eq!(world.count(|counters| counters.handshakes), count);
     assert_eq!(world.count(|counters| counters.foreign), 0);
-    assert_eq!(world.count(|counters| counters.path_changes), 8 * 40);
-    assert_eq!(world.count(|counters| counters.path_validations), 8 * 40);
+    assert_eq!(world.count(|counters| counters.path_changes), count * 40);
+    assert_eq!(world.count(|counters| counters.path_validations), count * 40);
     assert_eq!(world.count(|counters| counters.path_failures), 0);
-    let used = world.shards.iter().filter(|shard| !shard.streams.is_empty()).count();
-    assert!(used >= 3, "eight clients on {used} shards");
 }
 
 /// Acceptance test 2: without the steering program the first move to another shard ends it, and
