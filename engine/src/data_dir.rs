@@ -36,7 +36,7 @@ use disk::{Generations, make_generation};
 pub struct DataDir {
     path: PathBuf,
     current: Current,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// Why a data directory cannot be used.
@@ -83,7 +83,7 @@ impl DataDir {
     }
 
     /// Makes sure that the current generation is there, and nothing but it.
-    fn begin(path: &Path, current: Current, lock: File) -> Result<Self, DataDirFault> {
+    fn begin(path: &Path, current: Current, lock: Lock) -> Result<Self, DataDirFault> {
         let generation = current.generation;
         let found = list_generations(path).map_err(io_fault("list", &store_dir(path)))?;
         // CURRENT may be of an old backup: what is there must not be taken for leftovers then.
@@ -212,7 +212,19 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Re
     sync_directory(parent_of(path))
 }
 
-fn lock(path: &Path) -> Result<File, DataDirFault> {
+/// Given back when it is dropped. Closing the file would not do: a child that another thread makes
+/// meanwhile has the file, too, until it becomes another program.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What cannot be given back ends with the process.
+        let _ = self.0.unlock();
+    }
+}
+
+fn lock(path: &Path) -> Result<Lock, DataDirFault> {
     let lock_path = path.join("LOCK");
     let file = OpenOptions::new()
         .write(true)
@@ -222,7 +234,7 @@ fn lock(path: &Path) -> Result<File, DataDirFault> {
         .open(&lock_path)
         .map_err(io_fault("open", &lock_path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(DataDirFault::InUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(io_fault("lock", &lock_path)(error)),
     }
@@ -338,8 +350,11 @@ mod tests {
         let fault = DataDir::open(directory.path(), 1).unwrap_err();
         assert!(matches!(fault, DataDirFault::InUse(_)), "{fault}");
         assert!(fault.to_string().contains(&directory.path().display().to_string()), "{fault}");
+        // As a child has it that is being made.
+        let inherited = first._lock.0.try_clone().unwrap();
         drop(first);
         DataDir::open(directory.path(), 1).unwrap();
+        drop(inherited);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::path::Path;
 use ringpost_storage::Current;
 
 use super::{
-    DataDirFault, current_path, generation_dir, io_fault, list_generations, read_current, store_dir,
+    DataDirFault, Lock, current_path, generation_dir, io_fault, list_generations, read_current,
+    store_dir,
 };
 
 /// What a start would find.
@@ -67,7 +68,10 @@ fn is_locked(path: &Path) -> Result<bool, DataDirFault> {
     let lock_path = path.join("LOCK");
     let Ok(file) = File::open(&lock_path) else { return Ok(false) };
     match file.try_lock_shared() {
-        Ok(()) => Ok(false),
+        Ok(()) => {
+            drop(Lock(file));
+            Ok(false)
+        }
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => Err(io_fault("lock", &lock_path)(error)),
     }
