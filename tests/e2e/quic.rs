@@ -319,7 +319,8 @@ async fn unsteered_datagrams_are_passed_on() {
     let (alice, bob) = (user_at(0, 2, "alice"), user_at(1, 2, "bob"));
     let mut receiver = Quic::open(&gateway, &bob, "phone").await;
     let mut sender = Quic::open(&gateway, &alice, "phone").await;
-    for round in 0..10 {
+    // Where a datagram comes to is chance: of so many about 170 come to a wrong shard.
+    for round in 0..20 {
         sender.rebind();
         receiver.rebind();
         let numbers = round * 10..(round + 1) * 10;
