@@ -179,6 +179,6 @@ fn print_table(work: &Work, figures: &[Figures]) {
         );
     }
     println!(
-        "medians of the rounds; MB/s: of our store's bytes; all in: with zeroing the log ahead"
+        "medians of the rounds; MB/s: of our store's bytes; all in: with the zeros ahead, of ours two segments"
     );
 }
