@@ -126,7 +126,7 @@ impl Forming {
         self.base = BLOCK_BYTES;
     }
 
-    /// Where the current record is to be encoded; after [`Store::reserve`].
+    /// Where the current record is to be encoded; after [`Self::add`].
     pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.buffer
     }

@@ -19,7 +19,7 @@ pub struct ShardReporter {
     settled: bool,
 }
 
-/// What the shards report, for [`Control`].
+/// What the shards report, for [`Control`](super::Control).
 #[derive(Debug)]
 pub struct ShardReports {
     pub(super) reports: mpsc::Receiver<ShardReport>,
