@@ -12,7 +12,6 @@ use crate::cache::Cache;
 use crate::checkpoint::Checkpoints;
 use crate::clock::ExpiryClock;
 use crate::commit::{Commit, Task};
-
 use crate::disk::SegmentId;
 use crate::entry::{Entry, Kind, Place};
 use crate::fault::{Fault, StoreFull};

@@ -6,7 +6,6 @@ use ringpost_client::messenger::{Conversation, News};
 use ringpost_protocol::id::DeviceId;
 use tokio::time::timeout;
 
-use crate::support::PATIENCE;
 use crate::support::app::{App, id, register};
 use crate::support::gateway::{Gateway, Settings};
 use crate::support::keys::user_at;
@@ -88,24 +87,24 @@ async fn flushed_is_what_the_server_has_answered() {
     let mut b = App::open(&gateway, &bob, "phone", &place.file("bob")).await;
     a.messenger.create_group(&group, vec![id(&bob)]).await.unwrap();
     a.send(&bob, "hello").await;
-    flushed(&a).await;
+    a.flushed().await;
     let text = b.read("hello").await;
     let is_group = |news: &News| matches!(news, News::Group { is_member: true, .. });
     b.told("the group", is_group).await;
-    flushed(&b).await;
+    b.flushed().await;
 
     assert_eq!(gateway.stop().code(), Some(0));
     let soon = Duration::from_millis(200);
     b.messenger.mark_read(text.conversation, vec![text.id]).await.unwrap();
     assert!(timeout(soon, b.messenger.flushed()).await.is_err(), "nobody has heard of it");
     gateway.restart();
-    flushed(&b).await;
+    b.flushed().await;
 
     assert_eq!(gateway.stop().code(), Some(0));
     b.messenger.leave_group(&group).await.unwrap();
     assert!(timeout(soon, b.messenger.flushed()).await.is_err(), "nobody has heard of it");
     gateway.restart();
-    flushed(&b).await;
+    b.flushed().await;
     b.close().await;
     let is_tick =
         |news: &News| matches!(news, News::Read { messages, .. } if messages == &[text.id]);
@@ -113,10 +112,6 @@ async fn flushed_is_what_the_server_has_answered() {
     let is_alone = |news: &News| matches!(news, News::Group { members, .. } if members.len() == 1);
     a.told("alone", is_alone).await;
     a.close().await;
-}
-
-async fn flushed(app: &App) {
-    timeout(PATIENCE, app.messenger.flushed()).await.expect("the gateway answers").unwrap();
 }
 
 /// Nobody comes back for a while and the stock of one-time keys is used up.

@@ -84,9 +84,10 @@ impl Driver {
         None
     }
 
+    /// For [`Client::flushed`](crate::Client::flushed).
     pub(super) fn note_flushed(&self) {
-        let is_settled = self.desk.as_ref().is_none_or(|desk| desk.is_settled());
-        let is_flushed = is_settled && self.ledger.outbox_len() == 0;
+        let is_flushed = self.ledger.outbox_len() == 0
+            && self.desk.as_ref().is_none_or(|desk| desk.is_settled());
         self.is_flushed.send_if_modified(|was| std::mem::replace(was, is_flushed) != is_flushed);
     }
 

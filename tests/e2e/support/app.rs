@@ -97,6 +97,11 @@ impl App {
         self.wait("sent", |news| matches!(news, News::Sent { .. })).await;
     }
 
+    /// Until the server has answered everything.
+    pub async fn flushed(&self) {
+        timeout(PATIENCE, self.messenger.flushed()).await.expect("the server answers").unwrap();
+    }
+
     /// Until keys and device list are at the server.
     pub async fn published(&self) {
         let published = async {

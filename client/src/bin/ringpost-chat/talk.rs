@@ -48,9 +48,7 @@ impl Talk {
     pub(crate) async fn run(&mut self, mut input: Input) -> anyhow::Result<()> {
         let mut is_open = true;
         let mut give_up = None;
-        let messenger = self.messenger.clone();
-        let mut is_flushed = false;
-        while is_open || self.unanswered_count > 0 || !is_flushed {
+        loop {
             let deadline = self.expected.as_ref().map(|(_, until)| *until).or(give_up);
             tokio::select! {
                 line = input.next(), if is_open && self.expected.is_none() => match line? {
@@ -61,14 +59,13 @@ impl Talk {
                         give_up = Some(Instant::now() + ANSWERS_AFTER_INPUT);
                     }
                 },
-                event = messenger.next_event() => {
+                event = self.messenger.next_event() => {
                     self.handle_event(event.context("the client has closed")?).await?;
-                    // It may have been answered with something.
-                    is_flushed = false;
                 }
-                done = messenger.flushed(), if !is_open && !is_flushed => {
+                // What came of the texts is to be shown, too.
+                done = self.messenger.flushed(), if !is_open && self.unanswered_count == 0 => {
                     done?;
-                    is_flushed = true;
+                    break;
                 }
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)),
                     if deadline.is_some() =>
