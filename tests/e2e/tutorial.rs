@@ -144,6 +144,23 @@ fn a_script_says_whether_the_conversation_went_as_written() {
     assert!(!never.output().unwrap().status.success(), "a script that is not there");
 }
 
+/// What was kept from an earlier run is sent, too, and its answer is not taken for another one's.
+#[test]
+fn a_script_ends_when_its_own_texts_are_answered() {
+    let place = Place::new();
+    let data = place.file("data");
+    let (_gateway, gateway) = start_development_gateway(&data);
+    // Nobody is called bob yet.
+    let mut early = Terminal::start(chat_command("alice", gateway, &data, &place.file("alice")));
+    early.say("bob: kept");
+    assert!(!early.quit().contains(&"-- sent #1".to_owned()));
+    let bob = scripted(&place, gateway, "bob", "expect alice: kept\nexpect alice: new\n");
+    let bob = Terminal::start(bob);
+    let late = scripted(&place, gateway, "alice", "bob: new\n");
+    assert!(Terminal::start(late).wait().contains(&"-- sent #1".to_owned()));
+    bob.wait();
+}
+
 /// Three people and the real gateway: a group is made, talks, and goes on without one of them.
 #[test]
 fn a_group_talks_and_goes_on_without_who_was_taken_out() {

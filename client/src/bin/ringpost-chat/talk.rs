@@ -1,6 +1,6 @@
 //! Talks with everything encrypted from end to end: people, groups, ticks, safety numbers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -24,7 +24,7 @@ pub(crate) struct Talk {
     /// Written in this run, by the number that they are shown with.
     written: BTreeMap<MessageId, u64>,
     /// Of those, without an answer of the server.
-    unanswered_count: usize,
+    unanswered: BTreeSet<MessageId>,
     /// What a script waits for, and until when.
     expected: Option<(String, Instant)>,
     /// Shown since the last `expect` was met; the oldest go.
@@ -39,7 +39,7 @@ impl Talk {
             names,
             to: to.map(Conversation::Direct),
             written: BTreeMap::new(),
-            unanswered_count: 0,
+            unanswered: BTreeSet::new(),
             expected: None,
             shown: VecDeque::new(),
         }
@@ -63,7 +63,7 @@ impl Talk {
                     self.handle_event(event.context("the client has closed")?).await?;
                 }
                 // What came of the texts is to be shown, too.
-                done = self.messenger.flushed(), if !is_open && self.unanswered_count == 0 => {
+                done = self.messenger.flushed(), if !is_open && self.unanswered.is_empty() => {
                     done?;
                     break;
                 }
@@ -172,7 +172,7 @@ impl Talk {
         };
         let number = self.written.len() as u64 + 1;
         self.written.insert(id, number);
-        self.unanswered_count += 1;
+        self.unanswered.insert(id);
         Ok(())
     }
 
@@ -206,11 +206,11 @@ impl Talk {
         match news {
             News::Text(text) => return Ok(self.show_text(text)),
             News::Sent { message } => {
-                self.unanswered_count = self.unanswered_count.saturating_sub(1);
+                self.unanswered.remove(&message);
                 self.tick("sent", &[message], "");
             }
             News::NotSent { message, reason } => {
-                self.unanswered_count = self.unanswered_count.saturating_sub(1);
+                self.unanswered.remove(&message);
                 self.tick("not sent", &[message], &format!(": {reason}"));
             }
             News::Delivered { messages, by, .. } => {
