@@ -152,12 +152,13 @@ fn a_script_ends_when_its_own_texts_are_answered() {
     let (_gateway, gateway) = start_development_gateway(&data);
     // Nobody is called bob yet.
     let mut early = Terminal::start(chat_command("alice", gateway, &data, &place.file("alice")));
-    early.say("bob: kept");
+    (1..=20).for_each(|number| early.say(&format!("bob: kept {number}")));
     assert!(!early.quit().contains(&"-- sent #1".to_owned()));
-    let bob = scripted(&place, gateway, "bob", "expect alice: kept\nexpect alice: new\n");
+    let bob = scripted(&place, gateway, "bob", "expect alice: kept 20\nexpect alice: new 20\n");
     let bob = Terminal::start(bob);
-    let late = scripted(&place, gateway, "alice", "bob: new\n");
-    assert!(Terminal::start(late).wait().contains(&"-- sent #1".to_owned()));
+    let texts: String = (1..=20).map(|number| format!("bob: new {number}\n")).collect();
+    let shown = Terminal::start(scripted(&place, gateway, "alice", &texts)).wait();
+    assert!((1..=20).all(|number| shown.contains(&format!("-- sent #{number}"))), "{shown:?}");
     bob.wait();
 }
 
